@@ -1,0 +1,28 @@
+PYTHON ?= python3
+INSTALLED := .venv/.installed
+
+.PHONY: demo test test-all lint venv
+
+demo: $(INSTALLED)
+	.venv/bin/nni-bayes-nas run examples/configs/demo-digits.yaml --output runs/demo
+
+test: $(INSTALLED)
+	.venv/bin/pytest -m "not slow"
+
+test-all: $(INSTALLED)
+	.venv/bin/pytest
+
+lint: $(INSTALLED)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy -p nni_bayes_nas
+
+venv: $(INSTALLED)
+
+# uv installs torch and the CUDA wheels in seconds where pip alone takes minutes. The stamp is touched last: an
+# installation that was broken off is done again.
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	test -x .venv/bin/uv || .venv/bin/python -m pip install --quiet --disable-pip-version-check uv
+	.venv/bin/uv pip install --python .venv/bin/python -c constraints.txt -e '.[dev]'
+	touch $@

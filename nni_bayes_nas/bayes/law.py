@@ -1,0 +1,226 @@
+"""The law of architectures: one distribution behind expected cost, log-probability, sampling and enumeration.
+
+A space is a list of independent units. Operations are independent per choice; where a node keeps k of its
+incoming edges, the set of edges is drawn by weighted sampling without replacement with the edges' mass outside
+"none" as weights, and each kept edge draws its operation from what is left after "none" is excluded.
+What is *derived* (argmax, top-k edges) is another thing: `derive`.
+
+Probabilities of a unit are a tensor `(*batch, rows, width)` whose rows sum to one: one row for a `Choice` or a
+`Subset`, a row per edge for a `Node`, whose last column is "none".
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nni_bayes_nas.bayes import subsets
+
+Choices = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of `options`, under `label`."""
+
+    label: str
+    options: tuple[Any, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and width of the probabilities."""
+        return 1, len(self.options)
+
+
+@dataclass(frozen=True)
+class Subset:
+    """`n_chosen` of `options`, without repetition, under `label`."""
+
+    label: str
+    options: tuple[Any, ...]
+    n_chosen: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and width of the probabilities."""
+        return 1, len(self.options)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of a cell: keeps `n_chosen` of its incoming edges, each with one of `operations`.
+
+    The NNI sample names slot k of node i of cell `cell` as `cell/op_i_k` and `cell/input_i_k`.
+    """
+
+    cell: str
+    index: int
+    operations: tuple[str, ...]
+    n_chosen: int
+
+    @property
+    def label(self) -> str:
+        """Name of the node, `cell/index`."""
+        return f"{self.cell}/{self.index}"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Edges (node i has the i earlier states as inputs) and operations with "none"."""
+        return self.index, len(self.operations) + 1
+
+    def slots(self, kept: Sequence[tuple[int, int]]) -> Choices:
+        """The NNI sample of kept (edge, operation index) pairs, slots ordered by edge."""
+        sample: Choices = {}
+        for slot, (edge, operation) in enumerate(sorted(kept)):
+            sample[f"{self.cell}/op_{self.index}_{slot}"] = self.operations[operation]
+            sample[f"{self.cell}/input_{self.index}_{slot}"] = [edge]
+        return sample
+
+    def kept(self, choices: Choices) -> list[tuple[int, int]]:
+        """The (edge, operation index) pairs of an NNI sample, ordered by edge."""
+        pairs = []
+        for slot in range(self.n_chosen):
+            chosen = choices[f"{self.cell}/input_{self.index}_{slot}"]
+            edge = chosen[0] if isinstance(chosen, (list, tuple)) else chosen
+            pairs.append((int(edge), self.operations.index(choices[f"{self.cell}/op_{self.index}_{slot}"])))
+        return sorted(pairs)
+
+
+Unit = Choice | Subset | Node
+
+
+def _edge_mass(probs: Tensor) -> Tensor:
+    """Mass outside "none" of every edge, `(*batch, rows, width)` -> `(*batch, rows)`."""
+    return probs[..., :-1].sum(-1)
+
+
+def _operations_given_kept(probs: Tensor) -> Tensor:
+    mass = _edge_mass(probs).clamp_min(torch.finfo(probs.dtype).tiny)
+    return probs[..., :-1] / mass.unsqueeze(-1)
+
+
+def marginals(unit: Unit, probs: Tensor) -> Tensor:
+    """Probability that an option is part of the architecture.
+
+    Args:
+        unit: What is chosen.
+        probs: `(*batch, rows, width)`.
+
+    Returns:
+        `(*batch, rows, options)`; a node's "none" is no option and has no column.
+    """
+    if isinstance(unit, Choice):
+        return probs
+    if isinstance(unit, Subset):
+        return subsets.inclusion_probabilities(probs, unit.n_chosen)
+    kept = subsets.inclusion_probabilities(_edge_mass(probs), unit.n_chosen)
+    return kept.unsqueeze(-1) * _operations_given_kept(probs)
+
+
+def log_prob(unit: Unit, probs: Tensor, choices: Choices) -> Tensor:
+    """Log-probability, in nats, of this unit's part of an architecture; `(*batch, rows, width)` -> `(*batch,)`."""
+    if isinstance(unit, Choice):
+        return probs[..., 0, unit.options.index(choices[unit.label])].log()
+    if isinstance(unit, Subset):
+        value = choices[unit.label]
+        chosen = value if isinstance(value, (list, tuple)) else [value]
+        return subsets.log_prob(probs[..., 0, :], [unit.options.index(v) for v in chosen])
+    pairs = unit.kept(choices)
+    result = subsets.log_prob(_edge_mass(probs), [edge for edge, _ in pairs])
+    given_kept = _operations_given_kept(probs)
+    for edge, operation in pairs:
+        result = result + given_kept[..., edge, operation].log()
+    return result
+
+
+def entropy(unit: Unit, probs: Tensor) -> Tensor:
+    """Entropy of the unit under the law, in nats; `(*batch, rows, width)` -> `(*batch,)`."""
+    if isinstance(unit, Choice):
+        of_choice: Tensor = torch.special.entr(probs[..., 0, :]).sum(-1)
+        return of_choice
+    if isinstance(unit, Subset):
+        return subsets.entropy(probs[..., 0, :], unit.n_chosen)
+    mass = _edge_mass(probs)
+    per_edge: Tensor = torch.special.entr(_operations_given_kept(probs)).sum(-1)
+    kept = subsets.inclusion_probabilities(mass, unit.n_chosen)
+    return subsets.entropy(mass, unit.n_chosen) + (kept * per_edge).sum(-1)
+
+
+def sample(unit: Unit, probs: Tensor, generator: torch.Generator | None = None) -> Choices:
+    """One draw of the unit from unbatched probabilities `(rows, width)`."""
+    probs = probs.detach()
+    if isinstance(unit, Choice):
+        index = int(torch.multinomial(probs[0], 1, generator=generator))
+        return {unit.label: unit.options[index]}
+    if isinstance(unit, Subset):
+        return {unit.label: [unit.options[i] for i in subsets.sample(probs[0], unit.n_chosen, generator)]}
+    given_kept = _operations_given_kept(probs)
+    edges = subsets.sample(_edge_mass(probs), unit.n_chosen, generator)
+    return unit.slots([(edge, int(torch.multinomial(given_kept[edge], 1, generator=generator))) for edge in edges])
+
+
+def derive(unit: Unit, probs: Tensor) -> Choices:
+    """What DARTS reads off unbatched mean probabilities `(rows, width)`.
+
+    A choice takes its most probable option; a node keeps the k edges whose best operation other than "none" is
+    most probable (Liu, Simonyan & Yang, 2019, arXiv 1806.09055, section 2.4). Ties go to the first option.
+    """
+    if isinstance(unit, Choice):
+        return {unit.label: unit.options[int(probs[0].argmax())]}
+    if isinstance(unit, Subset):
+        top = torch.argsort(probs[0], descending=True, stable=True)[: unit.n_chosen]
+        return {unit.label: [unit.options[i] for i in sorted(top.tolist())]}
+    best, operation = probs[:, :-1].max(-1)
+    edges = torch.argsort(best, descending=True, stable=True)[: unit.n_chosen]
+    return unit.slots([(int(edge), int(operation[edge])) for edge in edges])
+
+
+def enumerate_choices(unit: Unit) -> Iterator[Choices]:
+    """Every part of an architecture that this unit can give, once each."""
+    if isinstance(unit, Choice):
+        yield from ({unit.label: option} for option in unit.options)
+    elif isinstance(unit, Subset):
+        yield from ({unit.label: list(chosen)} for chosen in itertools.combinations(unit.options, unit.n_chosen))
+    else:
+        for edges in itertools.combinations(range(unit.index), unit.n_chosen):
+            for operations in itertools.product(range(len(unit.operations)), repeat=unit.n_chosen):
+                yield unit.slots(list(zip(edges, operations, strict=True)))
+
+
+def one_hot(unit: Unit, choices: Choices) -> Tensor:
+    """Marginals, 0 or 1, of an architecture; `(rows, options)`."""
+    rows, width = unit.shape
+    if isinstance(unit, Node):
+        result = torch.zeros(rows, width - 1)
+        for edge, operation in unit.kept(choices):
+            result[edge, operation] = 1.0
+        return result
+    value = choices[unit.label]
+    chosen = value if isinstance(unit, Subset) and isinstance(value, (list, tuple)) else [value]
+    result = torch.zeros(rows, width)
+    for option in chosen:
+        result[0, unit.options.index(option)] = 1.0
+    return result
+
+
+def n_options(unit: Unit) -> int:
+    """Length of the flattened marginals of a unit."""
+    rows, width = unit.shape
+    return rows * (width - 1) if isinstance(unit, Node) else rows * width
+
+
+def best_response(unit: Unit, gain: Tensor) -> Choices:
+    """The part of an architecture with the largest sum of gains over its options; `gain` is `(rows, options)`."""
+    if isinstance(unit, Choice):
+        return {unit.label: unit.options[int(gain[0].argmax())]}
+    if isinstance(unit, Subset):
+        top = torch.argsort(gain[0], descending=True, stable=True)[: unit.n_chosen]
+        return {unit.label: [unit.options[i] for i in sorted(top.tolist())]}
+    best, operation = gain.max(-1)
+    edges = torch.argsort(best, descending=True, stable=True)[: unit.n_chosen]
+    return unit.slots([(int(edge), int(operation[edge])) for edge in edges])

@@ -1,0 +1,221 @@
+"""The command line ``nni-bayes-nas``.
+
+Exit codes: 0 done; 2 the user's mistake (at most three lines, nothing written); 130 interrupted; 1 anything else.
+Only what a command needs is imported, and only when it runs: torch alone takes seconds.
+"""
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from nni_bayes_nas import __version__
+from nni_bayes_nas.coercion import closest
+from nni_bayes_nas.config import Config, load_config
+from nni_bayes_nas.errors import ConfigError, NniBayesNasError
+from nni_bayes_nas.registry import DATA_SETS, PLANS, SEARCH_SPACES, STRATEGIES, Registry, check_names
+
+PROGRAM = "nni-bayes-nas"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code; ``argv`` defaults to the arguments of the process."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    try:
+        if arguments and not arguments[0].startswith("-") and arguments[0] not in _COMMANDS:
+            raise ConfigError(f"unknown command `{arguments[0]}`, {closest(arguments[0], _COMMANDS)}")
+        options = parser.parse_args(arguments)
+        _add_current_folder()
+        options.command_line = shlex.join([PROGRAM, *arguments])
+        command: Callable[[argparse.Namespace], int] = options.function
+        return command(options)
+    except ConfigError as error:
+        _print_error(error, lines=3)
+        return 2
+    except NniBayesNasError as error:
+        _print_error(error, lines=1)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(options: argparse.Namespace) -> int:
+    config, output = _configuration(options)
+    from nni_bayes_nas.experiment.runner import run
+
+    return run(
+        config,
+        output=output,
+        resume=options.resume,
+        command=options.command_line,
+        code_directory=Path.cwd(),
+    )
+
+
+def _search(options: argparse.Namespace) -> int:
+    config, output = _configuration(options)
+    from nni_bayes_nas.experiment.in_process import search_in_process
+    from nni_bayes_nas.report import write_report
+
+    search_in_process(config, output=output, resume=options.resume, command=options.command_line)
+    return _print_lines(str(path) for path in write_report([output]))
+
+
+def _report(options: argparse.Namespace) -> int:
+    folders = [Path(folder) for folder in options.runs]
+    for folder in folders:
+        if not (folder / "summary.json").is_file():
+            raise ConfigError(
+                f"`{folder}` is no run folder: it has no summary.json\n"
+                f"give the folder that `{PROGRAM} run` wrote, for example runs/demo"
+            )
+    from nni_bayes_nas.report import write_report
+
+    return _print_lines(str(path) for path in write_report(folders))
+
+
+def _list(options: argparse.Namespace) -> int:
+    sections: dict[str, Registry] = {
+        "strategies (strategy.name)": STRATEGIES,
+        "search spaces (space.name)": SEARCH_SPACES,
+        "data sets (data.name)": DATA_SETS,
+        "plans (experiment.plan)": PLANS,
+    }
+    width = max(len(name) for registry in sections.values() for name in registry)
+    lines: list[str] = []
+    for title, registry in sections.items():
+        lines.append(title)
+        lines.extend(f"  {name:<{width}}  {line}" for name, (_, line) in registry.items())
+    lines.append("one of your own: package.module:Attr, looked for in the folder where the command is started")
+    return _print_lines(lines)
+
+
+def _trial(options: argparse.Namespace) -> int:
+    from nni_bayes_nas.experiment.trial import main as trial_main
+
+    return trial_main()
+
+
+def _nnictl_env(options: argparse.Namespace) -> int:
+    from nni_bayes_nas.experiment.nni_compat import loopback_environment
+
+    # Always in quotes: a value holds blanks, and may hold what the shell would expand.
+    quoted = {name: "'" + value.replace("'", "'\"'\"'") + "'" for name, value in loopback_environment().items()}
+    return _print_lines(f"export {name}={value}" for name, value in quoted.items())
+
+
+def _configuration(options: argparse.Namespace) -> tuple[Config, Path]:
+    """Reads and checks what needs no heavy import, before torch and NNI are loaded."""
+    config = load_config(options.config, options.set, options.seed)
+    check_names(config)
+    output = Path(options.output) if options.output else Path("runs") / Path(options.config).stem
+    output = Path.cwd() / output
+    for folder in (output, *output.parents):
+        if folder.exists():
+            if not folder.is_dir():
+                raise ConfigError(f"`--output` must be a folder: `{folder}` is a file\ngive another --output")
+            break
+    return config, output
+
+
+def _add_current_folder() -> None:
+    """Makes the user's own modules importable; last in line, so that they shadow no installed package."""
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.append(folder)
+
+
+def _print_lines(lines: Iterable[str]) -> int:
+    text = "\n".join(lines)
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # The reader (`| head`) had enough. What is left in the buffer must not fail at the interpreter's end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _print_error(error: Exception, lines: int) -> None:
+    text = [line.rstrip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if lines == 1:
+        text = [" ".join(line.strip() for line in text)]
+    print("error: " + "\n".join(text[:lines]), file=sys.stderr)
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors keep to the three lines of the package's own."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\nsee `{self.prog} --help`\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=PROGRAM,
+        description="Architecture search with complexity control, run by NNI: one search, a family of networks.",
+        epilog=f"example:\n  {PROGRAM} run examples/configs/demo-digits.yaml --output runs/demo",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, (function, line, example) in _COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=line,
+            description=line[0].upper() + line[1:] + ".",
+            epilog="example:\n  " + example.format(program=f"{PROGRAM} {name}"),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        command.set_defaults(function=function)
+        if name in ("run", "search"):
+            _add_experiment_options(command)
+        elif name == "report":
+            command.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, for example runs/demo")
+    return parser
+
+
+def _add_experiment_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("config", metavar="CONFIG", help="the YAML file of the experiment")
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY.PATH=VALUE",
+        help="override one value of the configuration; may be given again, for example --set search.epochs=3",
+    )
+    command.add_argument("--output", metavar="DIR", help="the run folder (default: runs/ and the name of CONFIG)")
+    command.add_argument("--seed", type=int, metavar="N", help="override the seed of the configuration")
+    command.add_argument("--resume", action="store_true", help="go on with the run that DIR holds")
+
+
+_COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str, str]] = {
+    "run": (
+        _run,
+        "search, retrain the architectures as NNI trials, report",
+        "{program} examples/configs/demo-digits.yaml --set search.epochs=10 --output runs/short",
+    ),
+    "search": (
+        _search,
+        "one search in this process, without NNI's manager",
+        "{program} examples/configs/demo-digits.yaml --seed 1 --output runs/one-search",
+    ),
+    "report": (_report, "write report.html from run folders alone", "{program} runs/demo"),
+    "list": (_list, "strategies, search spaces, data sets and plans, with one line each", "{program}"),
+    "trial": (
+        _trial,
+        "what an NNI trial runs; started by NNI, not by hand",
+        "trialCommand: {program}        (in the YAML file that nnictl reads)",
+    ),
+    "nnictl-env": (
+        _nnictl_env,
+        "print the environment under which plain nnictl binds to loopback",
+        'eval "$({program})" && nnictl create --config examples/nnictl/digits.yml --port 8080',
+    ),
+}

@@ -1,0 +1,372 @@
+"""The configuration of an experiment: frozen dataclasses, strict reading, YAML.
+
+Defaults live here and nowhere else. A section's ``args`` belong to the class or function that its ``name`` means;
+``nni_bayes_nas.registry.fill_args`` checks them against its signature.
+"""
+
+import dataclasses
+import re
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from nni_bayes_nas.coercion import closest, coerce, shown
+from nni_bayes_nas.errors import ConfigError
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "ExperimentConfig",
+    "ReportConfig",
+    "RetrainConfig",
+    "SearchConfig",
+    "SpaceConfig",
+    "StrategyConfig",
+    "coerce",
+    "config_to_yaml",
+    "load_config",
+]
+
+# numpy's and Lightning's seeds are 32 bits wide; the rest is room for seed + searches + repeats.
+_MAX_SEED = 2**32 - 2**16
+
+
+@dataclass(frozen=True)
+class SpaceConfig:
+    """The search space: a registry name or ``package.module:Class``; ``args`` go to the class."""
+
+    name: str = "cell"
+    args: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _require_name("space.name", self.name)
+
+
+@dataclass(frozen=True)
+class StrategyConfig:
+    """The strategy: a registry name or ``package.module:Class``; ``args`` go to the class."""
+
+    name: str = "hyper_darts"
+    args: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _require_name("strategy.name", self.name)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The data: a registry name or ``package.module:function``.
+
+    ``root`` and ``download`` are for data sets from files, ``path`` for ``npz``, ``args`` for a function of the user.
+    ``test_fraction`` is used only where the data have no test set of their own. ``limit`` keeps the first so many
+    training objects after the seeded shuffle.
+    """
+
+    name: str = "digits"
+    root: str | None = None
+    download: bool = False
+    path: str | None = None
+    args: dict[str, Any] = field(default_factory=dict)
+    val_fraction: float = 0.15
+    test_fraction: float = 0.2
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        _require_name("data.name", self.name)
+        _require_inside("data.val_fraction", self.val_fraction)
+        _require_inside("data.test_fraction", self.test_fraction)
+        total = self.val_fraction + self.test_fraction
+        _require(total < 1, "data.val_fraction + data.test_fraction", "must be less than 1", total, "lower one of them")
+        _require_at_least("data.limit", self.limit, 1)
+        missing = self.name == "npz" and self.path is None
+        _require(not missing, "data.path", "must name the .npz file", self.path, "set it, for example data/images.npz")
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """The search trials.
+
+    ``searches`` independent searches run with seeds seed, seed + 1, ... From each, ``lambdas`` architectures are read
+    off on a log-spaced grid of the strategy's range, both ends included, and ``random`` architectures of matched sizes
+    are drawn beside them (0: none). ``structure_fraction`` is the share of the training set that the structure step
+    uses.
+    """
+
+    epochs: int = 30
+    warmup_epochs: int = 3
+    batch_size: int = 64
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 3e-4
+    gradient_clip: float = 5.0
+    searches: int = 1
+    lambdas: int = 8
+    random: int = 6
+    structure_fraction: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_training("search", self)
+        _require_at_least("search.warmup_epochs", self.warmup_epochs, 0)
+        _require(
+            self.warmup_epochs < self.epochs,
+            "search.warmup_epochs",
+            f"must be less than search.epochs ({self.epochs})",
+            self.warmup_epochs,
+            "the structure is not trained during the warm-up: lower it, or raise search.epochs",
+        )
+        _require_at_least("search.searches", self.searches, 1)
+        _require_at_least("search.lambdas", self.lambdas, 2)
+        _require_at_least("search.random", self.random, 0)
+        _require_inside("search.structure_fraction", self.structure_fraction)
+
+
+@dataclass(frozen=True)
+class RetrainConfig:
+    """The retrain trials; ``repeats`` of them per architecture, with seeds seed .. seed + repeats - 1."""
+
+    epochs: int = 30
+    batch_size: int = 64
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 3e-4
+    gradient_clip: float = 5.0
+    repeats: int = 1
+
+    def __post_init__(self) -> None:
+        _check_training("retrain", self)
+        _require_at_least("retrain.repeats", self.repeats, 1)
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """How the trials run.
+
+    ``concurrency`` null means the number of GPUs, or on the CPU 2 but no more than its cores; ``threads`` null means
+    cores // concurrency, at least 1. ``retries`` is how often a dead trial is run again; ``trial_timeout`` is in
+    seconds.
+    """
+
+    name: str = "nni-bayes-nas"
+    plan: str = "search_and_retrain"
+    concurrency: int | None = None
+    threads: int | None = None
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    port: int = 8080
+    retries: int = 1
+    trial_timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        _require_name("experiment.name", self.name)
+        _require_name("experiment.plan", self.plan)
+        _require_at_least("experiment.concurrency", self.concurrency, 1)
+        _require_at_least("experiment.threads", self.threads, 1)
+        _require(1 <= self.port <= 65535, "experiment.port", "must lie in 1..65535", self.port, "8080 is the default")
+        _require_at_least("experiment.retries", self.retries, 0)
+        timeout = self.trial_timeout
+        positive = timeout is None or timeout > 0
+        _require(positive, "experiment.trial_timeout", "must be positive", timeout, "seconds; null means no limit")
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """The report; ``title`` null means the experiment's name."""
+
+    title: str | None = None
+
+
+@dataclass(frozen=True)
+class Config:
+    """The full configuration of one experiment."""
+
+    space: SpaceConfig = field(default_factory=SpaceConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    retrain: RetrainConfig = field(default_factory=RetrainConfig)
+    experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        seed = self.seed
+        _require(0 <= seed <= _MAX_SEED, "seed", f"must lie in 0..{_MAX_SEED}", seed, "use a small whole number")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Config":
+        """Reads plain JSON or YAML types; what is left out, or null where a section stands, takes its default.
+
+        Raises:
+            ConfigError: An unknown key (the nearest known one is named), a wrong type, a value out of range.
+
+        >>> Config.from_dict({"search": {"epochs": 5}}).search.epochs
+        5
+        """
+        if not isinstance(values, dict):
+            raise ConfigError(f"a configuration must be a mapping of sections, got {shown(values)}")
+        config: Config = coerce({key: _without_null(key, value) for key, value in values.items()}, cls, "")
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole configuration, defaults included, as new plain JSON types."""
+        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return plain
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> Config:
+    """Reads a YAML file, then applies ``key.path=value`` overrides (YAML values), then ``seed``.
+
+    Raises:
+        ConfigError: The file cannot be read, is not YAML, or a value in it or in an override is not allowed.
+    """
+    values = _parse_yaml(_read(Path(path)), f"`{path}`")
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"`{path}` must hold a mapping of sections, got {shown(values)}")
+    for override in overrides:
+        _apply_override(values, override)
+    if seed is not None:
+        values["seed"] = seed
+    return Config.from_dict(values)
+
+
+def config_to_yaml(config: Config) -> str:
+    """The full effective configuration as YAML; ``load_config`` reads it back to an equal object."""
+    return yaml.dump(config.to_dict(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key given twice (PyYAML keeps the last in silence) and reads 1e-3 as a float, as YAML 1.2 does."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:merge" and isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"key `{key.value}` is given twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the strings that ``_Loader`` would otherwise read as floats; writes no aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        # In single quotes PyYAML writes the line breaks of Unicode as they are, and reads them back as blanks.
+        style = '"' if any(break_ in data for break_ in "\x85\u2028\u2029\ufeff") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+
+for _yaml_class in (_Loader, _Dumper):
+    _yaml_class.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        cause = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError(f"the configuration `{path}` cannot be read: {cause}\ngive the path of a YAML file") from None
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise ConfigError(f"{where} is not valid YAML{line}: {problem}") from None
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    path = path.strip()
+    if not equals or not path:
+        raise ConfigError(f"`--set` takes key.path=value, got {override!r}; for example --set search.epochs=3")
+    _check_override_path(path)
+    *parents, last = path.split(".")
+    target = values
+    for depth, key in enumerate(parents, start=1):
+        if target.get(key) is None:
+            target[key] = {}
+        target = target[key]
+        if not isinstance(target, dict):
+            raise ConfigError(f"`--set {path}`: `{'.'.join(parents[:depth])}` must be a mapping, got {shown(target)}")
+    target[last] = _parse_yaml(text, f"the value of `--set {path}`")
+
+
+def _check_override_path(path: str) -> None:
+    known = _known_paths()
+    # Below an `args` the keys belong to a class that is not imported here: `fill_args` checks them.
+    if path in known or any(path.startswith(f"{name}.") and name.endswith(".args") for name in known):
+        if all(path.split(".")):
+            return
+    raise ConfigError(f"`--set {path}`: no such key, {closest(path, [name for name in known if '.' in name])}")
+
+
+def _known_paths() -> list[str]:
+    known: list[str] = []
+    for name, section in typing.get_type_hints(Config).items():
+        known.append(name)
+        if dataclasses.is_dataclass(section):
+            known.extend(f"{name}.{item.name}" for item in dataclasses.fields(section))
+    return known
+
+
+def _without_null(key: str, value: Any) -> Any:
+    """Takes a section or an ``args`` whose lines are all commented out (YAML: null) for an empty one."""
+    if value is None and key != "seed":
+        return {}
+    if isinstance(value, dict) and "args" in value and value["args"] is None:
+        return {**value, "args": {}}
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _require(holds: bool, path: str, rule: str, value: Any, remedy: str) -> None:
+    if not holds:
+        raise ConfigError(f"`{path}` {rule}, got {shown(value)}; {remedy}")
+
+
+def _require_name(path: str, value: str) -> None:
+    _require(bool(value.strip()), path, "must not be empty", value, "leave it out to take the default")
+
+
+def _require_at_least(path: str, value: int | None, least: int) -> None:
+    _require(value is None or value >= least, path, f"must be at least {least}", value, f"set it to {least} or more")
+
+
+def _require_inside(path: str, value: float) -> None:
+    _require(0 < value < 1, path, "must lie in (0, 1)", value, "it is a fraction, not a percentage")
+
+
+def _check_training(section: str, config: SearchConfig | RetrainConfig) -> None:
+    _require_at_least(f"{section}.epochs", config.epochs, 1)
+    _require_at_least(f"{section}.batch_size", config.batch_size, 1)
+    rate, clip, decay, momentum = config.learning_rate, config.gradient_clip, config.weight_decay, config.momentum
+    _require(rate > 0, f"{section}.learning_rate", "must be positive", rate, "0.05 is the default")
+    _require(0 <= momentum < 1, f"{section}.momentum", "must lie in [0, 1)", momentum, "0 means none")
+    _require(decay >= 0, f"{section}.weight_decay", "must not be negative", decay, "0 means none")
+    _require(clip > 0, f"{section}.gradient_clip", "must be positive", clip, "a large value such as 1e6 means none")

@@ -1,0 +1,57 @@
+"""What ``environment.json`` says: versions, device, git commit, command line."""
+
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("nni-bayes-nas", "nni", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "numpy")
+
+
+def describe(command: str | None, code_directory: Path, gpus: int, concurrency: int, threads: int) -> dict[str, Any]:
+    """The environment of a run; imports none of the packages it names."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command or " ".join(sys.argv),
+        "code_directory": str(code_directory),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
+        "cpu": {"model": _cpu_model(), "cores": os.cpu_count()},
+        "gpus": gpus,
+        "device": "gpu" if gpus else "cpu",
+        "concurrency": concurrency,
+        "threads": threads,
+        "git_commit": _git_commit(code_directory),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _git_commit(directory: Path) -> str | None:
+    """The commit of the code in ``directory``, with ``-dirty`` where files differ from it; None outside git."""
+    try:
+        command = ["git", "-C", str(directory), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None

@@ -1,0 +1,67 @@
+"""The command `search`: the searches of a run in this process, without NNI's manager."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nni_bayes_nas.config import Config
+from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.experiment import environment
+from nni_bayes_nas.experiment.build import validate
+from nni_bayes_nas.experiment.plan import Ledger
+from nni_bayes_nas.experiment.plans.search_and_retrain import SearchAndRetrain
+from nni_bayes_nas.experiment.record import Record, refuse_other_run
+from nni_bayes_nas.experiment.resources import Resources
+from nni_bayes_nas.experiment.search import run_search
+from nni_bayes_nas.experiment.summary import summarize
+
+
+def search_in_process(config: Config, output: Path, resume: bool, command: str) -> None:
+    """The command `search`: the plan's searches one after another in this process, without NNI's manager.
+
+    Writes the same run folder as `run`, without retrained networks.
+
+    Args:
+        config: The configuration.
+        output: The run folder.
+        resume: Go on with the run that the folder holds.
+        command: The command line, for `environment.json`.
+
+    Raises:
+        ConfigError: The user's mistake; nothing was written.
+    """
+    if not resume:
+        refuse_other_run(output)
+    config = validate(config)
+    resources = Resources.choose(config.experiment)
+    torch.set_num_threads(resources.threads * resources.concurrency)
+    if resume:
+        record = Record(output)
+        if not record.state:
+            raise ConfigError(f"--resume needs the folder of a run, {output} holds none\nrun it without --resume")
+    else:
+        described = environment.describe(command, Path.cwd(), resources.gpus, 1, torch.get_num_threads())
+        record = Record.create(output, config, described)
+    ledger = Ledger(SearchAndRetrain(config), 0, record.state.get("ledger"))
+    ledger.recover()
+    for spec in [s for s in ledger.take() if s.kind == "search"]:
+        directory = record.trial_directory(spec.name)
+        directory.mkdir(parents=True, exist_ok=True)
+        result = run_search(config, {"trial": spec.name, **spec.parameters}, directory, _print_row)
+        ledger.done(spec.name, result)
+        record.collect_metrics(ledger.order())
+        _write(record, config, ledger, "running")
+    _write(record, config, ledger, "done")
+
+
+def _write(record: Record, config: Config, ledger: Ledger, status: str) -> None:
+    record.write_state({"schema": 1, "experiment": None, "ledger": ledger.entries})
+    record.write_summary(summarize(config, ledger, experiment=None, status=status))
+
+
+def _print_row(row: dict[str, Any]) -> None:
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name not in ("default", "epoch"))
+    print(f"epoch {row['epoch']}: validation accuracy {row['default']:.4f}, {shown}", flush=True)

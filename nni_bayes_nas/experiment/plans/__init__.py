@@ -1,0 +1,1 @@
+"""Plans: which trials come next, given the results so far."""

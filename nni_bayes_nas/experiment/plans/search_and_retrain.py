@@ -1,0 +1,129 @@
+"""Searches, then a retrain trial for each distinct architecture read off, and for random ones of matched sizes."""
+
+import json
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from nni_bayes_nas.config import Config
+from nni_bayes_nas.experiment.plan import Ledger, Result, TrialSpec
+
+
+@dataclass(frozen=True)
+class _Found:
+    """One architecture of a search's result, and the stem of the retrain trials that train its choices."""
+
+    id: str
+    search: str
+    row: dict[str, Any]
+    stem: str
+    first: bool
+
+
+class SearchAndRetrain:
+    """The plan of the main job.
+
+    Trials: ``search-s0`` ... for each search, then for each distinct architecture of a search
+    ``retrain-s0-lam3-seed1`` (3: where it stands first in the search's list) and ``retrain-s0-rand2-seed1``.
+    Identical choices of one search are trained once per seed; all that have them share the trials.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.seeds = [config.seed + i for i in range(config.search.searches)]
+        self.retrain_seeds = [config.seed + i for i in range(config.retrain.repeats)]
+
+    def trials(self, results: dict[str, Result], failed: set[str]) -> list[TrialSpec]:
+        """The searches, then the retrain trials of every search that is done, largest architectures first."""
+        specs = [TrialSpec(f"search-s{i}", "search", {"seed": seed}) for i, seed in enumerate(self.seeds)]
+        for found in self._found(results):
+            if found.first:
+                specs.extend(self._retrain(found, seed) for seed in self.retrain_seeds)
+        return specs
+
+    def verdict(self, results: dict[str, Result], failed: set[str]) -> str | None:
+        """The plan cannot finish when no search is left, or no architecture can be retrained."""
+        searches = [f"search-s{i}" for i in range(len(self.seeds))]
+        if all(name in failed for name in searches):
+            return "every search failed, so there is no architecture to retrain"
+        if any(name not in results and name not in failed for name in searches):
+            return None
+        retrains = [spec.name for spec in self.trials(results, failed) if spec.name not in searches]
+        if not retrains:
+            return "no search gave an architecture to retrain"
+        if all(name in failed for name in retrains):
+            return "every retrain trial failed"
+        return None
+
+    def summary(self, results: dict[str, Result], failed: set[str], ledger: Ledger) -> dict[str, Any]:
+        """One row a search and one an architecture, with the retrain results there are so far."""
+        searches, curves = [], {}
+        for i in range(len(self.seeds)):
+            result = results.get(f"search-s{i}")
+            if result is not None:
+                searches.append({**result["search"], "id": f"s{i}"})
+                curves[f"s{i}"] = result.get("curve", [])
+        architectures = [self._architecture(found, results, ledger) for found in self._found(results)]
+        return {"searches": searches, "architectures": architectures, "curves": curves}
+
+    def _retrain(self, found: _Found, seed: int) -> TrialSpec:
+        parameters = {key: found.row.get(key) for key in ("choices", "lambda", "params", "macs")}
+        return TrialSpec(f"{found.stem}-seed{seed}", "retrain", {"seed": seed, "architecture": found.id, **parameters})
+
+    def _found(self, results: dict[str, Result]) -> Iterator[_Found]:
+        """Every architecture of every search that is done, lambda ones first, in the order of growing lambda."""
+        for i in range(len(self.seeds)):
+            result = results.get(f"search-s{i}")
+            if result is None:
+                continue
+            stems: dict[str, str] = {}
+            ids: set[str] = set()
+            for word, rows in (("lam", result["architectures"]), ("rand", result.get("random", []))):
+                for index, row in enumerate(rows):
+                    choices = json.dumps(row["choices"], sort_keys=True)
+                    first = choices not in stems
+                    stem = stems.setdefault(choices, f"retrain-s{i}-{word}{index}")
+                    name = _architecture_id(f"s{i}", word, index, row)
+                    if name in ids:
+                        name = f"{name}-{index}"
+                    ids.add(name)
+                    yield _Found(name, f"s{i}", row, stem, first)
+
+    def _architecture(self, found: _Found, results: dict[str, Result], ledger: Ledger) -> dict[str, Any]:
+        retrain, measured = [], None
+        for seed in self.retrain_seeds:
+            name = f"{found.stem}-seed{seed}"
+            result = results.get(name)
+            if result is None:
+                continue
+            measured = measured or result
+            keys = ("val_accuracy", "test_accuracy", "seconds")
+            values = {key: result.get(key) for key in keys}
+            retrain.append({"seed": seed, **values, "trial": ledger.entries[name]["job"], "name": name})
+        # Counted on the network that was retrained; until then, what the search counted.
+        counted = measured or found.row
+        accuracies = [row["test_accuracy"] for row in retrain if row["test_accuracy"] is not None]
+        row = found.row
+        return {
+            "id": found.id,
+            "search": found.search,
+            "lambda": row.get("lambda"),
+            "origin": row.get("origin"),
+            "choices": row["choices"],
+            "log_prob": row.get("log_prob"),
+            "params": counted.get("params"),
+            "macs": counted.get("macs"),
+            **({"matches": row["matches"]} if "matches" in row else {}),
+            "retrain": retrain,
+            "test_accuracy_mean": statistics.fmean(accuracies) if accuracies else None,
+            "test_accuracy_sd": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+        }
+
+
+def _architecture_id(search: str, word: str, index: int, row: dict[str, Any]) -> str:
+    if word == "rand":
+        return f"{search}-rand-{index}"
+    lam = row.get("lambda")
+    if lam is None:
+        return f"{search}-{row.get('origin') or 'mean'}"
+    return f"{search}-lam-{lam:.4g}"

@@ -1,0 +1,72 @@
+"""Who runs: processes known by pid and start time, so that a reused pid is never taken for ours."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+
+from nni_bayes_nas.experiment.record import read_json, write_json
+
+_PR_SET_PDEATHSIG = 1
+
+
+def identity() -> dict[str, Any]:
+    """This process, as ``alive`` and ``kill`` know it."""
+    return {"pid": os.getpid(), "created": psutil.Process().create_time()}
+
+
+def find(who: dict[str, Any] | None) -> psutil.Process | None:
+    """The process that ``identity`` described, or None when it has ended."""
+    if not who:
+        return None
+    try:
+        process = psutil.Process(int(who["pid"]))
+        if abs(process.create_time() - float(who["created"])) > 0.5 or process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        return process
+    except psutil.Error:
+        return None
+
+
+def kill(who: dict[str, Any] | None) -> bool:
+    """Kills that process and its children; False when it had ended."""
+    process = find(who)
+    if process is None or process.pid == os.getpid():
+        return False
+    family = [process]
+    with contextlib.suppress(psutil.Error):
+        family += process.children(recursive=True)
+    for member in family:
+        with contextlib.suppress(psutil.Error):
+            member.kill()
+    psutil.wait_procs(family, timeout=10)
+    return True
+
+
+def claim(directory: Path) -> None:
+    """Makes this process the owner of a trial's folder; an earlier owner that still runs is killed."""
+    earlier = read_json(directory / "pid")
+    if earlier is not None:
+        kill(earlier)
+    write_json(directory / "pid", identity())
+
+
+def kill_orphans(output: Path) -> list[str]:
+    """Kills the trials of a run whose manager is gone; returns their names."""
+    return [path.parent.name for path in sorted(output.glob("trials/*/pid")) if kill(read_json(path))]
+
+
+def die_with_parent() -> None:
+    """Has Linux kill this process when the one that started it dies; elsewhere ``kill_orphans`` is all there is."""
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,44 @@
+"""How many trials run at a time, with how many threads, and on what."""
+
+import os
+from dataclasses import dataclass
+
+from nni_bayes_nas.config import ExperimentConfig
+from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.experiment import nni_compat
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a run may use: ``gpus`` is 0 where the trials run on the CPU."""
+
+    gpus: int
+    concurrency: int
+    threads: int
+
+    @classmethod
+    def choose(cls, config: ExperimentConfig) -> "Resources":
+        """Fills in what the configuration leaves open; never more trials at a time than GPUs.
+
+        Raises:
+            ConfigError: A GPU is demanded and there is none.
+        """
+        gpus = 0 if config.device == "cpu" else nni_compat.visible_gpus()
+        if config.device == "gpu" and gpus == 0:
+            raise ConfigError(
+                "`experiment.device` gpu needs a GPU that NVML sees, there is none\n"
+                "set it to auto or cpu, or check nvidia-smi and CUDA_VISIBLE_DEVICES"
+            )
+        cores = _cores()
+        if gpus:
+            concurrency = min(config.concurrency or gpus, gpus)
+        else:
+            concurrency = config.concurrency or min(2, cores)
+        return cls(gpus, concurrency, config.threads or max(1, cores // concurrency))
+
+
+def _cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1

@@ -1,0 +1,252 @@
+"""The command ``run``: checks everything, starts the NNI experiment, watches it, and says how it went."""
+
+import contextlib
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from nni_bayes_nas.config import Config, load_config
+from nni_bayes_nas.errors import ConfigError, RunError
+from nni_bayes_nas.experiment import launch, processes
+from nni_bayes_nas.experiment.launch import Manager, run_state
+from nni_bayes_nas.experiment.progress import Progress
+from nni_bayes_nas.experiment.record import Record, refuse_other_run
+from nni_bayes_nas.experiment.resources import Resources
+from nni_bayes_nas.registry import PLANS, resolve
+
+# Seconds: the dispatcher's start-up on a busy machine; its death, as seen by us, to the end of the run; the report.
+STARTUP_LIMIT = 50.0
+DEATH_LIMIT = 5.0
+POLL = 0.5
+
+
+class _Stopped(Exception):
+    """The user, or the system, asked the run to stop."""
+
+
+def run(
+    config: Config,
+    output: str | Path,
+    resume: bool = False,
+    command: str | None = None,
+    code_directory: str | Path | None = None,
+) -> int:
+    """Runs an experiment to its end and returns the exit code 0.
+
+    Args:
+        config: The configuration.
+        output: The run folder.
+        resume: Go on with the run that the folder holds.
+        command: The command line, for ``environment.json`` and for what is said at the end.
+        code_directory: The folder of the user's own modules (default: where the command was started).
+
+    Raises:
+        ConfigError: The user's mistake; nothing was written.
+        RunError: The run could not go on; the message names the cause.
+    """
+    output = Path(output).resolve()
+    code_directory = Path(code_directory or Path.cwd()).resolve()
+    with _signals():
+        manager = None
+        try:
+            if resume:
+                manager, before = _resume(config, output)
+                if manager is None:
+                    return _finish(output)
+            else:
+                refuse_other_run(output)
+                resources = Resources.choose(config.experiment)
+                launch.check_port(config.experiment.port)
+                _validate(config)
+                before = None
+                manager = launch.start(config, output, resources, command, code_directory)
+            print(f"experiment {manager.id}, web UI: {manager.url}", flush=True)
+            _watch(manager, output, before)
+        except _Stopped:
+            print("stopping the experiment ...", file=sys.stderr, flush=True)
+            if manager is not None:
+                manager.stop(output)
+            raise RunError(f"stopped; go on with: {_resume_command(command, output)}") from None
+        except RunError as error:
+            if manager is not None:
+                manager.stop(output)
+                _mark_failed(output, str(error))
+                raise RunError(f"{error}; go on with: {_resume_command(command, output)}") from error
+            raise
+        manager.stop(output)
+        return _finish(output)
+
+
+def _resume(config: Config, output: Path) -> tuple[Manager | None, dict[str, Any] | None]:
+    """The manager of the run, found or started anew, and the dispatcher that is no longer the one to watch."""
+    state = run_state(output)
+    id_ = state.get("experiment")
+    if not id_:
+        raise ConfigError(f"--resume needs the folder of a run, {output} holds none\nrun it without --resume")
+    _check_same(config, output)
+    if state.get("finished") and Record(output).summary.get("status") == "done":
+        print("the run is finished: nothing to resume", flush=True)
+        return None, None
+    Resources.choose(config.experiment)
+    manager = launch.attach(id_)
+    if manager is not None:
+        if processes.find(state.get("dispatcher")) is not None and not state.get("finished"):
+            print("the run is still going on: watching it", flush=True)
+            return manager, None
+        # The manager outlived its dispatcher: it can do nothing more.
+        manager.stop(output)
+    launch.check_port(config.experiment.port)
+    processes.kill(state.get("dispatcher"))
+    processes.kill_orphans(output)
+    return launch.resume(output, id_, config.experiment.port), state.get("dispatcher")
+
+
+def _validate(config: Config) -> None:
+    """Checks what costs an import of torch: space, strategy and data of the trials that are ours."""
+    plan = resolve("plan", config.experiment.plan, PLANS)(config)
+    if any(spec.kind in ("search", "retrain") for spec in plan.trials({}, set())):
+        from nni_bayes_nas.experiment.search import validate
+
+        validate(config)
+
+
+def _check_same(config: Config, output: Path) -> None:
+    """Refuses another configuration than the run's; only the port may differ.
+
+    Raises:
+        ConfigError: Names the first key that differs.
+    """
+    theirs, ours = load_config(output / "config.yaml").to_dict(), config.to_dict()
+    theirs["experiment"]["port"] = ours["experiment"]["port"]
+    for key, was, now in _differences(theirs, ours):
+        raise ConfigError(
+            f"--resume needs the configuration of the run: `{key}` was {was!r}, got {now!r}\n"
+            f"give the run's own: nni-bayes-nas run {output}/config.yaml --output {output} --resume"
+        )
+
+
+def _differences(was: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(was, dict) and isinstance(now, dict):
+        for key in [*was, *(key for key in now if key not in was)]:
+            yield from _differences(was.get(key), now.get(key), f"{path}.{key}" if path else key)
+    elif was != now:
+        yield path, was, now
+
+
+def _watch(manager: Manager, output: Path, before: dict[str, Any] | None) -> None:
+    """Waits for the end of the experiment, and says what happens meanwhile.
+
+    Raises:
+        RunError: Manager, dispatcher or plan came to a bad end.
+    """
+    began = time.monotonic()
+    asked, lost = 0.0, None
+    error: str | None = None
+    with Progress(output) as progress:
+        while True:
+            now = time.monotonic()
+            state = run_state(output)
+            dispatcher = state.get("dispatcher")
+            ours = dispatcher is not None and dispatcher != before
+            if ours:
+                progress.update(state)
+            if ours and state.get("finished"):
+                summary = Record(output).summary
+                if summary.get("status") == "failed":
+                    raise RunError(str(summary.get("cause")))
+                return
+            if not manager.alive():
+                raise RunError(f"NNI's manager died{_said(manager, output)}")
+            if not ours and now - began > STARTUP_LIMIT:
+                raise RunError(f"NNI's dispatcher did not start{_said(manager, output)}")
+            if now - asked > 5.0:
+                asked = now
+                answer = manager.status() or {}
+                # A tuner that is at its end still writes the report: the summary says how it ended.
+                if answer.get("status") == "ERROR" and not _ending(output):
+                    error = "; ".join(answer.get("errors", [])) or _said(manager, output)
+            if error is None and ours and processes.find(dispatcher) is None:
+                error = f"NNI's dispatcher died{_said(manager, output)}"
+            if error is not None:
+                lost = lost or now
+                if now - lost >= DEATH_LIMIT:
+                    raise RunError(error)
+            time.sleep(POLL)
+
+
+def _ending(output: Path) -> bool:
+    return Record(output).summary.get("status") in ("done", "failed")
+
+
+def _said(manager: Manager, output: Path) -> str:
+    words = launch.last_words(output, manager.id)
+    log = launch.experiments_folder(output, manager.id) / manager.id / "log"
+    return f": {words} (logs: {log})" if words else f" (logs: {log})"
+
+
+def _mark_failed(output: Path, cause: str) -> None:
+    """Says ``failed`` in the summary of a run whose tuner could not say so itself."""
+    record = Record(output)
+    summary = record.summary
+    if summary and summary.get("status") == "running":
+        record.write_summary({**summary, "status": "failed", "cause": cause})
+
+
+def _finish(output: Path) -> int:
+    """Makes the report if the tuner could not, prints the table; returns 0."""
+    from nni_bayes_nas.experiment.tuner import make_report
+
+    summary = Record(output).summary
+    report = output / "report.html"
+    if not report.exists() and not make_report(output):
+        raise RunError(f"the run is done, but its report could not be made: see {output / 'report.log'}")
+    for row in summary.get("failures", []):
+        print(f"left out: {row['trial']} died {row['attempts']} times ({row['cause']})")
+    columns = {"lambda": ".4g", "params": ",d", "test_accuracy_mean": ".4f"}
+    rows = [
+        (row["id"], *(_number(row[key], form) for key, form in columns.items()))
+        for row in summary.get("architectures", [])
+    ]
+    if rows:
+        header = ("architecture", "lambda", "parameters", "test accuracy")
+        widths = [max(len(line[column]) for line in [header, *rows]) for column in range(len(header))]
+        for line in [header, *rows]:
+            print("  ".join(f"{text:<{width}}" for text, width in zip(line, widths, strict=True)).rstrip())
+    print(f"report: {report}")
+    return 0
+
+
+def _number(value: Any, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _resume_command(command: str | None, output: Path) -> str:
+    if command is None:
+        command = shlex.join(["nni-bayes-nas", "run", str(output / "config.yaml"), "--output", str(output)])
+    return command if "--resume" in command else f"{command} --resume"
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """Turns the first SIGINT or SIGTERM into ``_Stopped``; later ones wait until the experiment has stopped."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for name in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, signal.SIG_IGN)
+        raise _Stopped
+
+    try:
+        earlier = {name: signal.signal(name, stop) for name in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: whoever called us handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        for name, handler in earlier.items():
+            signal.signal(name, handler)

@@ -1,0 +1,218 @@
+"""One search: from a configuration to architectures read off the structure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nni.nas.evaluator.pytorch
+import torch
+from nni.nas.execution import SequentialExecutionEngine
+from nni.nas.space import RawFormatModelSpace
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from nni_bayes_nas.architecture import Architecture
+from nni_bayes_nas.complexity.measure import count_macs, count_parameters
+from nni_bayes_nas.config import Config
+from nni_bayes_nas.experiment import evaluator as evaluation
+from nni_bayes_nas.experiment.build import build_space, build_strategy, validate
+from nni_bayes_nas.experiment.data import DataSplits, batches, halves, load_data
+
+__all__ = ["run_search", "validate"]
+
+_CURVE_POINTS = 33
+_RANDOM_TRIES = 60
+
+
+class StepCounter:
+    """Counts the steps of every optimizer in the process, by torch's global hook."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def __call__(self, *_: Any) -> None:
+        """Called by torch after each step."""
+        self.steps += 1
+
+
+@contextmanager
+def count_optimizer_steps() -> Iterator[StepCounter]:
+    """Count optimizer steps inside the block."""
+    counter = StepCounter()
+    handle = register_optimizer_step_post_hook(counter)
+    try:
+        yield counter
+    finally:
+        handle.remove()
+
+
+def run_search(
+    config: Config, parameters: dict[str, Any], directory: Path, report: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Search, then read the architectures off; goes on from the checkpoint in `directory`, if there is one.
+
+    Args:
+        config: The configuration.
+        parameters: Of the trial; "seed" and "trial" are used.
+        directory: Where checkpoint, metrics and architectures are written.
+        report: Called after every epoch with the intermediate result.
+
+    Returns:
+        The trial's result: search, architectures, random architectures, curve; see DESIGN of the run folder.
+
+    Raises:
+        NumericsError: If a term of the loss is not finite.
+    """
+    started = time.perf_counter()
+    seed = int(parameters["seed"])
+    data = load_data(config.data)
+    device = evaluation.pick_device(config.experiment.device)
+    strategy = build_strategy(config, data, seed)
+    space = RawFormatModelSpace(
+        build_space(config, data, seed), _evaluator(config, data, seed, directory, device, report)
+    )
+    strategy(space, SequentialExecutionEngine())
+    module = strategy.oneshot_module
+    with count_optimizer_steps() as after:
+        reader = Reader(config, data, strategy, seed)
+        architectures = [reader.derived(lam) for lam in strategy.lambdas(config.search.lambdas)]
+        curve = reader.curve() if strategy.axis is not None else []
+        random = reader.matched_random(architectures, config.search.random)
+    terms = evaluation.mean_over_loaders({k: float(v) for k, v in module.trainer.callback_metrics.items()})
+    if not terms:
+        terms = evaluation.last_terms(directory)
+    axis = strategy.axis
+    (directory / "architecture.json").write_text(Architecture(architectures[0]["choices"]).to_json(), encoding="utf-8")
+    return {
+        "default": terms.get("val_accuracy", 0.0),
+        "search": {
+            "id": str(parameters["trial"]).removeprefix("search-"),
+            "strategy": config.strategy.name,
+            "seed": seed,
+            "seconds": round(time.perf_counter() - started, 2),
+            "steps": int(module.trainer.current_epoch) * int(_steps_per_epoch(config, data)),
+            "optimizer_steps_after_search": after.steps,
+            "val_accuracy": terms.get("val_accuracy"),
+            "terms": terms,
+            "lambda_range": None if axis is None else [axis.low, axis.high],
+            "cost": strategy.cost_kind,
+            "cost_kind": strategy.cost.kind,
+            "device": device,
+        },
+        "architectures": architectures,
+        "random": random,
+        "curve": curve,
+    }
+
+
+def _evaluator(
+    config: Config, data: DataSplits, seed: int, directory: Path, device: str, report: Callable[[dict[str, Any]], None]
+) -> Any:
+    settings = config.search
+    weights, structure = halves(data.train, settings.structure_fraction, seed)
+    module = evaluation.ClassificationModule(
+        num_classes=data.num_classes,
+        learning_rate=settings.learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        gradient_clip=settings.gradient_clip,
+    )
+
+    def intermediate(terms: dict[str, Any]) -> None:
+        kept = ("epoch", "entropy", "expected_cost_min_lambda", "expected_cost_max_lambda")
+        report({"default": terms["val_accuracy"], **{k: terms[k] for k in kept if k in terms}})
+
+    log = evaluation.EpochLog(directory, "search", intermediate, rows=_weight_rows)
+    return nni.nas.evaluator.pytorch.Lightning(
+        module,
+        evaluation.trainer(directory, settings.epochs, device, [log]),
+        train_dataloaders=batches(weights, settings.batch_size, seed=seed),
+        val_dataloaders={
+            "structure": batches(structure, settings.batch_size, seed=seed + 1),
+            "validation": batches(data.val, 256, seed=None),
+        },
+        fit_kwargs=evaluation.resume_arguments(directory),
+    )
+
+
+def _steps_per_epoch(config: Config, data: DataSplits) -> int:
+    weights, structure = halves(data.train, config.search.structure_fraction, 0)
+    size = config.search.batch_size
+    return max(len(batches(weights, size, seed=0)), len(batches(structure, size, seed=0)))
+
+
+def _weight_rows(module: Any) -> list[dict[str, Any]]:
+    return [{"weights": module.named_weights()}]
+
+
+class Reader:
+    """Reads architectures off a finished search and counts them on the networks themselves."""
+
+    def __init__(self, config: Config, data: DataSplits, strategy: Any, seed: int) -> None:
+        self.strategy = strategy
+        self.shape = data.shape
+        self.space = build_space(config, data, seed)
+        self.generator = torch.Generator().manual_seed(seed)
+        self._sizes: dict[str, tuple[int, int]] = {}
+
+    def size(self, choices: dict[str, Any]) -> tuple[int, int]:
+        """Parameters and multiply-accumulates of the network."""
+        architecture = Architecture(choices)
+        if architecture.key not in self._sizes:
+            network = architecture.build(self.space)
+            self._sizes[architecture.key] = count_parameters(network), count_macs(network, self.shape)
+        return self._sizes[architecture.key]
+
+    @torch.no_grad()
+    def derived(self, lam: float | None) -> dict[str, Any]:
+        """The architecture at lambda."""
+        choices = Architecture(self.strategy.export(lam)).canonical()
+        params, macs = self.size(choices)
+        return {
+            "lambda": lam,
+            "origin": "mean" if lam is None else "lambda",
+            "choices": choices,
+            "log_prob": float(self.strategy.structure.log_prob(choices, lam)),
+            "params": params,
+            "macs": macs,
+        }
+
+    @torch.no_grad()
+    def curve(self) -> list[dict[str, Any]]:
+        """Size of the architecture at every point of a grid of lambda, as read off: no sorting, no projection."""
+        axis, structure, rows = self.strategy.axis, self.strategy.structure, []
+        for i, lam in enumerate(axis.grid(_CURVE_POINTS)):
+            params, macs = self.size(self.strategy.export(lam))
+            expected = float(structure.expected_cost(self.strategy.cost, structure.position(lam)))
+            u = i / (_CURVE_POINTS - 1)
+            rows.append({"lambda": lam, "u": u, "params": params, "macs": macs, "expected_cost": expected})
+        return rows
+
+    def matched_random(self, architectures: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:
+        """`n` random architectures of the sizes of the derived ones, drawn without looking at the data.
+
+        The sizes are those of the distinct derived networks, evenly spread over the list; for each, random
+        architectures of that expected size are drawn and the nearest new one is taken.
+        """
+        structure, cost = self.strategy.structure, self.strategy.cost_of("params")
+        distinct = {a["params"]: i for i, a in reversed(list(enumerate(architectures)))}
+        targets = sorted(distinct, reverse=True)
+        taken = {Architecture(a["choices"]).key for a in architectures}
+        result: list[dict[str, Any]] = []
+        for j in range(n):
+            target = targets[round(j * (len(targets) - 1) / max(1, n - 1))]
+            tilt = structure.tilt_for(cost, target)
+            drawn = structure.random_samples(_RANDOM_TRIES, generator=self.generator, cost=cost, tilt=tilt)
+            new = [choices for choices in drawn if Architecture(choices).key not in taken]
+            if not new:
+                continue
+            nearest = min(new, key=lambda c: abs(self.strategy.predicted_cost("params", c) - target))
+            choices = Architecture(nearest).canonical()
+            taken.add(Architecture(choices).key)
+            params, macs = self.size(choices)
+            size = {"params": params, "macs": macs, "matches": distinct[target]}
+            result.append({"lambda": None, "origin": "random", "choices": choices, "log_prob": None, **size})
+        return result

@@ -1,0 +1,118 @@
+"""What an NNI trial runs: one trial of the plan, from its parameters to exactly one final result."""
+
+import hashlib
+import importlib
+import json
+import math
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nni_bayes_nas.config import Config
+from nni_bayes_nas.errors import NumericsError, RunError
+from nni_bayes_nas.experiment import nni_compat, processes
+from nni_bayes_nas.experiment.record import read_json, write_json
+from nni_bayes_nas.registry import resolve
+
+Report = Callable[[dict[str, Any]], None]
+Kind = Callable[[Config, dict[str, Any], Path, Report], dict[str, Any]]
+
+# Registered here and nowhere else; a plan of the user's own may name its kinds as package.module:function.
+KINDS: dict[str, tuple[str, str]] = {
+    "search": ("nni_bayes_nas.experiment.search:run_search", "one differentiable search"),
+    "retrain": ("nni_bayes_nas.experiment.retrain:run_retrain", "one architecture, trained from scratch"),
+}
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+def main() -> int:
+    """Runs the trial that NNI started this process for; returns the exit code."""
+    # NNI stops a trial by SIGINT. Lightning would catch it and hand back a half-trained network as if it were done.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    processes.die_with_parent()
+    parameters = nni_compat.trial_parameters()
+    directory = Path(parameters["output"]) / "trials" / parameters["trial"]
+    directory.mkdir(parents=True, exist_ok=True)
+    processes.claim(directory)
+    (directory / "error.json").unlink(missing_ok=True)
+    try:
+        result = run(parameters, directory)
+    except Exception as error:
+        traceback.print_exc()
+        text = traceback.format_exc()
+        write_json(directory / "error.json", {"type": type(error).__name__, "message": str(error), "traceback": text})
+        return 1
+    nni_compat.import_nni().report_final_result(result)
+    return 0
+
+
+def run(parameters: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """Runs the kind's function, or gives back the result that an earlier process of this trial left.
+
+    Args:
+        parameters: As the tuner sent them.
+        directory: ``OUT/trials/NAME``.
+
+    Raises:
+        RunError: The function gave no dict with a ``default``.
+        NumericsError: A term of a result is NaN or infinite.
+    """
+    identity = fingerprint(parameters)
+    earlier = read_json(directory / "result.json")
+    # A manager that was killed between a trial's result and its end starts the trial again.
+    if isinstance(earlier, dict) and earlier.get("fingerprint") == identity:
+        return dict(earlier["result"])
+    set_threads(parameters["threads"])
+    code_directory = parameters["code_directory"]
+    if code_directory not in sys.path:
+        sys.path.append(code_directory)
+    config = Config.from_dict(parameters["config"])
+    function: Kind = resolve("kind of trial", parameters["kind"], KINDS)
+    if "torch" in sys.modules:
+        importlib.import_module("torch").set_num_threads(parameters["threads"])
+    result = finite(function(config, parameters, directory, _reporter()), parameters["trial"])
+    if not isinstance(result, dict) or "default" not in result:
+        raise RunError(f"`{parameters['kind']}` must give a dict with a `default`, got {type(result).__name__}")
+    write_json(directory / "result.json", {"fingerprint": identity, "result": result})
+    return result
+
+
+def fingerprint(parameters: dict[str, Any]) -> str:
+    """What tells the results of one trial from those of another: all that decides the result, and no paths."""
+    kept = {key: parameters[key] for key in parameters if key not in ("output", "code_directory")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def set_threads(threads: int) -> None:
+    """Fixes the threads of what is imported later: on the CPU their number changes the last bits of a sum."""
+    for name in THREAD_VARIABLES:
+        os.environ[name] = str(threads)
+
+
+def finite(value: Any, where: str) -> Any:
+    """``value``, if JSON can hold it: NNI's manager does not survive a NaN in a result when it is resumed.
+
+    Raises:
+        NumericsError: Names the term.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise NumericsError(f"a result must be finite, `{where}` is {value}\nlower the learning rate or check the data")
+    if isinstance(value, dict):
+        return {str(key): finite(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    return value
+
+
+def _reporter() -> Report:
+    nni = nni_compat.import_nni()
+
+    def report(row: dict[str, Any]) -> None:
+        nni.report_intermediate_result(finite(row, "intermediate result"))
+
+    return report

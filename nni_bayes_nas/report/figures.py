@@ -1,0 +1,316 @@
+"""The plots of a report: accuracy against size, the curve over λ, learning curves."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from nni_bayes_nas.report.canvas import INK, MUTED, SERIES, epoch_axis, log_axis, render, short_count
+from nni_bayes_nas.report.read import Row, RunFolder
+from nni_bayes_nas.report.tables import distinct, lam, plural, retrained, seeds_text
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One figure of the page.
+
+    Attributes:
+        title: Heading.
+        svg: The drawing.
+        caption: One line: what is seen, and what is not.
+    """
+
+    title: str
+    svg: str
+    caption: str
+
+
+def accuracy_plot(run: RunFolder) -> Plot | None:
+    """Test and validation accuracy against parameters, families over λ joined; `None` if nothing was retrained."""
+    shown = [r for r in run.architectures if _positive(r.get("params")) and _has_accuracy(r)]
+    if not shown:
+        return None
+    searches = _search_order(run)
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        several = len(searches) > 1
+        for index, search in enumerate(searches):
+            color = SERIES[index % len(SERIES)]
+            family = [r for r in shown if r.get("search") == search and r.get("origin") != "random"]
+            name = f"search {search}" if several else "over λ" if _lams(family) else "searched"
+            _family(axes, family, color, name, labels="all" if not several else "ends" if index == 0 else "none")
+        random = [r for r in shown if r.get("origin") == "random"]
+        if random:
+            gray: Any = {"color": MUTED, "linestyle": "none"}
+            _bars(axes, random, "test_accuracy", MUTED, marker="D", size=5.5, label="random, matched size")
+            for row in random:
+                validation = retrained(row, "val_accuracy").mean
+                if validation is not None:
+                    axes.plot(row["params"], 100 * validation, marker="D", markersize=4.5, fillstyle="none", **gray)
+        axes.plot(
+            [], [], marker="o", markersize=5, fillstyle="none", color=INK, linestyle="none", label="hollow: validation"
+        )
+        axes.set_xlabel("parameters (log scale)")
+        axes.set_ylabel("accuracy (%)")
+        axes.margins(x=0.1, y=0.1)
+        log_axis(axes, "x", [float(r["params"]) for r in shown], short_count)
+        figure.legend(loc="outside upper left", ncols=3, columnspacing=1.2)
+
+    total = len(run.architectures)
+    missing = f" {total - len(shown)} of {total} not retrained (yet)." if total > len(shown) else ""
+    numbers = "; numbers at points are λ" if _lams(shown) else ""
+    if numbers and len(searches) > 1:
+        numbers += " (only the ends of the first search)"
+    caption = (
+        f"Filled: test accuracy of the retrained networks, {seeds_text(run)}{numbers}. "
+        f"The size of the test set is not recorded in the run folder, so its sampling error is not shown.{missing}"
+    )
+    return Plot("Accuracy against parameters", render("accuracy", draw, height=4.1), caption)
+
+
+def _family(axes: Axes, family: list[Row], color: str, name: str, *, labels: str) -> None:
+    ordered = sorted(family, key=lambda r: r["lambda"] if isinstance(r.get("lambda"), int | float) else math.inf)
+    _bars(axes, ordered, "test_accuracy", color, marker="o", size=6.5, label=name, joined=True)
+    for row in ordered:
+        validation = retrained(row, "val_accuracy").mean
+        if validation is not None:
+            axes.plot(row["params"], 100 * validation, marker="o", markersize=5, fillstyle="none", color=color)
+    # Equal networks lie on one point, which gets one label.
+    groups = distinct(ordered)
+    labeled = {"all": groups, "ends": groups[:: max(len(groups) - 1, 1)], "none": []}[labels]
+    for group in labeled:
+        lams = _lams(group)
+        accuracy = retrained(group[0], "test_accuracy").mean
+        if accuracy is None:
+            accuracy = retrained(group[0], "val_accuracy").mean
+        if accuracy is None:
+            continue
+        ends = dict.fromkeys((lams[0], lams[-1])) if lams else {}
+        text = "–".join(f"{value:.2g}" for value in ends) or str(group[0].get("origin", ""))
+        axes.annotate(
+            text,
+            (group[0]["params"], 100 * accuracy),
+            xytext=(6, -11),
+            textcoords="offset points",
+            fontsize=8.5,
+            color=INK,
+        )
+
+
+def _bars(
+    axes: Axes, rows: list[Row], key: str, color: str, *, marker: str, size: float, label: str, joined: bool = False
+) -> None:
+    points = [(float(row["params"]), m) for row in rows if (m := retrained(row, key)).mean is not None]
+    if not points:
+        return
+    x = [p for p, _ in points]
+    y = [100 * (m.mean or 0.0) for _, m in points]
+    style = "-" if joined and len(points) > 1 else "none"
+    axes.plot(x, y, marker=marker, markersize=size, color=color, linestyle=style, linewidth=1.3, label=label)
+    spread = [(p, 100 * (m.mean or 0.0), 100 * m.sd) for p, m in points if m.sd is not None]
+    if spread:
+        p, mean, sd = zip(*spread, strict=True)
+        axes.errorbar(p, mean, yerr=sd, fmt="none", ecolor=color, elinewidth=1, capsize=2.5)
+
+
+def curve_plot(run: RunFolder) -> Plot | None:
+    """Parameters and expected cost on the grid over λ, in the order and with the values of the summary."""
+    curves = {name: rows for name, rows in run.curves.items() if all(_number(r.get("lambda")) for r in rows)}
+    if not curves:
+        return None
+    has_cost = any(_number(row.get("expected_cost")) for rows in curves.values() for row in rows)
+
+    def draw(figure: Figure) -> None:
+        panels: list[Axes] = list(figure.subplots(2 if has_cost else 1, 1, sharex=True, squeeze=False)[:, 0])
+        for index, (name, rows) in enumerate(curves.items()):
+            color = SERIES[index % len(SERIES)]
+            for axes, key in zip(panels, ("params", "expected_cost"), strict=False):
+                x = [float(r["lambda"]) for r in rows]
+                y = [float(r[key]) if _number(r.get(key)) else math.nan for r in rows]
+                axes.plot(x, y, marker="o", markersize=2.8, color=color, linewidth=1.1, label=f"search {name}")
+            family = [r for r in run.architectures if r.get("search") == name and _number(r.get("lambda"))]
+            sized = [r for r in family if _number(r.get("params"))]
+            ring: Any = {"marker": "o", "markersize": 8, "fillstyle": "none", "linestyle": "none"}
+            panels[0].plot([r["lambda"] for r in sized], [r["params"] for r in sized], color=color, **ring)
+        panels[0].set_ylabel("parameters")
+        panels[-1].set_xlabel("λ (log scale)")
+        log_axis(panels[0], "x", [float(r["lambda"]) for rows in curves.values() for r in rows], lam)
+        for axes, key in zip(panels, ("params", "expected_cost"), strict=False):
+            values = [float(r[key]) for rows in curves.values() for r in rows if _number(r.get(key))]
+            log_axis(axes, "y", values, short_count)
+        if has_cost:
+            panels[1].set_ylabel("expected cost")
+        if len(curves) > 1:
+            figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=4)
+
+    rises = "; ".join(f"{name}: {_rises(rows)}" for name, rows in curves.items())
+    costs = {
+        str(s["cost"]) + (f", {s['cost_kind']}" if s.get("cost_kind") else "") for s in run.searches if s.get("cost")
+    }
+    unit = f" Expected cost is that of the mixture ({'; '.join(sorted(costs))})." if costs else ""
+    caption = f"As read off, neither sorted nor smoothed; rings are the architectures of the table. {rises}.{unit} "
+    caption += "One line per search." if len(curves) > 1 else "One search: the spread between searches is not seen."
+    return Plot("Parameters over λ, as read off", render("curve", draw, height=4.1), caption)
+
+
+def _rises(rows: list[Row]) -> str:
+    sizes = [r["params"] for r in rows if _number(r.get("params"))]
+    up = sum(b > a for a, b in itertools.pairwise(sizes))
+    return f"parameters grow with λ at {up} of {plural(max(len(sizes) - 1, 0), 'step')}"
+
+
+# (title, vertical axis, {term: (label, color)}, factor)
+_SEARCH_PANELS = (
+    (
+        "Search: losses",
+        "loss (nats per object)",
+        {
+            "train_loss": ("training", SERIES[0]),
+            "structure_loss": ("structure", SERIES[1]),
+            "val_loss": ("validation", SERIES[2]),
+        },
+        1.0,
+    ),
+    ("Search: validation accuracy", "accuracy (%)", {"val_accuracy": ("supernet", SERIES[0])}, 100.0),
+    ("Search: entropy of the structure", "entropy (nats)", {"entropy": ("entropy", SERIES[0])}, 1.0),
+    (
+        "Search: expected cost at both ends of λ",
+        "expected cost",
+        {
+            "expected_cost_min_lambda": ("smallest λ", SERIES[0]),
+            "expected_cost_max_lambda": ("largest λ", SERIES[1]),
+        },
+        1.0,
+    ),
+)
+_DASHES = ("-", "--", ":", "-.")
+
+
+def search_plots(run: RunFolder) -> list[Plot]:
+    """Losses, validation accuracy, entropy and expected cost per epoch of every search; unlogged terms are left out."""
+    trials = {trial: run.per_epoch(trial) for trial in run.trials("search")}
+    plots = []
+    for index, (title, label, terms, factor) in enumerate(_SEARCH_PANELS):
+        present = [term for term in terms if any(term in series for series in trials.values())]
+        if not present:
+            continue
+
+        def draw(
+            figure: Figure,
+            present: list[str] = present,
+            terms: dict[str, tuple[str, str]] = terms,
+            label: str = label,
+            factor: float = factor,
+        ) -> None:
+            axes = figure.add_subplot()
+            for dash, (trial, series) in enumerate(trials.items()):
+                for term in present:
+                    if term in series:
+                        epochs, values = series[term]
+                        # One legend entry per term; with a single term, one per search.
+                        name = trial if len(present) == 1 else terms[term][0]
+                        shown = name in axes.get_legend_handles_labels()[1]
+                        name = "_" + name if shown else name
+                        style = _DASHES[dash % len(_DASHES)]
+                        _epochs_line(axes, epochs, [factor * v for v in values], terms[term][1], style, name)
+            epoch_axis(axes)
+            axes.set_ylabel(label)
+            if label == "expected cost":
+                log_axis(
+                    axes, "y", [v for s in trials.values() for t in present if t in s for v in s[t][1]], short_count
+                )
+            if len(present) > 1 or len(trials) > 1:
+                figure.legend(loc="outside upper left", ncols=3, columnspacing=1.2)
+
+        last = max(s[t][0][-1] for s in trials.values() for t in present if t in s)
+        caption = f"One value per epoch, up to epoch {last}; {plural(len(trials), 'search', 'searches')}."
+        if len(trials) > 1:
+            caption += f" Line styles in the order of the searches: {', '.join(trials)}."
+        else:
+            caption += " One seed: the spread between searches is not seen."
+        plots.append(Plot(title, render(f"search-{index}", draw), caption))
+    return plots
+
+
+def retrain_plot(run: RunFolder) -> Plot | None:
+    """Validation accuracy per epoch of every retraining, colored by λ; `None` without metrics."""
+    trials = {t: s["val_accuracy"] for t in run.trials("retrain") if "val_accuracy" in (s := run.per_epoch(t))}
+    if not trials:
+        return None
+    found = {trial: run.architecture_of(trial) for trial in trials}
+    lams = sorted({float(a["lambda"]) for a in found.values() if a is not None and _positive(a.get("lambda"))})
+    colors = dict(zip(lams, _shades(len(lams)), strict=True))
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        named: set[str] = set()
+        width = 1.5 if len(trials) < 20 else 0.8
+        for trial, (epochs, values) in trials.items():
+            row = found[trial]
+            value: Any = row.get("lambda") if row is not None else None
+            if _positive(value):
+                color, name, style = colors[float(value)], f"λ {lam(value)}", "-"
+            elif row is not None and row.get("origin") == "random":
+                color, name, style = MUTED, "random", ":"
+            else:
+                color, name, style = SERIES[0], str(row.get("origin")) if row is not None else "other", "-"
+            _epochs_line(
+                axes, epochs, [100 * v for v in values], color, style, "_" + name if name in named else name, width
+            )
+            named.add(name)
+        epoch_axis(axes)
+        axes.set_ylabel("accuracy (%)")
+        late = [
+            v for epochs, values in trials.values() for e, v in zip(epochs, values, strict=True) if e >= epochs[-1] / 4
+        ]
+        top = max(late)
+        axes.set_ylim(
+            100 * (min(late) - 0.08 * (top - min(late) + 0.01)), 100 * (top + 0.06 * (top - min(late) + 0.01))
+        )
+        figure.legend(loc="outside upper left", ncols=5, columnspacing=1.0, handlelength=1.2)
+
+    light = ", light = large λ" if lams else ""
+    caption = f"One line per trial ({len(trials)}){light}; the first quarter of the epochs may lie below the axis. "
+    caption += "Test accuracy, read once at the end, is not shown."
+    return Plot("Retraining: validation accuracy", render("retrain", draw), caption)
+
+
+def _shades(n: int) -> list[str]:
+    # The middle of the map keeps its distance from a white page and from a dark one.
+    return [to_hex(colormaps["plasma"](0.3 + 0.52 * (i / (n - 1) if n > 1 else 0))) for i in range(n)]
+
+
+def _epochs_line(
+    axes: Axes, epochs: list[int], values: list[float], color: str, style: str, label: str, width: float = 1.5
+) -> None:
+    marker = "o" if len(epochs) < 3 else ""
+    axes.plot(epochs, values, color=color, linestyle=style, marker=marker, markersize=4, label=label, linewidth=width)
+
+
+def _search_order(run: RunFolder) -> list[str]:
+    return list(dict.fromkeys(str(r.get("search")) for r in run.architectures))
+
+
+def _lams(rows: Iterable[Row]) -> list[float]:
+    return sorted(float(r["lambda"]) for r in rows if _number(r.get("lambda")))
+
+
+def _has_accuracy(row: Row) -> bool:
+    return retrained(row, "test_accuracy").n > 0 or retrained(row, "val_accuracy").n > 0
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and value > 0

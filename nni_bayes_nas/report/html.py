@@ -1,0 +1,116 @@
+"""One HTML file per run folder, without a network, a script or a reference to anything outside itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from nni_bayes_nas.experiment.record import write_text
+from nni_bayes_nas.report import tables
+from nni_bayes_nas.report.figures import Plot, accuracy_plot, curve_plot, retrain_plot, search_plots
+from nni_bayes_nas.report.picture import draw_architecture
+from nni_bayes_nas.report.read import RunFolder, read_run
+from nni_bayes_nas.report.weights import weight_maps
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A plot whose drawing goes into the page unescaped."""
+
+    title: str
+    svg: Markup
+    caption: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One distinct architecture: its drawing and what is known about it."""
+
+    name: str
+    origin: str
+    facts: str
+    random: bool
+    svg: Markup
+
+
+def write_report(folders: list[Path]) -> list[Path]:
+    """Write `report.html` into each run folder, from the files in that folder alone.
+
+    Works while the run goes on, after it failed and where files are missing; what is missing is said in the page.
+
+    Args:
+        folders: Run folders.
+
+    Returns:
+        The written files, in the order of the folders.
+
+    Raises:
+        ConfigError: A folder is no run folder or a file in it cannot be read; then nothing is written anywhere.
+    """
+    pages = [(folder / "report.html", render_report(read_run(folder))) for folder in map(Path, folders)]
+    for path, page in pages:
+        # Whoever has the report open while the run goes on never loads half a page.
+        write_text(path, page)
+    return [path for path, _ in pages]
+
+
+def render_report(run: RunFolder) -> str:
+    """The page of one run."""
+    environment = Environment(
+        # The template escapes everything; only drawings made by this package are `Markup`.
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    title = run.setting("report", "title") or run.setting("experiment", "name") or run.path.name or "nni-bayes-nas"
+    size_plots = [plot for plot in (accuracy_plot(run), curve_plot(run)) if plot is not None]
+    learning_plots = [*search_plots(run), *(plot for plot in (retrain_plot(run),) if plot is not None)]
+    return environment.get_template("report.html").render(
+        title=str(title),
+        folder=run.path.name,
+        status=str(run.summary.get("status", "unknown")),
+        sentences=tables.headline(run),
+        tiles=tables.tiles(run),
+        failures=run.failures,
+        failed_count=(run.summary.get("experiment") or {}).get("trials_failed") or 0,
+        size_figures=[_figure(plot) for plot in size_plots],
+        has_curve=bool(run.curves),
+        learning_figures=[_figure(plot) for plot in learning_plots],
+        weights=[
+            (trial, maps) for trial in run.trials("search") if (maps := [Markup(m) for m in weight_maps(run, trial)])
+        ],
+        pictures=_pictures(run),
+        n_architectures=len(run.architectures),
+        architecture_columns=tables.ARCHITECTURE_COLUMNS,
+        architecture_rows=tables.architecture_rows(run),
+        search_columns=tables.SEARCH_COLUMNS,
+        search_rows=tables.search_rows(run),
+        seeds_text=tables.seeds_text(run),
+        commands=tables.repeat_commands(run),
+        seeds=tables.seed_rows(run),
+        environment=tables.environment_rows(run),
+        config_text=run.config_text,
+    )
+
+
+def _figure(plot: Plot) -> Figure:
+    return Figure(plot.title, Markup(plot.svg), plot.caption)
+
+
+def _pictures(run: RunFolder) -> list[Picture]:
+    pictures = []
+    for group in tables.distinct(run.architectures):
+        first = group[0]
+        facts = [f"{tables.count(first.get('params'))} parameters", f"{tables.macs(first.get('macs'))} MACs"]
+        tested = tables.retrained(first, "test_accuracy")
+        facts.append(f"test {tables.percent(tested)}" if tested.n else "not retrained")
+        name = ", ".join(str(row.get("id", "?")) for row in group)
+        svg = Markup(draw_architecture(first.get("choices") or {}))
+        random = all(row.get("origin") == "random" for row in group)
+        pictures.append(Picture(name, tables.origin_text(group), " · ".join(facts), random, svg))
+    return pictures

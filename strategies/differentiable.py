@@ -1,0 +1,260 @@
+"""What our differentiable strategies share: from a Retiarii space to a supernet bound to one structure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from nni.nas.oneshot.pytorch.strategy import DARTS, no_default_hook
+from nni.nas.oneshot.pytorch.supermodule.operation import NATIVE_MIXED_OPERATIONS
+from torch import nn
+
+from nni_bayes_nas.bayes import law
+from nni_bayes_nas.complexity.axis import LambdaAxis
+from nni_bayes_nas.complexity.expected import CostModel
+from nni_bayes_nas.errors import ConfigError, SpaceError
+
+from .bilevel import BilevelModule, StructureLoss
+from .costs import CostKind, cost_models, extreme_architecture
+from .structure import SoftmaxStructure
+from .supernet import (
+    Binding,
+    MixedCell,
+    MixedInput,
+    MixedLayer,
+    MixedOperationPolicy,
+    MixedRepeat,
+    check_relaxable,
+)
+
+LambdaPer = Literal["object", "step"]
+
+
+class DifferentiableStrategy(DARTS):  # type: ignore[misc]
+    """An NNI one-shot strategy whose mixing weights come from one structure distribution.
+
+    Uses NNI's seams (`mutation_hooks`, `mutate_model`, `configure_oneshot_module`, data loaders, `list_models`).
+    The evaluator's validation loader gives the batches of the structure step; if it is a dict with the keys
+    "structure" and "validation", the validation metrics are taken on the latter alone.
+    """
+
+    def __init__(
+        self,
+        *,
+        structure: dict[str, Any],
+        loss: StructureLoss,
+        cost: CostKind,
+        lambda_per: LambdaPer,
+        lambdas_per_step: int,
+        validation_u: tuple[float, ...],
+        arc_learning_rate: float,
+        arc_weight_decay: float,
+        warmup_epochs: int,
+        gradient_clip_val: float | None,
+        seed: int,
+        input_shape: Sequence[int] | None,
+        mutation_hooks: list[Any] | None,
+    ) -> None:
+        super().__init__(
+            arc_learning_rate=arc_learning_rate,
+            gradient_clip_val=gradient_clip_val,
+            warmup_epochs=warmup_epochs,
+            mutation_hooks=mutation_hooks,
+        )
+        if cost not in ("params", "macs"):
+            raise ConfigError(f"cost must be 'params' or 'macs', got {cost!r}.")
+        if lambda_per not in ("object", "step"):
+            raise ConfigError(f"lambda_per must be 'object' or 'step', got {lambda_per!r}.")
+        if lambdas_per_step < 1:
+            raise ConfigError(f"lambdas_per_step must be at least 1, got {lambdas_per_step}.")
+        for name, value in (("complexity_weight", loss.complexity_weight), ("l1", loss.l1), ("penalty", loss.penalty)):
+            if not value >= 0:
+                raise ConfigError(f"{name} must not be negative, got {value}.")
+        self.loss = loss
+        self.cost_kind: CostKind = cost
+        self.lambda_per: LambdaPer = lambda_per
+        self.lambdas_per_step = lambdas_per_step
+        self.validation_u = validation_u
+        self.arc_weight_decay = arc_weight_decay
+        self.seed = seed
+        self.input_shape = tuple(input_shape) if input_shape is not None else None
+        self._structure_options = structure
+        self._binding = Binding()
+        self._costs: dict[CostKind, CostModel] = {}
+        self._structure: SoftmaxStructure | None = None
+
+    # -- NNI's seams -----------------------------------------------------------------------------------------------
+
+    def default_mutation_hooks(self) -> list[Any]:
+        """Our mixed modules, NNI's operations with mutable arguments, and NNI's refusal of the rest."""
+        hooks = [MixedLayer.mutate, MixedInput.mutate, MixedCell.mutate, MixedRepeat.mutate]
+        hooks += [operation.mutate for operation in NATIVE_MIXED_OPERATIONS]
+        return [*hooks, _refuse_the_rest]
+
+    def run_hook(self, hook: Any, name: str, module: nn.Module, memo: dict[str, Any]) -> Any:
+        """Hand the binding to the hooks."""
+        return hook(module, name, memo, {"mixed_op_sampling": MixedOperationPolicy, "binding": self._binding})
+
+    def mutate_model(self, model: Any) -> Any:
+        """Turn the model space into a supernet, in place.
+
+        Raises:
+            SpaceError: If a choice cannot be relaxed; it names the choice.
+        """
+        check_relaxable(model)
+        labels = set(model.simplify())
+        self._binding = Binding()
+        # DARTS.mutate_model would make architecture parameters of its own, which nothing here uses.
+        supernet = super(DARTS, self).mutate_model(model)
+        covered = {label for unit in self._binding.units.values() for label in _sample_labels(unit)}
+        if missing := sorted(labels - covered):
+            raise SpaceError(
+                f"every choice must belong to a module that can be relaxed, but {missing} do not; use LayerChoice, "
+                "InputChoice, Cell, Repeat or NNI's mutable operations, or remove them."
+            )
+        if self.lambda_per == "object" and self._depends_on_lambda and self._binding.single_lambda:
+            raise SpaceError(
+                "operations with mutable arguments cannot carry one lambda per object, but the space has "
+                f"{self._binding.single_lambda[0]}; set lambda_per='step'."
+            )
+        self._structure = SoftmaxStructure(
+            list(self._binding.units.values()), seed=self.seed, **self._structure_options
+        )
+        return supernet
+
+    def mutate_evaluator(self, evaluator: Any) -> Any:
+        """Learn the shape of an object before the search module is built."""
+        if self.input_shape is None:
+            loader = evaluator.train_dataloaders
+            if loader is None and evaluator.datamodule is not None:
+                loader = evaluator.datamodule.train_dataloader()
+            self.input_shape = _object_shape(loader)
+        return super().mutate_evaluator(evaluator)
+
+    def configure_oneshot_module(self, training_module: Any) -> BilevelModule:
+        """The search module."""
+        assert self.input_shape is not None
+        self.measure(self._mutating, self.input_shape)
+        return BilevelModule(
+            training_module,
+            structure=self.structure,
+            binding=self._binding,
+            cost=self.cost,
+            cost_bounds=self.cost_bounds,
+            loss=self.loss,
+            lambda_per=self.lambda_per,
+            lambdas_per_step=self.lambdas_per_step,
+            validation_u=self.validation_u,
+            arc_weight_decay=self.arc_weight_decay,
+            seed=self.seed,
+            warmup_epochs=self.warmup_epochs,
+            arc_learning_rate=self.arc_learning_rate,
+            gradient_clip_val=self.gradient_clip_val,
+        )
+
+    def _initialize(self, model_space: Any, engine: Any) -> Any:
+        self._mutating = model_space.model_space
+        return super()._initialize(model_space, engine)
+
+    def val_dataloader(self, train_dataloader_fn: Callable[[], Any], val_dataloader_fn: Callable[[], Any]) -> Any:
+        """The validation data, once per position of lambda."""
+        loader = val_dataloader_fn()
+        if isinstance(loader, dict) and set(loader) == {"structure", "validation"}:
+            loader = loader["validation"]
+        return loader if len(self.validation_u) == 1 else [loader] * len(self.validation_u)
+
+    def train_dataloader(self, train_dataloader_fn: Callable[[], Any], val_dataloader_fn: Callable[[], Any]) -> Any:
+        """Batches for both steps: {"train", "val"}."""
+        structure = val_dataloader_fn()
+        if isinstance(structure, dict) and set(structure) == {"structure", "validation"}:
+            structure = structure["structure"]
+        return {"train": train_dataloader_fn(), "val": structure}
+
+    # -- results ---------------------------------------------------------------------------------------------------
+
+    @property
+    def structure(self) -> SoftmaxStructure:
+        """The distribution over structures; available once the space is mutated."""
+        if self._structure is None:
+            raise RuntimeError("the structure exists only after the model space was mutated; run the strategy first.")
+        return self._structure
+
+    @property
+    def _depends_on_lambda(self) -> bool:
+        return self._structure_options.get("axis") is not None
+
+    @property
+    def cost(self) -> CostModel:
+        """Cost of every part of the space, of the kind that the strategy controls."""
+        return self._costs[self.cost_kind]
+
+    def cost_of(self, kind: CostKind) -> CostModel:
+        """Cost of every part of the space, of either kind; available once it is measured."""
+        return self._costs[kind]
+
+    def measure(self, supernet: nn.Module, input_shape: Sequence[int]) -> dict[CostKind, CostModel]:
+        """Cost of every part of the supernet; also finds the cheapest and the dearest architecture."""
+        self._costs = cost_models(supernet, self._binding, input_shape)
+        units = list(self._binding.units.values())
+        bounds = [extreme_architecture(self.cost, units, sign)[1] for sign in (-1.0, 1.0)]
+        if not bounds[0] < bounds[1] and self.loss.complexity != "none":
+            raise SpaceError(
+                "complexity control needs architectures of different cost, but all cost "
+                f"{bounds[0]:g} {self.cost_kind}; "
+                "add operations of other sizes or set complexity='none'."
+            )
+        self.cost_bounds = (bounds[0], max(bounds[1], bounds[0] + 1.0))
+        return self._costs
+
+    def predicted_cost(self, kind: CostKind, choices: dict[str, Any]) -> float:
+        """Cost of one architecture by the model of the expectation; equals the count on the network for cell spaces."""
+        return float(self._costs[kind].expected([law.one_hot(unit, choices).double() for unit in self.structure.units]))
+
+    @property
+    def axis(self) -> LambdaAxis | None:
+        """Range of lambda, or None."""
+        return self.structure.axis
+
+    def export(self, lam: float | None = None) -> dict[str, Any]:
+        """The derived architecture at lambda, as an NNI sample; costs no optimizer step."""
+        return self.structure.export(lam)
+
+    def lambdas(self, n: int) -> list[float | None]:
+        """`n` values over the range of lambda, or [None] without one."""
+        return [None] if self.axis is None else list(self.axis.grid(n))
+
+    def list_models(self, sort: bool = True, limit: int | None = 1) -> Iterator[Any]:
+        """Distinct derived architectures on a grid of `limit` values of lambda, from the largest network down.
+
+        A strategy without lambda has one.
+        """
+        seen: list[dict[str, Any]] = []
+        with torch.no_grad():
+            for lam in self.lambdas(limit or 33):
+                sample = self.export(lam)
+                if sample not in seen:
+                    seen.append(sample)
+                    yield self.model_space.freeze(sample)
+
+
+def _refuse_the_rest(module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]) -> Any:
+    try:
+        return no_default_hook(module, name, memo, mutate_kwargs)
+    except TypeError as error:
+        raise SpaceError(
+            f"every choice must be relaxable, but module `{name}` ({type(module).__name__}) is not: {error}"
+        ) from error
+
+
+def _sample_labels(unit: Any) -> list[str]:
+    if isinstance(unit, law.Node):
+        return [f"{unit.cell}/{kind}_{unit.index}_{k}" for kind in ("op", "input") for k in range(unit.n_chosen)]
+    return [unit.label]
+
+
+def _object_shape(loader: Any) -> tuple[int, ...]:
+    dataset = getattr(loader, "dataset", None)
+    first = dataset[0] if dataset is not None else next(iter(loader))
+    x = first[0] if isinstance(first, (list, tuple)) else first
+    return tuple(x.shape if dataset is not None else x.shape[1:])

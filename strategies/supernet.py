@@ -1,0 +1,331 @@
+"""Mixed modules: NNI's mutables turned into a supernet whose mixing weights come from one place.
+
+NNI's own differentiable modules (nni/nas/oneshot/pytorch/supermodule/differentiable.py, v3.0) each hold their
+architecture parameters and take their own softmax. Here every module looks its weights up in a `Binding`, which
+a step fills once: modules that share a label share the draw, and weights may have a leading batch axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from nni.mutable import Categorical, frozen_context
+from nni.nas.nn.pytorch import Cell, InputChoice, LayerChoice, Repeat
+from nni.nas.nn.pytorch.cell import preprocess_cell_inputs
+from nni.nas.oneshot.pytorch.supermodule._expression_utils import traverse_all_options
+from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
+from nni.nas.oneshot.pytorch.supermodule.operation import MixedOperation, MixedOperationSamplingPolicy
+from nni.nas.oneshot.pytorch.supermodule.sampling import PathSamplingCell
+from nni.nas.space import model_context
+from torch import Tensor, nn
+
+from nni_bayes_nas.bayes import law
+from nni_bayes_nas.errors import SpaceError
+
+
+class Binding:
+    """What the mixed modules of one supernet share: the units of its structure and the current mixing weights.
+
+    Attributes:
+        units: In the order in which the modules were met; a shared label occurs once.
+        weights: By unit label; `(options,)` or `(batch, options)`, for a node `(edges, operations + 1)` or
+            `(batch, edges, operations + 1)`.
+        single_lambda: Names of modules that cannot carry weights with a batch axis.
+    """
+
+    def __init__(self) -> None:
+        self.units: dict[str, law.Unit] = {}
+        self.weights: dict[str, Tensor] = {}
+        self.single_lambda: list[str] = []
+
+    def add(self, unit: law.Unit) -> None:
+        """Register a unit; the same label must always mean the same choice."""
+        known = self.units.setdefault(unit.label, unit)
+        if known != unit:
+            raise SpaceError(
+                f"one label must mean one choice, but `{unit.label}` stands for {known} and for {unit}; "
+                "give the two choices different labels."
+            )
+
+
+def mix(items: Sequence[Any], weights: Sequence[Tensor]) -> Any:
+    """Weighted sum of equally shaped outputs (tensors, or nested sequences and mappings of them).
+
+    Args:
+        items: Outputs, one per option; a tensor has the batch as its first axis.
+        weights: One per option, `()` or `(batch,)`.
+    """
+    first = items[0]
+    if isinstance(first, Mapping):
+        return {key: mix([item[key] for item in items], weights) for key in first}
+    if isinstance(first, (list, tuple)):
+        return [mix(column, weights) for column in zip(*items, strict=True)]
+    result = None
+    for item, weight in zip(items, weights, strict=True):
+        scaled = item * weight.reshape(weight.shape + (1,) * (item.dim() - weight.dim()) if weight.dim() else ())
+        result = scaled if result is None else result + scaled
+    return result
+
+
+class _Mixed(BaseSuperNetModule):  # type: ignore[misc]
+    """NNI's supernet interface; sampling and export belong to the structure distribution, not to the modules."""
+
+    def resample(self, memo: dict[str, Any]) -> dict[str, Any]:
+        """Nothing: the step draws for all modules at once."""
+        return {}
+
+    def export(self, memo: dict[str, Any]) -> dict[str, Any]:
+        """Nothing: the structure distribution exports."""
+        return {}
+
+    def export_probs(self, memo: dict[str, Any]) -> dict[str, Any]:
+        """Nothing: the structure distribution exports."""
+        return {}
+
+
+class MixedLayer(LayerChoice, _Mixed):  # type: ignore[misc]
+    """LayerChoice whose output is the weighted sum of its candidates'."""
+
+    def __init__(self, candidates: Any, label: str, binding: Binding) -> None:
+        super().__init__(candidates, label=label)
+        self._binding = binding
+        binding.add(law.Choice(label, tuple(self.names)))
+
+    @classmethod
+    def mutate(cls, module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]) -> Any:
+        """NNI's mutation hook."""
+        if type(module) is LayerChoice:
+            choice: Any = module
+            return cls(choice.candidates, choice.label, mutate_kwargs["binding"])
+        return None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Weighted sum of the candidates' outputs."""
+        weights = self._binding.weights[self.label]
+        return mix([self[name](*args, **kwargs) for name in self.names], weights.unbind(-1))
+
+
+class MixedInput(InputChoice, _Mixed):  # type: ignore[misc]
+    """InputChoice whose output is the sum (or mean) of its inputs, weighted by their probability to be kept."""
+
+    def __init__(self, n_candidates: int, n_chosen: int, reduction: str, label: str, binding: Binding) -> None:
+        super().__init__(n_candidates, n_chosen=n_chosen, reduction=reduction, label=label)
+        self._binding = binding
+        binding.add(law.Subset(label, tuple(range(n_candidates)), n_chosen))
+
+    @classmethod
+    def mutate(cls, module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]) -> Any:
+        """NNI's mutation hook."""
+        if type(module) is not InputChoice:
+            return None
+        if module.reduction not in ("sum", "mean"):
+            raise SpaceError(
+                f"an InputChoice must reduce by sum or mean to be relaxed, but `{name}` by {module.reduction!r}."
+            )
+        if module.n_chosen is None:
+            raise SpaceError(
+                f"an InputChoice must say how many inputs it keeps, but `{name}` has n_chosen=None; give n_chosen."
+            )
+        choice: Any = module
+        return cls(choice.n_candidates, choice.n_chosen, choice.reduction, choice.label, mutate_kwargs["binding"])
+
+    def forward(self, candidate_inputs: list[Tensor]) -> Any:
+        """Weighted sum of the inputs."""
+        unit = self._binding.units[self.label]
+        kept = law.marginals(unit, self._binding.weights[self.label].unsqueeze(-2)).squeeze(-2)
+        if self.reduction == "mean":
+            kept = kept / self.n_chosen
+        return mix(candidate_inputs, kept.unbind(-1))
+
+
+class MixedRepeat(Repeat, _Mixed):  # type: ignore[misc]
+    """Repeat whose output is the weighted sum of the outputs at its possible depths."""
+
+    def __init__(self, blocks: list[nn.Module], depth: Any, binding: Binding) -> None:
+        super().__init__(blocks, depth)
+        self._binding = binding
+        for label, spec in depth.simplify().items():
+            binding.add(law.Choice(label, tuple(spec.values)))
+
+    @classmethod
+    def mutate(cls, module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]) -> Any:
+        """NNI's mutation hook."""
+        if type(module) is Repeat and not isinstance(module.depth_choice, int):
+            repeat: Any = module
+            return cls(list(repeat.blocks), repeat.depth_choice, mutate_kwargs["binding"])
+        return None
+
+    def forward(self, x: Tensor) -> Any:
+        """Weighted sum of the outputs at every possible depth."""
+        weights = {label: self._binding.weights[label].movedim(-1, 0) for label in self.depth_choice.simplify()}
+        by_depth = dict(traverse_all_options(self.depth_choice, weights=weights))
+        outputs, kept = [], []
+        if 0 in by_depth:
+            outputs.append(x)
+            kept.append(by_depth[0])
+        for depth, block in enumerate(self.blocks, start=1):
+            x = block(x)
+            if depth in by_depth:
+                outputs.append(x)
+                kept.append(by_depth[depth])
+        return mix(outputs, kept)
+
+
+class MixedCell(PathSamplingCell):  # type: ignore[misc]
+    """Cell in which every edge carries the weighted sum of its operations ("none" carries nothing)."""
+
+    merge_op: str
+
+    def __init__(
+        self,
+        op_factory: Any,
+        num_nodes: int,
+        num_ops_per_node: int,
+        num_predecessors: int,
+        preprocessor: Any,
+        postprocessor: Any,
+        concat_dim: int,
+        memo: dict[str, Any],
+        mutate_kwargs: dict[str, Any],
+        label: str,
+    ) -> None:
+        super().__init__(
+            op_factory,
+            num_nodes,
+            num_ops_per_node,
+            num_predecessors,
+            preprocessor,
+            postprocessor,
+            concat_dim,
+            memo,
+            mutate_kwargs,
+            label,
+        )
+        self._binding: Binding = mutate_kwargs["binding"]
+        self._op_factory = op_factory
+        self.nodes: list[law.Node] = []
+        for index in self.output_node_indices:
+            if num_ops_per_node > index:
+                raise SpaceError(
+                    f"a node of a cell must have at least as many inputs as it keeps, but node {index} of `{label}` "
+                    f"has {index} and keeps {num_ops_per_node}; use more predecessors or fewer operations per node."
+                )
+            node = law.Node(label, index, tuple(self.op_names), num_ops_per_node)
+            self._binding.add(node)
+            self.nodes.append(node)
+
+    @classmethod
+    def mutate(cls, module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]) -> Any:
+        """NNI's mutation hook; a cell without an operation factory is left to its LayerChoices and InputChoices."""
+        cell = super().mutate(module, name, memo, mutate_kwargs)
+        if cell is not None:
+            cell.merge_op = module.merge_op
+        return cell
+
+    resample = _Mixed.resample
+    export = _Mixed.export
+    export_probs = _Mixed.export_probs
+
+    def edge_operations(self, node: law.Node, edge: int) -> dict[str, nn.Module]:
+        """The candidate operations of an edge, by name."""
+        operations: dict[str, nn.Module] = dict(self.ops[node.index - self.num_predecessors][edge].items())
+        return operations
+
+    def forward(self, *inputs: Any) -> Any:
+        """Every node sums the weighted operations of all its incoming edges."""
+        given = preprocess_cell_inputs(self.num_predecessors, *inputs)
+        states = list(self.preprocessor(given))
+        for node in self.nodes:
+            by_edge = self._binding.weights[node.label].unbind(-2)
+            outputs, weights = [], []
+            for edge, edge_weights in enumerate(by_edge):
+                per_operation = edge_weights.unbind(-1)
+                for weight, operation in zip(per_operation, self.edge_operations(node, edge).values(), strict=False):
+                    outputs.append(operation(states[edge]))
+                    weights.append(weight)
+            states.append(mix(outputs, weights))
+        merged = torch.cat(states[self.num_predecessors :], self.concat_dim)
+        return self.postprocessor(merged, given)
+
+    def freeze(self, sample: dict[str, Any]) -> Cell:
+        """The cell of an architecture, with the operations trained in this supernet (the same modules)."""
+        if self.merge_op != "all":
+            raise SpaceError(
+                f"the trained weights of cell `{self.label}` fit merge_op='all' only, not {self.merge_op!r}; "
+                "freeze a fresh instance of the space instead."
+            )
+        with model_context(sample):
+            cell = Cell(
+                self._op_factory,
+                self.num_nodes,
+                self.num_ops_per_node,
+                self.num_predecessors,
+                self.merge_op,
+                self.preprocessor,
+                self.postprocessor,
+                self.concat_dim,
+                label=self.label,
+            )
+        for position, node in enumerate(self.nodes):
+            for slot in range(node.n_chosen):
+                edge = sample[f"{node.cell}/input_{node.index}_{slot}"][0]
+                operation = sample[f"{node.cell}/op_{node.index}_{slot}"]
+                cell.ops[position][slot] = self.edge_operations(node, edge)[operation]
+        return cell
+
+
+class MixedOperationPolicy(MixedOperationSamplingPolicy):  # type: ignore[misc]
+    """Hands the mixing weights to NNI's operations with mutable arguments (kernel size, channels, ...)."""
+
+    def __init__(self, operation: MixedOperation, memo: dict[str, Any], mutate_kwargs: dict[str, Any]) -> None:
+        self._binding: Binding = mutate_kwargs["binding"]
+        for label, spec in operation.simplify().items():
+            self._binding.add(law.Choice(label, tuple(spec.values)))
+        self._binding.single_lambda.append(f"{type(operation).__name__}({', '.join(operation.simplify())})")
+
+    def resample(self, operation: MixedOperation, memo: dict[str, Any]) -> dict[str, Any]:
+        """Nothing: the step draws for all modules at once."""
+        return {}
+
+    def export(self, operation: MixedOperation, memo: dict[str, Any]) -> dict[str, Any]:
+        """Nothing: the structure distribution exports."""
+        return {}
+
+    def export_probs(self, operation: MixedOperation, memo: dict[str, Any]) -> dict[str, Any]:
+        """Nothing: the structure distribution exports."""
+        return {}
+
+    def forward_argument(self, operation: MixedOperation, name: str) -> Any:
+        """The distribution of an argument, value -> weight."""
+        if name not in operation.mutable_arguments:
+            return operation.init_arguments[name]
+        argument = operation.mutable_arguments[name]
+        weights = {label: self._binding.weights[label] for label in argument.simplify()}
+        return dict(traverse_all_options(argument, weights=weights))
+
+
+def check_relaxable(model: nn.Module) -> None:
+    """Raise SpaceError, naming the label, if a choice of the space is not categorical."""
+    space: Any = model
+    for label, mutable in space.simplify().items():
+        values = getattr(mutable, "values", None)
+        if values is None or (not isinstance(mutable, Categorical) and type(mutable).__name__ != "CategoricalMultiple"):
+            raise SpaceError(
+                f"differentiable strategies relax categorical choices only, but `{label}` is a "
+                f"{type(mutable).__name__}; replace it by a choice among values, or search with a multi-trial strategy."
+            )
+
+
+__all__ = [
+    "Binding",
+    "MixedCell",
+    "MixedInput",
+    "MixedLayer",
+    "MixedOperationPolicy",
+    "MixedRepeat",
+    "check_relaxable",
+    "frozen_context",
+    "mix",
+]

@@ -1,0 +1,83 @@
+"""kill -9 of each process, each in its own run: the end is that of a run that nobody disturbed."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from .conftest import TOY, Pipeline
+
+pytestmark = [pytest.mark.nni, pytest.mark.slow, pytest.mark.timeout(1200)]
+
+DIGITS: dict[str, Any] = {
+    "space": {"name": "chain"},
+    "search": {"epochs": 6, "warmup_epochs": 1, "lambdas": 2, "random": 1},
+    "retrain": {"epochs": 2},
+    "experiment": {"device": "cpu", "concurrency": 2, "threads": 1},
+}
+PIPELINES = {"toy": TOY, "digits": DIGITS}
+
+
+@pytest.fixture(scope="module", params=list(PIPELINES))
+def undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    pipeline = Pipeline(tmp_path_factory.mktemp(f"undisturbed-{request.param}"), PIPELINES[request.param])
+    pipeline.run(timeout=600)
+    yield pipeline
+    pipeline.clean()
+
+
+@pytest.mark.parametrize("victim", ["search trial", "retrain trial", "dispatcher", "manager", "runner"])
+def test_ends_as_undisturbed(victim: str, undisturbed: Pipeline, pipeline: Callable[..., Pipeline]) -> None:
+    run = pipeline(undisturbed.values)
+    run.start()
+    if victim == "retrain trial":
+        run.until(lambda: any(run.epochs(name) > 0 and run.pid(name) for name in retrains(run, "running")), 300)
+        target = next(name for name in retrains(run, "running") if run.epochs(name) > 0)
+    else:
+        # Past epoch 1, so that there is a checkpoint to go on from.
+        run.until(lambda: run.epochs("search-s0") >= 3, 300)
+        target = "search-s0" if victim == "search trial" else victim
+    os.kill(run.pid(target), signal.SIGKILL)
+    code, out, err = run.wait(300)
+
+    if victim.endswith("trial"):
+        assert code == 0, err
+        assert run.ledger[target]["attempts"] == 2
+    else:
+        assert code == (-signal.SIGKILL if victim == "runner" else 1), f"{out}\n{err}"
+        if victim != "runner":
+            assert victim in err and "--resume" in err
+            assert run.summary["status"] == "failed"
+            assert not run.left()
+        out = run.run("--resume", timeout=600)
+        assert ("watching it" in out) == (victim == "runner")
+
+    assert run.summary["status"] == "done"
+    assert run.architectures() == undisturbed.architectures()
+    assert run.losses("search-s0") == undisturbed.losses("search-s0")
+    assert not run.summary["failures"]
+    records = run.records()
+    # The search went on from its checkpoint, and no trial gave a second final result.
+    assert records["search-s0 PERIODICAL"].count(0) == 1
+    assert all(len(values) == 1 for key, values in records.items() if key.endswith("FINAL"))
+    assert (run.output / "report.html").exists()
+    assert not run.left()
+
+
+def retrains(run: Pipeline, status: str) -> list[str]:
+    return [name for name, entry in run.ledger.items() if name.startswith("retrain") and entry["status"] == status]
+
+
+def test_stop_by_signal(pipeline: Callable[..., Pipeline]) -> None:
+    """SIGINT stops manager, dispatcher and trials, and says how to go on."""
+    run = pipeline()
+    run.start()
+    run.until(lambda: run.epochs("search-s0") >= 2)
+    os.kill(run.pid("runner"), signal.SIGINT)
+    code, _, err = run.wait(120)
+    assert code == 1 and "--resume" in err
+    assert not run.left()
+    run.run("--resume")
+    assert run.records()["search-s0 PERIODICAL"].count(0) == 1

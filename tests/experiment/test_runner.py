@@ -1,0 +1,87 @@
+"""What ``run`` refuses before anything is spent: rule, value, remedy, and nothing written."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nni_bayes_nas.config import Config, config_to_yaml
+from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.experiment import launch, nni_compat
+from nni_bayes_nas.experiment.record import write_json, write_text
+from nni_bayes_nas.experiment.resources import Resources
+from nni_bayes_nas.experiment.runner import run
+
+from .conftest import free_port
+
+
+def config(**experiment: Any) -> Config:
+    return Config.from_dict({"experiment": {"device": "cpu", "port": free_port(), **experiment}})
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        yield server.getsockname()[1]
+
+
+def refused(tmp_path: Path, match: str, configuration: Config, **options: Any) -> None:
+    before = sorted(str(path) for path in tmp_path.rglob("*"))
+    with pytest.raises(ConfigError, match=match) as caught:
+        run(configuration, tmp_path / "out", command="cmd", code_directory=tmp_path, **options)
+    assert len(str(caught.value).splitlines()) <= 3
+    assert before == sorted(str(path) for path in tmp_path.rglob("*"))
+
+
+def test_port_in_use(tmp_path: Path, taken: int) -> None:
+    refused(tmp_path, rf"{taken} is in use\nport \d+ is free", config(port=taken))
+
+
+def test_the_port_that_is_named_is_free(taken: int) -> None:
+    with pytest.raises(ConfigError) as caught:
+        launch.check_port(taken)
+    launch.check_port(int(str(caught.value).rsplit("=", 1)[1]))
+
+
+def test_another_run(tmp_path: Path) -> None:
+    write_json(tmp_path / "out/summary.json", {})
+    refused(tmp_path, "must not hold another run", config())
+
+
+def test_resume_of_nothing(tmp_path: Path) -> None:
+    refused(tmp_path, "--resume needs the folder of a run", config(), resume=True)
+
+
+def test_resume_with_another_configuration(tmp_path: Path) -> None:
+    write_text(tmp_path / "out/config.yaml", config_to_yaml(config()))
+    write_json(tmp_path / "out/state.json", {"experiment": "abc"})
+    other = Config.from_dict({"search": {"epochs": 77}, "experiment": {"device": "cpu"}})
+    refused(tmp_path, "`search.epochs` was 30, got 77", other, resume=True)
+
+
+def test_resume_without_nnis_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nni_compat, "manifest", lambda id_: None)
+    write_text(tmp_path / "out/config.yaml", config_to_yaml(config()))
+    write_json(tmp_path / "out/state.json", {"experiment": "abc"})
+    refused(tmp_path, "NNI's database of experiment abc", config(), resume=True)
+
+
+def test_gpu_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nni_compat, "visible_gpus", lambda: 0)
+    refused(tmp_path, "`experiment.device` gpu needs a GPU", config(device="gpu"))
+
+
+def test_resources(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nni_bayes_nas.experiment.resources._cores", lambda: 8)
+    monkeypatch.setattr(nni_compat, "visible_gpus", lambda: 3)
+    choose = Resources.choose
+    assert choose(config(device="auto").experiment) == Resources(gpus=3, concurrency=3, threads=2)
+    assert choose(config(device="auto", concurrency=9).experiment).concurrency == 3
+    assert choose(config().experiment) == Resources(gpus=0, concurrency=2, threads=4)
+    assert choose(config(concurrency=16).experiment) == Resources(gpus=0, concurrency=16, threads=1)
+    monkeypatch.setattr(nni_compat, "visible_gpus", lambda: 0)
+    assert choose(config(device="auto", threads=5).experiment) == Resources(gpus=0, concurrency=2, threads=5)
