@@ -19,6 +19,8 @@ from nni_bayes_nas.errors import NumericsError, SpaceError
 from .structure import SoftmaxStructure
 from .supernet import Binding
 
+_MONOTONICITY_POINTS = 65
+
 
 @dataclass(frozen=True)
 class StructureLoss:
@@ -29,6 +31,10 @@ class StructureLoss:
             E[cost] is normalized to [0, 1] between the cheapest and the dearest architecture.
         complexity_weight: Factor of the complexity term.
         target_range: c(0) and c(1).
+        temperature: At which the law is sharpened by the end of the search; it falls linearly from 1. The complexity
+            term is the mean of that under the law and that under the sharpened one, which sees the derived networks.
+        monotonicity: Factor of sum_i max(0, E[cost](u_{i+1}) - E[cost](u_i)) over a grid of lambda: sizes that grow
+            with lambda are punished while searching, so that nothing has to be sorted afterwards.
         penalty: lambda of a structure without an axis.
         l1: Factor of sum |alpha|.
     """
@@ -36,6 +42,8 @@ class StructureLoss:
     complexity: Literal["none", "penalty", "target"] = "none"
     complexity_weight: float = 1.0
     target_range: tuple[float, float] = (0.95, 0.05)
+    temperature: float = 1.0
+    monotonicity: float = 0.0
     penalty: float = 0.0
     l1: float = 0.0
 
@@ -112,21 +120,33 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
             self.arch_parameters(), self.arc_learning_rate, betas=(0.5, 0.999), weight_decay=self.arc_weight_decay
         )
 
-    def normalized_cost(self, u: Tensor) -> Tensor:
-        """E[cost] at u, 0 for the cheapest architecture and 1 for the dearest; `(*batch,)`."""
+    def normalized_cost(self, u: Tensor, temperature: float = 1.0) -> Tensor:
+        """E[cost] at u under the (sharpened) law, 0 for the cheapest architecture, 1 for the dearest; `(*batch,)`."""
         low, high = self.cost_bounds
-        return (self.structure.expected_cost(self.cost, u) - low) / (high - low)
+        return (self.structure.expected_cost(self.cost, u, temperature) - low) / (high - low)
+
+    @property
+    def temperature(self) -> float:
+        """Temperature of the sharpened law in this epoch."""
+        last = max(1, int(self.trainer.max_epochs or 1) - 1 - self.warmup_epochs)
+        progress = min(1.0, max(0, self.trainer.current_epoch - self.warmup_epochs) / last)
+        return 1.0 + (self.structure_loss.temperature - 1.0) * progress
+
+    def monotonicity_term(self) -> Tensor:
+        """Sum over a grid of lambda of the steps by which the normalized expected cost grows."""
+        grid = torch.linspace(0, 1, _MONOTONICITY_POINTS, device=self.structure.logits.knots.device)
+        return self.normalized_cost(grid, self.temperature).diff().clamp_min(0).sum()
 
     def complexity_term(self, u: Tensor) -> Tensor:
-        """The complexity term of the structure step, averaged over the positions u."""
+        """The complexity term of the structure step, averaged over the positions u and the two laws."""
         loss = self.structure_loss
-        cost = self.normalized_cost(u)
+        costs = [self.normalized_cost(u, t) for t in (1.0, self.temperature)]
         if loss.complexity == "target":
             first, last = loss.target_range
-            return ((cost - (first + (last - first) * u)) ** 2).mean()
-        if self.structure.axis is None:
-            return loss.penalty * cost.mean()
-        return (self.structure.axis.to_lambda(u) * cost).mean()
+            target = first + (last - first) * u
+            return torch.stack([((cost - target) ** 2).mean() for cost in costs]).mean()
+        price = loss.penalty if self.structure.axis is None else self.structure.axis.to_lambda(u)
+        return torch.stack([(price * cost).mean() for cost in costs]).mean()
 
     def export(self) -> dict[str, Any]:
         """The derived architecture at the low end of lambda (the largest one)."""
@@ -178,7 +198,8 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
 
     def term_weights(self) -> dict[str, float]:
         """Factors of the named terms of the structure step."""
-        return {"complexity": self.structure_loss.complexity_weight, "l1": self.structure_loss.l1}
+        loss = self.structure_loss
+        return {"complexity": loss.complexity_weight, "monotonicity": loss.monotonicity, "l1": loss.l1}
 
     def structure_terms(self, batch: Any, batch_idx: int, step: int) -> dict[str, Tensor]:
         """Named terms of the structure step."""
@@ -187,6 +208,8 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
             terms = {"task": self.task_loss(batch, batch_idx, [self.structure.draw(u) for u in positions])}
         if self.structure_loss.complexity != "none":
             terms["complexity"] = torch.stack([self.complexity_term(u) for u in positions]).mean()
+            if self.structure_loss.monotonicity and self.structure.axis is not None:
+                terms["monotonicity"] = self.monotonicity_term()
         if self.structure_loss.l1:
             terms["l1"] = torch.stack([self.structure.logits(u).abs().sum(-1).mean() for u in positions]).mean()
         return terms
@@ -235,7 +258,7 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
             return self.training_module.validation_step(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
-        """Log entropy and expected cost at both ends of lambda."""
+        """Log entropy, expected cost at both ends of lambda, and the evaluator's metrics averaged over positions."""
         with torch.no_grad():
             ends = self.structure.logits.knots.new_tensor([0.0, 1.0])
             costs = self.structure.expected_cost(self.cost, ends)
@@ -250,7 +273,13 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
                 raise NumericsError(
                     f"every term must be finite, but `{name}` is {value.item()} in epoch {self.current_epoch}."
                 )
-        self.log_dict(terms)
+        # One loader per position makes Lightning log `val_acc/dataloader_idx_0`, ..., but NNI's evaluators and
+        # checkpoint callbacks look `val_acc` up.
+        by_name: dict[str, list[Tensor]] = {}
+        for name, value in self.trainer.callback_metrics.items():
+            if "/dataloader_idx_" in name:
+                by_name.setdefault(name.split("/dataloader_idx_")[0], []).append(value)
+        self.log_dict({**terms, **{name: torch.stack(values).mean() for name, values in by_name.items()}})
 
     def named_weights(self) -> dict[str, dict[str, dict[str, float]]]:
         """Mean mixing weights at the positions of the validation: u -> label -> option -> weight."""

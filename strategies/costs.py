@@ -182,7 +182,10 @@ class _Walk:
             joined = _join(gates, self._single(values))
             if joined is None:
                 continue
-            params = count_parameters(module.freeze(values))
+            # MixedOperation.freeze of NNI v3.0 fails where there is no bias.
+            chosen = {name: argument.freeze(values) for name, argument in module.mutable_arguments.items()}
+            with torch.device("meta"):
+                params = count_parameters(module.bound_type(**{**module.init_arguments, **chosen}))
             # Convolutions and products cost in proportion to their weights at a given output size.
             self._add(joined, params, round(macs * params / dearest))
 

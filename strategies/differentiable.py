@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-import torch
+from nni.nas.nn.pytorch.base import ParametrizedModule
 from nni.nas.oneshot.pytorch.strategy import DARTS, no_default_hook
 from nni.nas.oneshot.pytorch.supermodule.operation import NATIVE_MIXED_OPERATIONS
 from torch import nn
 
+from nni_bayes_nas.architecture import Architecture
 from nni_bayes_nas.bayes import law
 from nni_bayes_nas.complexity.axis import LambdaAxis
 from nni_bayes_nas.complexity.expected import CostModel
@@ -29,6 +30,8 @@ from .supernet import (
 )
 
 LambdaPer = Literal["object", "step"]
+_FAMILY_POINTS = 33
+_FINEST_POINTS = 257
 
 
 class DifferentiableStrategy(DARTS):  # type: ignore[misc]
@@ -37,7 +40,12 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
     Uses NNI's seams (`mutation_hooks`, `mutate_model`, `configure_oneshot_module`, data loaders, `list_models`).
     The evaluator's validation loader gives the batches of the structure step; if it is a dict with the keys
     "structure" and "validation", the validation metrics are taken on the latter alone.
+
+    Attributes:
+        module_class: The search module; a strategy that changes the steps names its own here.
     """
+
+    module_class: ClassVar[type[BilevelModule]] = BilevelModule
 
     def __init__(
         self,
@@ -60,7 +68,9 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
             arc_learning_rate=arc_learning_rate,
             gradient_clip_val=gradient_clip_val,
             warmup_epochs=warmup_epochs,
-            mutation_hooks=mutation_hooks,
+            # A space may bring hooks for NNI's own supernet modules (the hub's cells of variable depth do), which NNI
+            # tries before ours: MixedRepeat comes before them.
+            mutation_hooks=[*(mutation_hooks or []), MixedRepeat.mutate],
         )
         if cost not in ("params", "macs"):
             raise ConfigError(f"cost must be 'params' or 'macs', got {cost!r}.")
@@ -89,7 +99,7 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
     def default_mutation_hooks(self) -> list[Any]:
         """Our mixed modules, NNI's operations with mutable arguments, and NNI's refusal of the rest."""
         hooks = [MixedLayer.mutate, MixedInput.mutate, MixedCell.mutate, MixedRepeat.mutate]
-        hooks += [operation.mutate for operation in NATIVE_MIXED_OPERATIONS]
+        hooks += [_if_mutable(operation.mutate) for operation in NATIVE_MIXED_OPERATIONS]
         return [*hooks, _refuse_the_rest]
 
     def run_hook(self, hook: Any, name: str, module: nn.Module, memo: dict[str, Any]) -> Any:
@@ -136,7 +146,7 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
         """The search module."""
         assert self.input_shape is not None
         self.measure(self._mutating, self.input_shape)
-        return BilevelModule(
+        return self.module_class(
             training_module,
             structure=self.structure,
             binding=self._binding,
@@ -225,17 +235,37 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
         return [None] if self.axis is None else list(self.axis.grid(n))
 
     def list_models(self, sort: bool = True, limit: int | None = 1) -> Iterator[Any]:
-        """Distinct derived architectures on a grid of `limit` values of lambda, from the largest network down.
+        """`limit` distinct derived architectures over the range of lambda, both ends included, the largest first.
 
-        A strategy without lambda has one.
+        Fewer if a fine grid of lambda has fewer; a strategy without lambda has one. None gives all of 33 positions.
         """
-        seen: list[dict[str, Any]] = []
-        with torch.no_grad():
-            for lam in self.lambdas(limit or 33):
-                sample = self.export(lam)
-                if sample not in seen:
-                    seen.append(sample)
-                    yield self.model_space.freeze(sample)
+        wanted = points = limit or _FAMILY_POINTS
+        family = self._family(points)
+        while limit is not None and len(family) < wanted and points < _FINEST_POINTS and self.axis is not None:
+            points = 2 * points - 1
+            family = self._family(points)
+        n = min(wanted, len(family))
+        for i in range(n):
+            yield self.model_space.freeze(family[round(i * (len(family) - 1) / max(1, n - 1))])
+
+    def _family(self, points: int) -> list[dict[str, Any]]:
+        """The distinct architectures on a grid of lambda, in its order."""
+        family: dict[str, dict[str, Any]] = {}
+        for lam in self.lambdas(points):
+            sample = self.export(lam)
+            family.setdefault(Architecture(sample).key, sample)
+        return list(family.values())
+
+
+def _if_mutable(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """NNI's hook makes a slow mixed operation of every MutableConv2d, also where no argument is a choice."""
+
+    def mutate(module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]) -> Any:
+        if isinstance(module, ParametrizedModule) and module.mutables:
+            return hook(module, name, memo, mutate_kwargs)
+        return None
+
+    return mutate
 
 
 def _refuse_the_rest(module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]) -> Any:

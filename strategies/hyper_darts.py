@@ -30,6 +30,9 @@ class HyperDARTS(DifferentiableStrategy):
         complexity: "target" or "penalty".
         complexity_weight: Factor of the complexity term.
         target_range: Normalized expected cost at the lowest and at the highest lambda.
+        temperature: At the end of the search, of the sharpened law that the complexity terms see beside the law itself;
+            it falls linearly from 1.
+        monotonicity: Factor of the term that punishes sizes growing with lambda.
         cost: What complexity counts: parameters or multiply-accumulates.
         lambda_per: "object": one lambda per object of the mini-batch; "step": `lambdas_per_step` passes with one each.
         lambdas_per_step: Passes of a step where all objects share lambda.
@@ -54,6 +57,8 @@ class HyperDARTS(DifferentiableStrategy):
         complexity: Literal["target", "penalty"] = "target",
         complexity_weight: float = 20.0,
         target_range: tuple[float, float] = (0.95, 0.05),
+        temperature: float = 0.1,
+        monotonicity: float = 20.0,
         cost: CostKind = "params",
         lambda_per: LambdaPer = "object",
         lambdas_per_step: int = 2,
@@ -76,9 +81,19 @@ class HyperDARTS(DifferentiableStrategy):
                 f"target_range must be (large, small) with 0 <= small < large <= 1, got {target_range}; "
                 "it is the share of the largest cost, at the lowest and at the highest lambda."
             )
+        if not 0 < temperature <= 1:
+            raise ConfigError(f"temperature must lie in (0, 1], got {temperature}; 1 leaves the law as it is.")
+        if not monotonicity >= 0:
+            raise ConfigError(f"monotonicity must not be negative, got {monotonicity}.")
         super().__init__(
             structure={"hypernet": hypernet, "n_knots": n_knots, "axis": LambdaAxis(*lambda_range)},
-            loss=StructureLoss(complexity, complexity_weight, target_range=target_range),
+            loss=StructureLoss(
+                complexity,
+                complexity_weight,
+                target_range=target_range,
+                temperature=temperature,
+                monotonicity=monotonicity,
+            ),
             cost=cost,
             lambda_per=lambda_per,
             lambdas_per_step=lambdas_per_step,

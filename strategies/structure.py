@@ -80,18 +80,24 @@ class SoftmaxStructure(nn.Module):
         """Mean mixing weights at lambda, by unit label."""
         return as_weights(self.units, self.probs(self.position(lam)))
 
-    def marginals(self, u: Tensor) -> list[Tensor]:
-        """Probability of every option to be part of the architecture; one `(*batch, rows, options)` per unit."""
-        return [law.marginals(unit, p) for unit, p in zip(self.units, self.probs(u), strict=True)]
+    def marginals(self, u: Tensor, temperature: float = 1.0) -> list[Tensor]:
+        """Probability of every option to be part of the architecture; one `(*batch, rows, options)` per unit.
+
+        Below temperature 1 the law is sharpened towards the derived architecture.
+        """
+        pairs = zip(self.units, self.probs(u), strict=True)
+        if temperature == 1.0:
+            return [law.marginals(unit, p) for unit, p in pairs]
+        return [law.sharpened(unit, p, temperature) for unit, p in pairs]
 
     def entropy(self, lam: float | None = None) -> Tensor:
         """Entropy of the law of architectures at lambda, in nats; `()`."""
         probs = self.probs(self.position(lam))
         return torch.stack([law.entropy(unit, p) for unit, p in zip(self.units, probs, strict=True)]).sum()
 
-    def expected_cost(self, cost: CostModel, u: Tensor) -> Tensor:
-        """E[cost] under the law at u, in the unit of `cost`; `(*batch,)`."""
-        return cost.expected(self.marginals(u))
+    def expected_cost(self, cost: CostModel, u: Tensor, temperature: float = 1.0) -> Tensor:
+        """E[cost] under the (sharpened) law at u, in the unit of `cost`; `(*batch,)`."""
+        return cost.expected(self.marginals(u, temperature))
 
     def log_prob(self, choices: Mapping[str, Any], lam: float | None = None) -> Tensor:
         """Log-probability of an architecture at lambda, in nats; `()`."""
@@ -130,7 +136,7 @@ class SoftmaxStructure(nn.Module):
         equal = [torch.full(u.shape, 1.0 / u.shape[1], dtype=torch.float64) for u in self.units]
         if cost is None or tilt == 0:
             return equal
-        marginals = [law.marginals(u, p).requires_grad_(True) for u, p in zip(self.units, equal, strict=True)]
+        marginals = [law.marginals(u, p).detach().requires_grad_(True) for u, p in zip(self.units, equal, strict=True)]
         with torch.enable_grad():
             gains = torch.autograd.grad(cost.expected(marginals), marginals)
         scale = torch.cat([g.flatten() for g in gains]).mean().clamp_min(1e-12)

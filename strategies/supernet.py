@@ -141,10 +141,15 @@ class MixedInput(InputChoice, _Mixed):  # type: ignore[misc]
 
 
 class MixedRepeat(Repeat, _Mixed):  # type: ignore[misc]
-    """Repeat whose output is the weighted sum of the outputs at its possible depths."""
+    """Repeat whose output is the weighted sum of the outputs at its possible depths.
 
-    def __init__(self, blocks: list[nn.Module], depth: Any, binding: Binding) -> None:
+    `align` gives the first of the outputs of the first block the shape that those of the others have: a stage of NNI's
+    hub (nni/nas/hub/pytorch/nasnet.py, `NDSStage`) passes on the output of the cell before it.
+    """
+
+    def __init__(self, blocks: list[nn.Module], depth: Any, binding: Binding, align: nn.Module | None = None) -> None:
         super().__init__(blocks, depth)
+        self.align = align
         self._binding = binding
         for label, spec in depth.simplify().items():
             binding.add(law.Choice(label, tuple(spec.values)))
@@ -152,10 +157,14 @@ class MixedRepeat(Repeat, _Mixed):  # type: ignore[misc]
     @classmethod
     def mutate(cls, module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]) -> Any:
         """NNI's mutation hook."""
-        if type(module) is Repeat and not isinstance(module.depth_choice, int):
-            repeat: Any = module
-            return cls(list(repeat.blocks), repeat.depth_choice, mutate_kwargs["binding"])
-        return None
+        alignment = getattr(module, "first_cell_transformation_factory", None)
+        if not (type(module) is Repeat or (isinstance(module, Repeat) and alignment is not None)):
+            return None
+        repeat: Any = module
+        if isinstance(repeat.depth_choice, int):
+            return None
+        align = alignment() if alignment is not None else None
+        return cls(list(repeat.blocks), repeat.depth_choice, mutate_kwargs["binding"], align)
 
     def forward(self, x: Tensor) -> Any:
         """Weighted sum of the outputs at every possible depth."""
@@ -168,7 +177,8 @@ class MixedRepeat(Repeat, _Mixed):  # type: ignore[misc]
         for depth, block in enumerate(self.blocks, start=1):
             x = block(x)
             if depth in by_depth:
-                outputs.append(x)
+                aligned = depth == 1 and len(by_depth) > 1 and self.align is not None
+                outputs.append([self.align(x[0]), *x[1:]] if aligned else x)
                 kept.append(by_depth[depth])
         return mix(outputs, kept)
 

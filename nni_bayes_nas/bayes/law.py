@@ -99,6 +99,10 @@ def _edge_mass(probs: Tensor) -> Tensor:
     return probs[..., :-1].sum(-1)
 
 
+def _log(probs: Tensor) -> Tensor:
+    return probs.clamp_min(torch.finfo(probs.dtype).tiny).log()
+
+
 def _operations_given_kept(probs: Tensor) -> Tensor:
     mass = _edge_mass(probs).clamp_min(torch.finfo(probs.dtype).tiny)
     return probs[..., :-1] / mass.unsqueeze(-1)
@@ -117,9 +121,33 @@ def marginals(unit: Unit, probs: Tensor) -> Tensor:
     if isinstance(unit, Choice):
         return probs
     if isinstance(unit, Subset):
-        return subsets.inclusion_probabilities(probs, unit.n_chosen)
-    kept = subsets.inclusion_probabilities(_edge_mass(probs), unit.n_chosen)
+        return subsets.inclusion_probabilities(_log(probs), unit.n_chosen)
+    kept = subsets.inclusion_probabilities(_log(_edge_mass(probs)), unit.n_chosen)
     return kept.unsqueeze(-1) * _operations_given_kept(probs)
+
+
+def sharpened(unit: Unit, probs: Tensor, temperature: float) -> Tensor:
+    """Marginals of the law after every probability is raised to the power 1 / temperature.
+
+    At temperature 1 it is `marginals`, towards 0 it is the derived architecture (`derive`): an edge's weight,
+    sum_o p_o^(1 / temperature) over the operations other than "none", is then ruled by its best operation.
+
+    Args:
+        unit: What is chosen.
+        probs: `(*batch, rows, width)`.
+        temperature: In (0, 1].
+
+    Returns:
+        `(*batch, rows, options)`.
+    """
+    logits = _log(probs) / temperature
+    if isinstance(unit, Choice):
+        return logits.softmax(-1)
+    if isinstance(unit, Subset):
+        return subsets.inclusion_probabilities(logits, unit.n_chosen)
+    logits = logits[..., :-1]
+    kept = subsets.inclusion_probabilities(logits.logsumexp(-1), unit.n_chosen)
+    return kept.unsqueeze(-1) * logits.softmax(-1)
 
 
 def log_prob(unit: Unit, probs: Tensor, choices: Choices) -> Tensor:
@@ -147,7 +175,7 @@ def entropy(unit: Unit, probs: Tensor) -> Tensor:
         return subsets.entropy(probs[..., 0, :], unit.n_chosen)
     mass = _edge_mass(probs)
     per_edge: Tensor = torch.special.entr(_operations_given_kept(probs)).sum(-1)
-    kept = subsets.inclusion_probabilities(mass, unit.n_chosen)
+    kept = subsets.inclusion_probabilities(_log(mass), unit.n_chosen)
     return subsets.entropy(mass, unit.n_chosen) + (kept * per_edge).sum(-1)
 
 

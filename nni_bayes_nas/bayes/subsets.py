@@ -22,13 +22,14 @@ def _check(n: int, k: int) -> None:
         raise ValueError(f"1 <= k <= n must hold, got k={k}, n={n}; a set cannot hold more items than there are.")
 
 
-def inclusion_probabilities(weights: Tensor, k: int) -> Tensor:
+def inclusion_probabilities(log_weights: Tensor, k: int) -> Tensor:
     """Probability that each item is among the k drawn ones; sums to k over the items.
 
-    For k = 2 it is pi_i = p_i + sum_{j != i} p_j p_i / (1 - p_j) with p = w / sum(w).
+    pi_i(k) = p_i + sum_{j != i} p_j pi_i(k - 1 | j left out), p = softmax(log w). Every conditional probability is a
+    softmax of its own, so that nothing cancels or underflows when one weight dominates.
 
     Args:
-        weights: Non-negative, `(*batch, n)`, not all zero.
+        log_weights: Logarithms of the weights up to a constant, `(*batch, n)`.
         k: Number of items drawn, 1 <= k <= n.
 
     Returns:
@@ -37,29 +38,33 @@ def inclusion_probabilities(weights: Tensor, k: int) -> Tensor:
     Raises:
         ValueError: If k is out of range, or the exact sum would have too many terms.
     """
-    n = weights.shape[-1]
+    n = log_weights.shape[-1]
     _check(n, k)
     if k == n:
-        return torch.ones_like(weights)
-    if math.perm(n, max(k - 2, 0)) > _MAX_ORDERED_DRAWS:
+        return torch.ones_like(log_weights)
+    if math.perm(n, k - 1) > _MAX_ORDERED_DRAWS:
         raise ValueError(f"k={k} of n={n} has too many ordered draws for an exact sum; keep fewer inputs per node.")
-    total = weights.sum(-1, keepdim=True)
-    first = weights / total
+    first = log_weights.softmax(-1)
     if k == 1:
         return first
-    if k == 2:
-        # `rest` is summed from the others: total - weight would cancel when one weight dominates.
-        others = weights.unsqueeze(-2) * (1 - torch.eye(n, dtype=weights.dtype, device=weights.device))
-        rest = others.sum(-1).clamp_min(torch.finfo(weights.dtype).tiny)
-        second = (first / rest).unsqueeze(-1) * others
-        return first + second.sum(-2)
-    result = first
+    # Row j: the weights after j was drawn.
+    left_out = torch.eye(n, dtype=torch.bool, device=log_weights.device)
+    rest = log_weights.unsqueeze(-2).masked_fill(left_out, -torch.inf)
+    return first + (first.unsqueeze(-1) * _after_first(rest, k - 1)).sum(-2)
+
+
+def _after_first(rest: Tensor, k: int) -> Tensor:
+    """Inclusion probabilities of k more items where row j has item j masked; `(*batch, n, n)`."""
+    if k == 1:
+        return rest.softmax(-1)
+    n = rest.shape[-1]
+    rows = []
     for j in range(n):
         keep = [i for i in range(n) if i != j]
-        inner = inclusion_probabilities(weights[..., keep], k - 1)
-        padded = torch.zeros_like(weights).index_copy(-1, torch.tensor(keep, device=weights.device), inner)
-        result = result + first[..., j : j + 1] * padded
-    return result
+        inner = inclusion_probabilities(rest[..., j, keep], k)
+        index = torch.tensor(keep, device=rest.device)
+        rows.append(torch.zeros_like(rest[..., j, :]).index_copy(-1, index, inner))
+    return torch.stack(rows, -2)
 
 
 def log_prob(weights: Tensor, subset: Sequence[int]) -> Tensor:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import re
 import secrets
 import shlex
 import socket
@@ -46,6 +47,18 @@ class Manager:
             return bool(self.process.is_running() and self.process.status() != psutil.STATUS_ZOMBIE)
         except psutil.Error:
             return False
+
+    def has_dispatcher(self) -> bool:
+        """True while the manager has a dispatcher among its children, or cannot be asked."""
+        try:
+            children = self.process.children(recursive=True)
+        except psutil.Error:
+            return True
+        for child in children:
+            with contextlib.suppress(psutil.Error):
+                if any("--exp_params" in word for word in child.cmdline()):
+                    return True
+        return False
 
     def status(self, timeout: float = 10.0) -> dict[str, Any] | None:
         """NNI's status (``status``, ``errors``), or None when the manager does not answer."""
@@ -188,15 +201,16 @@ def check_port(port: int) -> None:
     )
 
 
-def last_words(output: Path, id_: str, lines: int = 1) -> str:
-    """The last line or lines that manager and dispatcher wrote to their error output."""
+def last_words(output: Path, id_: str) -> str:
+    """The last exception in the error output of manager and dispatcher, or its last line, in one line."""
     log = experiments_folder(output, id_) / id_ / "log" / "nnictl_stderr.log"
     try:
         text = log.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
     said = [line for line in text.splitlines() if line.strip() and not line.startswith("---") and id_ not in line]
-    return "\n".join(said[-lines:])
+    start = next((i for i in reversed(range(len(said))) if re.match(r"[\w.]*(Error|Exception)\b.*:", said[i])), -1)
+    return " ".join(" ".join(said[start:]).split())[:400] if said else ""
 
 
 def _launch(experiment: Any, action: str, port: int, output: Path) -> Manager:

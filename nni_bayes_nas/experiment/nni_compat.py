@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 LOOPBACK_JS = Path(__file__).with_name("loopback.js")
+PATIENCE_JS = Path(__file__).with_name("patience.js")
 
 # ---------------------------------------------------------------------------------------------- listening address
 
@@ -26,13 +27,12 @@ def loopback_environment() -> dict[str, str]:
     """The environment under which NNI's manager listens on 127.0.0.1 only.
 
     nni_node/rest_server/index.js: ``app.listen(port)`` binds to every interface, without a password, and neither the
-    YAML nor ``nnictl`` has a key for the address. ``NODE_OPTIONS`` loads ``loopback.js`` before it. NNI speaks to its
-    own manager by ``http://localhost``, which a proxy of the environment would take: ``NO_PROXY`` keeps it out.
+    YAML nor ``nnictl`` has a key for the address. ``NODE_OPTIONS`` loads ``loopback.js`` before it, and
+    ``patience.js``, which gives the tuner's process more than 10 seconds to start. NNI speaks to its own manager by
+    ``http://localhost``, which a proxy of the environment would take: ``NO_PROXY`` keeps it out.
     ``NNI_BAYES_NAS_PYTHON`` is the interpreter that ``examples/nnictl/*.yml`` start their trials with.
     """
-    path = str(LOOPBACK_JS)
-    quoted = '"' + path.replace("\\", "\\\\").replace('"', '\\"') + '"' if " " in path else path
-    option = f"--require {quoted}"
+    option = " ".join(f"--require {_node_quoted(path)}" for path in (LOOPBACK_JS, PATIENCE_JS))
     options = os.environ.get("NODE_OPTIONS", "")
     proxies = [name for name in os.environ.get("NO_PROXY", os.environ.get("no_proxy", "")).split(",") if name]
     proxies += [name for name in ("localhost", "127.0.0.1") if name not in proxies]
@@ -44,14 +44,21 @@ def loopback_environment() -> dict[str, str]:
     }
 
 
+def _node_quoted(path: Path) -> str:
+    text = str(path)
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"' if " " in text else text
+
+
 # ------------------------------------------------------------------------------------------------------------ GPUs
 
 
 def visible_gpus() -> int:
     """How many GPUs NNI's scheduler may use: those of NVML, less those that ``CUDA_VISIBLE_DEVICES`` hides.
 
-    nni/tools/nni_manager_scripts/collect_gpu_info.py asks ``pynvml``; with ``trialGpuNumber`` set and no NVML the
-    manager shuts itself down after some seconds ("TaskScheduler: Failed to collect GPU info").
+    - nni/tools/nni_manager_scripts/collect_gpu_info.py asks ``pynvml``; with ``trialGpuNumber`` set and no NVML the
+      manager shuts itself down after some seconds ("TaskScheduler: Failed to collect GPU info").
+    - nni_node/core/nnimanager.js (setupTuner) hides every GPU from the dispatcher, by an empty variable: there it
+      says nothing about the trials.
     """
     try:
         import pynvml  # type: ignore[import-untyped]
@@ -67,7 +74,7 @@ def visible_gpus() -> int:
         with contextlib.suppress(Exception):
             pynvml.nvmlShutdown()
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if hidden is None:
+    if hidden is None or os.environ.get("SDK_PROCESS") == "dispatcher":
         return count
     names = [name.strip() for name in hidden.split(",") if name.strip()]
     if all(name.isdigit() for name in names):
@@ -116,16 +123,22 @@ def resumed() -> bool:
     return os.environ.get("NNI_MODE") == "resume"
 
 
+def experiment_parameters() -> dict[str, Any]:
+    """NNI's own configuration of the experiment, in the dispatcher; an empty dict elsewhere."""
+    with contextlib.suppress(ValueError, IndexError):
+        found = json.loads(base64.b64decode(sys.argv[sys.argv.index("--exp_params") + 1]))
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
 def dispatcher_code_directory() -> Path | None:
     """``tuner.codeDirectory`` of the experiment, absolute.
 
     nni/experiment/config/base.py resolves it against the YAML's folder, but hands ``classArgs`` on as they are, and
     the dispatcher runs in its log folder: this is the one base that relative paths in ``classArgs`` can have.
     """
-    with contextlib.suppress(ValueError, IndexError, KeyError):
-        encoded = sys.argv[sys.argv.index("--exp_params") + 1]
-        return Path(json.loads(base64.b64decode(encoded))["tuner"]["codeDirectory"])
-    return None
+    found = experiment_parameters().get("tuner", {}).get("codeDirectory")
+    return Path(found) if found else None
 
 
 def deliver_recovered_trials(recovered: Callable[[int, Any], None]) -> None:
@@ -231,6 +244,30 @@ def trial_parameters(timeout: float = 60.0) -> dict[str, Any]:
     if not parameters:
         raise RuntimeError("no NNI experiment started this process: a trial is started by NNI, not by hand")
     return dict(parameters)
+
+
+def intermediate_reporter() -> Callable[[dict[str, Any]], None]:
+    """Reports intermediate results of this trial; to be called before the search begins.
+
+    nni/nas/execution/sequential.py and nni/nas/evaluator/evaluator.py put a channel of their own in the place of the
+    trial's while a one-shot strategy runs, which drops what the search reports: the web UI would show no curve.
+    """
+    nni = import_nni()
+    from nni.runtime import trial_command_channel as channels
+
+    ours, record = channels.get_default_trial_command_channel(), nni.trial._params
+
+    def report(row: dict[str, Any]) -> None:
+        theirs, params = channels.get_default_trial_command_channel(), nni.trial._params
+        channels.set_default_trial_command_channel(ours)
+        nni.trial._params = record
+        try:
+            nni.report_intermediate_result(row)
+        finally:
+            channels.set_default_trial_command_channel(theirs)
+            nni.trial._params = params
+
+    return report
 
 
 def _trial_record(url: str, timeout: float) -> Any:

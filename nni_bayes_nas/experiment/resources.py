@@ -30,7 +30,11 @@ class Resources:
                 "set it to auto or cpu, or check nvidia-smi and CUDA_VISIBLE_DEVICES"
             )
         cores = _cores()
-        if gpus:
+        given = nni_compat.experiment_parameters().get("trialConcurrency")
+        if given:
+            # In the dispatcher: it was decided at the start, by us or by the YAML that nnictl was given.
+            concurrency = int(given)
+        elif gpus:
             concurrency = min(config.concurrency or gpus, gpus)
         else:
             concurrency = config.concurrency or min(2, cores)

@@ -20,7 +20,7 @@ from nni_bayes_nas.experiment.resources import Resources
 from nni_bayes_nas.registry import PLANS, resolve
 
 # Seconds: the dispatcher's start-up on a busy machine; its death, as seen by us, to the end of the run; the report.
-STARTUP_LIMIT = 50.0
+STARTUP_LIMIT = 55.0
 DEATH_LIMIT = 5.0
 POLL = 0.5
 
@@ -162,14 +162,14 @@ def _watch(manager: Manager, output: Path, before: dict[str, Any] | None) -> Non
                 return
             if not manager.alive():
                 raise RunError(f"NNI's manager died{_said(manager, output)}")
-            if not ours and now - began > STARTUP_LIMIT:
+            if not ours and (now - began > STARTUP_LIMIT or (now - began > 5.0 and not manager.has_dispatcher())):
                 raise RunError(f"NNI's dispatcher did not start{_said(manager, output)}")
             if now - asked > 5.0:
                 asked = now
                 answer = manager.status() or {}
                 # A tuner that is at its end still writes the report: the summary says how it ended.
                 if answer.get("status") == "ERROR" and not _ending(output):
-                    error = "; ".join(answer.get("errors", [])) or _said(manager, output)
+                    error = "; ".join(answer.get("errors", [])) + _said(manager, output)
             if error is None and ours and processes.find(dispatcher) is None:
                 error = f"NNI's dispatcher died{_said(manager, output)}"
             if error is not None:

@@ -110,9 +110,9 @@ def finite(value: Any, where: str) -> Any:
 
 
 def _reporter() -> Report:
-    nni = nni_compat.import_nni()
+    send = nni_compat.intermediate_reporter()
 
     def report(row: dict[str, Any]) -> None:
-        nni.report_intermediate_result(finite(row, "intermediate result"))
+        send(finite(row, "intermediate result"))
 
     return report

@@ -51,6 +51,26 @@ def test_the_traps_in_the_dispatcher_are_still_there() -> None:
     assert "_pack_parameter(ids[0], '')" in text
 
 
+def test_a_search_reports_through_the_trials_own_channel(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nni.runtime import trial_command_channel as channels
+
+    class Channel:
+        def __init__(self) -> None:
+            self.rows: list[object] = []
+
+        def send_metric(self, **metric: object) -> None:
+            self.rows.append(metric["value"])
+
+    ours, theirs = Channel(), Channel()
+    monkeypatch.setattr(channels, "_channel", ours)
+    report = nni_compat.intermediate_reporter()
+    # As nni/nas/execution/sequential.py does while a strategy runs.
+    channels.set_default_trial_command_channel(theirs)  # type: ignore[arg-type]
+    report({"default": 1.0})
+    assert ours.rows == [{"default": 1.0}] and theirs.rows == []
+    assert channels.get_default_trial_command_channel() is theirs  # type: ignore[comparison-overlap]
+
+
 def test_nni_needs_pandas_only_through_json_tricks() -> None:
     code = (
         "import sys; from nni_bayes_nas.experiment.nni_compat import import_nni as i; n = i();"

@@ -69,7 +69,8 @@ def test_create_stop_resume(pipeline: Callable[..., Pipeline], tmp_path: Path) -
     assert run.summary["status"] == "done" and (run.output / "report.html").exists()
     assert run.architectures() == undisturbed.architectures()
     records = run.records_in(Path(run.env["HOME"]) / "nni-experiments")
-    assert all(len(values) == 1 for key, values in records.items() if key.endswith("FINAL"))
+    # A trial that the stop met between its result and its end sends that result again; nothing else comes twice.
+    assert all(value == values[0] for key, values in records.items() if key.endswith("FINAL") for value in values)
     assert all(len((run.output / "trials" / name / "starts.jsonl").read_text().splitlines()) == 1 for name in finished)
 
 

@@ -80,7 +80,10 @@ def test_kill_orphans_kills_only_whom_it_knows(tmp_path: Path) -> None:
 
 
 def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
-    child = "import time; from nni_bayes_nas.experiment.processes import die_with_parent as d; d(); print(1, flush=True); time.sleep(60)"
+    child = (
+        "import time; from nni_bayes_nas.experiment.processes import die_with_parent as d; d();"
+        "print(1, flush=True); time.sleep(60)"
+    )
     parent = (
         "import subprocess, sys, time\n"
         f"p = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE)\n"

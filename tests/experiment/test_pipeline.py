@@ -1,0 +1,50 @@
+"""The whole pipeline on the digits, with a real NNI manager: what `make test` holds of it."""
+
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import requests
+
+from .conftest import Pipeline
+from .test_nnictl import other_addresses
+
+DIGITS: dict[str, Any] = {
+    "space": {"name": "chain"},
+    "search": {"epochs": 2, "warmup_epochs": 1, "lambdas": 2, "random": 0},
+    "retrain": {"epochs": 1},
+    "experiment": {"device": "cpu", "concurrency": 2, "threads": 1},
+}
+
+
+@pytest.mark.nni
+def test_search_and_retrain_as_one_experiment(pipeline: Callable[..., Pipeline]) -> None:
+    run = pipeline(DIGITS)
+    run.start()
+    run.until(lambda: run.ledger.get("search-s0", {}).get("status") == "running")
+    # Whoever is on another machine, or does not know the prefix, stays outside.
+    for address in other_addresses():
+        with socket.socket() as probe:
+            probe.settimeout(5)
+            assert probe.connect_ex((address, run.port)) != 0, f"{address} lets strangers in"
+    assert requests.get(f"http://127.0.0.1:{run.port}/api/v1/nni/check-status", timeout=10).status_code == 404
+
+    code, out, err = run.wait()
+    assert code == 0, f"{out}\n{err}"
+    summary = run.summary
+    assert summary["status"] == "done" and summary["failures"] == []
+    records = run.records()
+    jobs = {job: name for job, name in records["jobs"]}
+    assert summary["experiment"]["trials_succeeded"] == len(jobs) == len(run.ledger)
+    for row in summary["architectures"]:
+        assert row["params"] > 0 and [jobs[r["trial"]] for r in row["retrain"]] == [r["name"] for r in row["retrain"]]
+    # Exactly one final result a trial, our dict, and an intermediate one an epoch.
+    for name in jobs.values():
+        (final,) = records[f"{name} FINAL"]
+        assert final == run.ledger[name]["result"]
+    assert records["search-s0 PERIODICAL"] == [0, 1]
+    for name in ("config.yaml", "environment.json", "metrics.jsonl", "report.html"):
+        assert (run.output / name).stat().st_size > 0
+    assert f"report: {run.output / 'report.html'}" in out
+    assert not run.left()
