@@ -129,8 +129,8 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
     def temperature(self) -> float:
         """Temperature of the sharpened law in this epoch."""
         last = max(1, int(self.trainer.max_epochs or 1) - 1 - self.warmup_epochs)
-        progress = min(1.0, max(0, self.trainer.current_epoch - self.warmup_epochs) / last)
-        return 1.0 + (self.structure_loss.temperature - 1.0) * progress
+        progress = min(1.0, max(0, int(self.trainer.current_epoch) - self.warmup_epochs) / last)
+        return float(1.0 + (self.structure_loss.temperature - 1.0) * progress)
 
     def monotonicity_term(self) -> Tensor:
         """Sum over a grid of lambda of the steps by which the normalized expected cost grows."""

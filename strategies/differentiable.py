@@ -212,7 +212,7 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
             raise SpaceError(
                 "complexity control needs architectures of different cost, but all cost "
                 f"{bounds[0]:g} {self.cost_kind}; "
-                "add operations of other sizes or set complexity='none'."
+                "add operations of other sizes, or search with RegularizedDARTS and penalty=0."
             )
         self.cost_bounds = (bounds[0], max(bounds[1], bounds[0] + 1.0))
         return self._costs

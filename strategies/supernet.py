@@ -170,15 +170,18 @@ class MixedRepeat(Repeat, _Mixed):  # type: ignore[misc]
         """Weighted sum of the outputs at every possible depth."""
         weights = {label: self._binding.weights[label].movedim(-1, 0) for label in self.depth_choice.simplify()}
         by_depth = dict(traverse_all_options(self.depth_choice, weights=weights))
-        outputs, kept = [], []
+        outputs: list[Any] = []
+        kept = []
         if 0 in by_depth:
             outputs.append(x)
             kept.append(by_depth[0])
         for depth, block in enumerate(self.blocks, start=1):
             x = block(x)
             if depth in by_depth:
-                aligned = depth == 1 and len(by_depth) > 1 and self.align is not None
-                outputs.append([self.align(x[0]), *x[1:]] if aligned else x)
+                if depth == 1 and len(by_depth) > 1 and self.align is not None:
+                    outputs.append([self.align(x[0]), *x[1:]])
+                else:
+                    outputs.append(x)
                 kept.append(by_depth[depth])
         return mix(outputs, kept)
 

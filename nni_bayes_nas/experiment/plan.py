@@ -145,6 +145,14 @@ class Ledger:
             self.entries[name]["attempts"] -= 1
         return names
 
+    def revive(self) -> list[str]:
+        """Lets the trials that were given up run again, from no attempts; returns their names."""
+        names = self.names("failed")
+        for name in names:
+            self.entries[name].update(status="waiting", attempts=0)
+        self._refresh()
+        return names
+
     def verdict(self) -> str | None:
         """Why the plan cannot finish, with the causes of the trials that failed, or None."""
         reason = self.plan.verdict(self.results, self.failed)

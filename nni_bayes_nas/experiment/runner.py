@@ -13,11 +13,11 @@ from typing import Any
 from nni_bayes_nas.config import Config, load_config
 from nni_bayes_nas.errors import ConfigError, RunError
 from nni_bayes_nas.experiment import launch, processes
+from nni_bayes_nas.experiment.check import checked, with_defaults
 from nni_bayes_nas.experiment.launch import Manager, run_state
 from nni_bayes_nas.experiment.progress import Progress
 from nni_bayes_nas.experiment.record import Record, refuse_other_run
 from nni_bayes_nas.experiment.resources import Resources
-from nni_bayes_nas.registry import PLANS, resolve
 
 # Seconds: the dispatcher's start-up on a busy machine; its death, as seen by us, to the end of the run; the report.
 STARTUP_LIMIT = 55.0
@@ -62,7 +62,7 @@ def run(
                 refuse_other_run(output)
                 resources = Resources.choose(config.experiment)
                 launch.check_port(config.experiment.port)
-                _validate(config)
+                config = checked(config)
                 before = None
                 manager = launch.start(config, output, resources, command, code_directory)
             print(f"experiment {manager.id}, web UI: {manager.url}", flush=True)
@@ -106,22 +106,14 @@ def _resume(config: Config, output: Path) -> tuple[Manager | None, dict[str, Any
     return launch.resume(output, id_, config.experiment.port), state.get("dispatcher")
 
 
-def _validate(config: Config) -> None:
-    """Checks what costs an import of torch: space, strategy and data of the trials that are ours."""
-    plan = resolve("plan", config.experiment.plan, PLANS)(config)
-    if any(spec.kind in ("search", "retrain") for spec in plan.trials({}, set())):
-        from nni_bayes_nas.experiment.search import validate
-
-        validate(config)
-
-
 def _check_same(config: Config, output: Path) -> None:
     """Refuses another configuration than the run's; only the port may differ.
 
     Raises:
         ConfigError: Names the first key that differs.
     """
-    theirs, ours = load_config(output / "config.yaml").to_dict(), config.to_dict()
+    # Both with their defaults: under plain nnictl the tuner, which must not import torch, wrote what it was given.
+    theirs, ours = (with_defaults(one).to_dict() for one in (load_config(output / "config.yaml"), config))
     theirs["experiment"]["port"] = ours["experiment"]["port"]
     for key, was, now in _differences(theirs, ours):
         raise ConfigError(

@@ -18,10 +18,8 @@ from nni_bayes_nas.architecture import Architecture
 from nni_bayes_nas.complexity.measure import count_macs, count_parameters
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.experiment import evaluator as evaluation
-from nni_bayes_nas.experiment.build import build_space, build_strategy, validate
+from nni_bayes_nas.experiment.build import build_space, build_strategy, effective
 from nni_bayes_nas.experiment.data import DataSplits, batches, halves, load_data
-
-__all__ = ["run_search", "validate"]
 
 _CURVE_POINTS = 33
 _RANDOM_TRIES = 60
@@ -105,6 +103,7 @@ def run_search(
         "architectures": architectures,
         "random": random,
         "curve": curve,
+        "config": effective(config).to_dict(),
     }
 
 

@@ -17,7 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from nni.tuner import Tuner
 
-from nni_bayes_nas.config import Config, load_config
+from nni_bayes_nas.config import Config, config_to_yaml, load_config
 from nni_bayes_nas.errors import ConfigError, RunError
 from nni_bayes_nas.experiment import environment, nni_compat, processes
 from nni_bayes_nas.experiment.plan import Ledger, TrialSpec
@@ -113,6 +113,9 @@ class PlanTuner(Tuner):  # type: ignore[misc]
             self.record = Record.create(self.output, self.config, described)
         self.ledger = Ledger(plan, self.config.experiment.retries, entries)
         self.ledger.recover()
+        if self.ledger.verdict() is not None:
+            # Whoever resumes a run that could not finish has mended its cause; else it would fail again at once.
+            self.ledger.revive()
         nni_compat.deliver_recovered_trials(self.recovered)
         self._write("running")
 
@@ -194,6 +197,9 @@ class PlanTuner(Tuner):  # type: ignore[misc]
         """Acts when both the result and the end are in."""
         if run.result is None or not run.ended:
             return
+        # Defaults of the space's and the strategy's arguments are known only where torch is imported: in a trial.
+        if (effective := run.result.pop("config", None)) is not None:
+            write_text(self.output / "config.yaml", config_to_yaml(Config.from_dict(effective)))
         self.ledger.done(run.name, run.result, run.job)
         self._advance()
 
@@ -207,8 +213,11 @@ class PlanTuner(Tuner):  # type: ignore[misc]
         if run.result is not None:
             return
         cause = self.record.trial_error(run.name)
-        if cause is None:
-            cause = "the trial ended without a result" if run.succeeded else "the trial's process was killed or stopped"
+        if cause is None and run.succeeded:
+            cause = "the trial ended without a result"
+        elif cause is None:
+            limit = self.config.experiment.trial_timeout
+            cause = "the trial's process was killed" + (f", or ran past {limit:g} s" if limit is not None else "")
         self.ledger.died(run.name, cause, run.job)
         self._advance()
 

@@ -69,16 +69,3 @@ def test_ends_as_undisturbed(victim: str, undisturbed: Pipeline, pipeline: Calla
 
 def retrains(run: Pipeline, status: str) -> list[str]:
     return [name for name, entry in run.ledger.items() if name.startswith("retrain") and entry["status"] == status]
-
-
-def test_stop_by_signal(pipeline: Callable[..., Pipeline]) -> None:
-    """SIGINT stops manager, dispatcher and trials, and says how to go on."""
-    run = pipeline()
-    run.start()
-    run.until(lambda: run.epochs("search-s0") >= 2)
-    os.kill(run.pid("runner"), signal.SIGINT)
-    code, _, err = run.wait(120)
-    assert code == 1 and "--resume" in err
-    assert not run.left()
-    run.run("--resume")
-    assert run.records()["search-s0 PERIODICAL"].count(0) == 1

@@ -102,10 +102,7 @@ def test_a_death_names_its_cause_and_is_retried_once(tmp_path: Path) -> None:
     tuner, nni = make(tmp_path)
     nni.request(tuner, 1)
     tuner.trial_end(0, False)
-    assert (
-        read_json(tmp_path / "out/state.json")["ledger"]["search-s0"]["cause"]
-        == "the trial's process was killed or stopped"
-    )
+    assert read_json(tmp_path / "out/state.json")["ledger"]["search-s0"]["cause"] == "the trial's process was killed"
     nni.request(tuner, 1)
     assert [name for _, name in nni.sent] == ["search-s0", "search-s0"]
     write_json(tmp_path / "out/trials/search-s0/error.json", {"type": "ValueError", "message": "no data"})
@@ -169,6 +166,18 @@ def test_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_json(tmp_path / "out/summary.json")["status"] == "done"
     assert again.ledger.results[names[1]]["val_accuracy"] == 0.7
     assert len(again.ledger.results["search-s0"]["architectures"]) == 4
+
+
+def test_resume_of_a_plan_that_could_not_finish_tries_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tuner, nni = make(tmp_path, retries=0)
+    nni.request(tuner, 1)
+    with pytest.raises(RunError):
+        tuner.trial_end(0, False)
+    monkeypatch.setenv("NNI_MODE", "resume")
+    again, nni = make(tmp_path, retries=0)
+    nni.request(again, 1)
+    assert nni.sent == [(0, "search-s0")]
+    assert again.ledger.entries["search-s0"]["attempts"] == 1
 
 
 def test_resume_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,7 +80,7 @@ class Inputs(Body):
     n_chosen = 1
 
     def make(self) -> nn.Module:
-        self.paths = nn.ModuleList(conv(k) for k in (1, 3, 5))
+        self.paths = nn.ModuleList([LayerChoice([conv(1), conv(5)], label="path"), conv(3), conv(1)])
         return InputChoice(n_candidates=3, n_chosen=self.n_chosen, label="input")
 
     def forward(self, x: Tensor) -> Any:

@@ -1,0 +1,158 @@
+"""The examples run as their first lines say."""
+
+import importlib.util
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from nni_bayes_nas.config import Config, load_config
+from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.experiment.build import validate
+from nni_bayes_nas.experiment.search import run_search
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+OWN = EXAMPLES / "own_project"
+TINY = [
+    "data.args.n=200",
+    "search.epochs=2",
+    "search.warmup_epochs=1",
+    "search.lambdas=2",
+    "search.random=0",
+    "retrain.epochs=1",
+    "experiment.threads=1",
+    "experiment.device=cpu",
+]
+
+
+def run(*command: str, cwd: Path, home: Path, timeout: float = 280) -> str:
+    """Standard output of a process with a home folder of its own, which must end well."""
+    home.mkdir(exist_ok=True)
+    cache = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+    env = {**os.environ, "HOME": str(home), "XDG_CACHE_HOME": cache, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=cwd, env=env, text=True, capture_output=True, timeout=timeout, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_nas_experiment(tmp_path: Path) -> None:
+    """Three distinct networks from large to small; a search that ended early goes on."""
+    script = str(EXAMPLES / "01_nas_experiment.py")
+    run(script, "--epochs", "4", "--output", "first", cwd=tmp_path, home=tmp_path / "home")
+    checkpoint = str(tmp_path / "first" / "last.ckpt")
+    out = run(
+        script, "--epochs", "8", "--resume", checkpoint, "--output", "second", cwd=tmp_path, home=tmp_path / "home"
+    )
+    rows = re.findall(r"^ *(\d+) parameters: (\{.*\})$", out, flags=re.MULTILINE)
+    sizes = [int(size) for size, _ in rows]
+    assert len({choices for _, choices in rows}) == 3
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[-1]
+
+
+def test_the_example_fits_a_page() -> None:
+    assert len((EXAMPLES / "01_nas_experiment.py").read_text(encoding="utf-8").splitlines()) <= 80
+
+
+@pytest.fixture
+def own_project(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder as the command line sees it: last on the path."""
+    monkeypatch.chdir(OWN)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(OWN)])
+    for name in ("my_space", "my_data", "strategies", "strategies.anneal"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return OWN
+
+
+def test_own_project_validates(own_project: Path) -> None:
+    config = validate(load_config(own_project / "config.yaml"))
+    assert config.strategy.args["factor"] == 0.95
+    assert validate(Config.from_dict(config.to_dict())) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("strategy.args.facto=0.9", "factor"),
+        ("strategy.args.factor=2.0", "factor must lie in"),
+        ("data.args.nois=1.0", "noise"),
+        ("space.args.width=wide", "width"),
+        ("space.name=my_space:TwoPathsSpace", "TwoPathSpace"),
+        ("space.name=my_spaces:TwoPathSpace", "my_spaces"),
+    ],
+)
+def test_own_project_refuses_mistakes(own_project: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validate(load_config(own_project / "config.yaml", [override]))
+
+
+def test_own_project_searches(own_project: Path, tmp_path: Path) -> None:
+    config = validate(load_config(own_project / "config.yaml", TINY))
+    terms: list[dict[str, Any]] = []
+    result = run_search(config, {"trial": "search-s0", "seed": 0}, tmp_path, terms.append)
+    assert len(terms) == 2
+    assert result["search"]["strategy"] == "strategies.anneal:AnnealedHyperDARTS"
+    assert set(result["architectures"][0]["choices"]) == {"first", "second", "seen"}
+
+
+@pytest.mark.nni
+@pytest.mark.slow
+def test_own_project_runs(tmp_path: Path) -> None:
+    """The real thing: manager, tuner and trials find the user's modules."""
+    options = [word for override in TINY for word in ("--set", override)]
+    output = tmp_path / "out"
+    command = ["-m", "nni_bayes_nas", "run", "config.yaml", "--output", str(output), *options]
+    run(*command, "--set", f"experiment.port={free_port()}", cwd=OWN, home=tmp_path / "home")
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["status"] == "done" and summary["experiment"]["trials_failed"] == 0
+    assert all(row["test_accuracy_mean"] is not None for row in summary["architectures"])
+    assert yaml.safe_load((output / "config.yaml").read_text())["space"]["name"] == "my_space:TwoPathSpace"
+    assert (output / "report.html").exists()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_search_step_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """The result file follows the contract of the benchmarks, and what it holds is not measured again."""
+    script, output = EXAMPLES / "benchmarks" / "search_step.py", tmp_path / "out.json"
+    monkeypatch.setattr(sys, "argv", [str(script), "--preset", "smoke", "--seeds", "1", "--output", str(output)])
+    threads = torch.get_num_threads()
+    try:
+        benchmark = load(script)
+        assert benchmark.main() == 0
+        first = json.loads(output.read_text())
+        assert benchmark.main() == 0
+    finally:
+        torch.set_num_threads(threads)
+    assert {"schema", "benchmark", "preset", "command", "environment", "seconds", "rows", "targets"} <= set(first)
+    (row,), (target,) = first["rows"], first["targets"]
+    assert row["seed"] == 0 and row["ours_ms"] > 0 and row["nni_ms"] > 0 and row["seconds"] > 0
+    assert {"name", "what", "value", "limit", "better", "holds"} == set(target)
+    assert target["holds"] == (target["value"] <= 1.0) and "2-speed" in capsys.readouterr().out
+    assert json.loads(output.read_text())["rows"] == first["rows"]
+
+
+def load(script: Path) -> Any:
+    """A script as a module; what it does to the filters of warnings ends here."""
+    spec = importlib.util.spec_from_file_location(script.stem, script)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[script.stem] = module  # dataclasses look their module up
+    with warnings.catch_warnings():
+        spec.loader.exec_module(module)
+    return module
