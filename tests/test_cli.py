@@ -162,19 +162,6 @@ def test_run_hands_over(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not (folder / "runs").exists()
 
 
-def test_search_hands_over(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, Any] = {}
-
-    def search_in_process(config: Config, output: Path, resume: bool, command: str) -> int:
-        seen.update(locals())
-        return 0
-
-    stub(monkeypatch, "experiment.search", search_in_process=search_in_process)
-    assert main(["search", "small.yaml", "--output", "here/there"]) == 0
-    assert seen["output"] == folder / "here" / "there"
-    assert seen["resume"] is False
-
-
 def test_report_prints_the_paths(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

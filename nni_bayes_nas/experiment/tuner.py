@@ -198,7 +198,7 @@ class PlanTuner(Tuner):  # type: ignore[misc]
         if run.result is None or not run.ended:
             return
         # Defaults of the space's and the strategy's arguments are known only where torch is imported: in a trial.
-        if (effective := run.result.pop("config", None)) is not None:
+        if (effective := run.result.get("config")) is not None:
             write_text(self.output / "config.yaml", config_to_yaml(Config.from_dict(effective)))
         self.ledger.done(run.name, run.result, run.job)
         self._advance()
