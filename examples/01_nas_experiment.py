@@ -48,12 +48,13 @@ class DigitsSpace(ModelSpace):
 
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--epochs", type=int, default=15)
+parser.add_argument("--epochs", type=int, default=10)
 parser.add_argument("--output", default="runs/nas_experiment", help="where the search writes its checkpoint")
 parser.add_argument("--resume", metavar="CHECKPOINT")
 arguments = parser.parse_args()
 
 torch.manual_seed(0)
+torch.set_num_threads(1)  # networks as small as these lose time with more
 digits = load_digits()
 data = TensorDataset(torch.from_numpy(digits.images[:, None] / 16.0).float(), torch.from_numpy(digits.target))
 # The weights learn on the evaluator's training data, the structure on its validation data.

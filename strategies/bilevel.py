@@ -140,7 +140,7 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
     def complexity_term(self, u: Tensor) -> Tensor:
         """The complexity term of the structure step, averaged over the positions u and the two laws."""
         loss = self.structure_loss
-        costs = [self.normalized_cost(u, t) for t in (1.0, self.temperature)]
+        costs = [self.normalized_cost(u, t) for t in dict.fromkeys((1.0, self.temperature))]
         if loss.complexity == "target":
             first, last = loss.target_range
             target = first + (last - first) * u
@@ -240,7 +240,7 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
     # -- epochs ----------------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """Refuse a space without a choice, and objects with their own lambda where an operation cannot carry it."""
+        """Refuse a space without a choice."""
         if not self.structure.units:
             raise SpaceError("a search needs at least one choice, got a space without any; add a LayerChoice.")
         super().on_fit_start()

@@ -76,6 +76,10 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
             raise ConfigError(f"cost must be 'params' or 'macs', got {cost!r}.")
         if lambda_per not in ("object", "step"):
             raise ConfigError(f"lambda_per must be 'object' or 'step', got {lambda_per!r}.")
+        if not arc_learning_rate > 0:
+            raise ConfigError(f"arc_learning_rate must be positive, got {arc_learning_rate}.")
+        if not arc_weight_decay >= 0:
+            raise ConfigError(f"arc_weight_decay must not be negative, got {arc_weight_decay}.")
         if lambdas_per_step < 1:
             raise ConfigError(f"lambdas_per_step must be at least 1, got {lambdas_per_step}.")
         for name, value in (("complexity_weight", loss.complexity_weight), ("l1", loss.l1), ("penalty", loss.penalty)):

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from nni.mutable import Categorical, frozen_context
+from nni.mutable import Categorical
 from nni.nas.nn.pytorch import Cell, InputChoice, LayerChoice, Repeat
 from nni.nas.nn.pytorch.cell import preprocess_cell_inputs
 from nni.nas.oneshot.pytorch.supermodule._expression_utils import traverse_all_options
@@ -339,6 +339,5 @@ __all__ = [
     "MixedOperationPolicy",
     "MixedRepeat",
     "check_relaxable",
-    "frozen_context",
     "mix",
 ]

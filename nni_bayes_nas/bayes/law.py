@@ -94,18 +94,18 @@ class Node:
 Unit = Choice | Subset | Node
 
 
-def _edge_mass(probs: Tensor) -> Tensor:
-    """Mass outside "none" of every edge, `(*batch, rows, width)` -> `(*batch, rows)`."""
-    return probs[..., :-1].sum(-1)
-
-
 def _log(probs: Tensor) -> Tensor:
+    """Logarithm that stays finite where a probability has underflowed."""
     return probs.clamp_min(torch.finfo(probs.dtype).tiny).log()
 
 
-def _operations_given_kept(probs: Tensor) -> Tensor:
-    mass = _edge_mass(probs).clamp_min(torch.finfo(probs.dtype).tiny)
-    return probs[..., :-1] / mass.unsqueeze(-1)
+def _log_edge_mass(probs: Tensor) -> Tensor:
+    """Log-mass outside "none" of every edge, `(*batch, rows, width)` -> `(*batch, rows)`."""
+    return _log(probs[..., :-1]).logsumexp(-1)
+
+
+def _log_operations_given_kept(probs: Tensor) -> Tensor:
+    return _log(probs[..., :-1]).log_softmax(-1)
 
 
 def marginals(unit: Unit, probs: Tensor) -> Tensor:
@@ -122,8 +122,8 @@ def marginals(unit: Unit, probs: Tensor) -> Tensor:
         return probs
     if isinstance(unit, Subset):
         return subsets.inclusion_probabilities(_log(probs), unit.n_chosen)
-    kept = subsets.inclusion_probabilities(_log(_edge_mass(probs)), unit.n_chosen)
-    return kept.unsqueeze(-1) * _operations_given_kept(probs)
+    kept = subsets.inclusion_probabilities(_log_edge_mass(probs), unit.n_chosen)
+    return kept.unsqueeze(-1) * _log_operations_given_kept(probs).exp()
 
 
 def sharpened(unit: Unit, probs: Tensor, temperature: float) -> Tensor:
@@ -153,16 +153,16 @@ def sharpened(unit: Unit, probs: Tensor, temperature: float) -> Tensor:
 def log_prob(unit: Unit, probs: Tensor, choices: Choices) -> Tensor:
     """Log-probability, in nats, of this unit's part of an architecture; `(*batch, rows, width)` -> `(*batch,)`."""
     if isinstance(unit, Choice):
-        return probs[..., 0, unit.options.index(choices[unit.label])].log()
+        return _log(probs[..., 0, unit.options.index(choices[unit.label])])
     if isinstance(unit, Subset):
         value = choices[unit.label]
         chosen = value if isinstance(value, (list, tuple)) else [value]
-        return subsets.log_prob(probs[..., 0, :], [unit.options.index(v) for v in chosen])
+        return subsets.log_prob(_log(probs[..., 0, :]), [unit.options.index(v) for v in chosen])
     pairs = unit.kept(choices)
-    result = subsets.log_prob(_edge_mass(probs), [edge for edge, _ in pairs])
-    given_kept = _operations_given_kept(probs)
+    result = subsets.log_prob(_log_edge_mass(probs), [edge for edge, _ in pairs])
+    given_kept = _log_operations_given_kept(probs)
     for edge, operation in pairs:
-        result = result + given_kept[..., edge, operation].log()
+        result = result + given_kept[..., edge, operation]
     return result
 
 
@@ -172,24 +172,23 @@ def entropy(unit: Unit, probs: Tensor) -> Tensor:
         of_choice: Tensor = torch.special.entr(probs[..., 0, :]).sum(-1)
         return of_choice
     if isinstance(unit, Subset):
-        return subsets.entropy(probs[..., 0, :], unit.n_chosen)
-    mass = _edge_mass(probs)
-    per_edge: Tensor = torch.special.entr(_operations_given_kept(probs)).sum(-1)
-    kept = subsets.inclusion_probabilities(_log(mass), unit.n_chosen)
-    return subsets.entropy(mass, unit.n_chosen) + (kept * per_edge).sum(-1)
+        return subsets.entropy(_log(probs[..., 0, :]), unit.n_chosen)
+    log_mass, given_kept = _log_edge_mass(probs), _log_operations_given_kept(probs)
+    per_edge = -(given_kept.exp() * given_kept).sum(-1)
+    kept = subsets.inclusion_probabilities(log_mass, unit.n_chosen)
+    return subsets.entropy(log_mass, unit.n_chosen) + (kept * per_edge).sum(-1)
 
 
 def sample(unit: Unit, probs: Tensor, generator: torch.Generator | None = None) -> Choices:
     """One draw of the unit from unbatched probabilities `(rows, width)`."""
     probs = probs.detach()
     if isinstance(unit, Choice):
-        index = int(torch.multinomial(probs[0], 1, generator=generator))
-        return {unit.label: unit.options[index]}
+        return {unit.label: unit.options[subsets.sample(_log(probs[0]), 1, generator)[0]]}
     if isinstance(unit, Subset):
-        return {unit.label: [unit.options[i] for i in subsets.sample(probs[0], unit.n_chosen, generator)]}
-    given_kept = _operations_given_kept(probs)
-    edges = subsets.sample(_edge_mass(probs), unit.n_chosen, generator)
-    return unit.slots([(edge, int(torch.multinomial(given_kept[edge], 1, generator=generator))) for edge in edges])
+        return {unit.label: [unit.options[i] for i in subsets.sample(_log(probs[0]), unit.n_chosen, generator)]}
+    given_kept = _log_operations_given_kept(probs)
+    edges = subsets.sample(_log_edge_mass(probs), unit.n_chosen, generator)
+    return unit.slots([(edge, subsets.sample(given_kept[edge], 1, generator)[0]) for edge in edges])
 
 
 def derive(unit: Unit, probs: Tensor) -> Choices:

@@ -67,17 +67,17 @@ def _after_first(rest: Tensor, k: int) -> Tensor:
     return torch.stack(rows, -2)
 
 
-def log_prob(weights: Tensor, subset: Sequence[int]) -> Tensor:
+def log_prob(log_weights: Tensor, subset: Sequence[int]) -> Tensor:
     """Log-probability, in nats, of drawing exactly this set, in any order.
 
     Args:
-        weights: Non-negative, `(*batch, n)`.
+        log_weights: Logarithms of the weights up to a constant, `(*batch, n)`.
         subset: Distinct indices of the items in the set.
 
     Returns:
         Log-probability, `(*batch,)`.
     """
-    n = weights.shape[-1]
+    n = log_weights.shape[-1]
     _check(n, len(subset))
     if len(set(subset)) != len(subset):
         raise ValueError(f"the items of a set must be distinct, got {list(subset)}.")
@@ -86,22 +86,26 @@ def log_prob(weights: Tensor, subset: Sequence[int]) -> Tensor:
         left = list(range(n))
         terms = []
         for item in order:
-            terms.append(weights[..., item].log() - weights[..., left].sum(-1).log())
+            terms.append(log_weights[..., item] - log_weights[..., left].logsumexp(-1))
             left.remove(item)
         orders.append(torch.stack(terms).sum(0))
     return torch.logsumexp(torch.stack(orders), 0)
 
 
-def entropy(weights: Tensor, k: int) -> Tensor:
+def entropy(log_weights: Tensor, k: int) -> Tensor:
     """Entropy of the set, in nats, by enumeration; `(*batch, n)` -> `(*batch,)`."""
-    n = weights.shape[-1]
-    logs = torch.stack([log_prob(weights, subset) for subset in itertools.combinations(range(n), k)])
-    total: Tensor = torch.special.entr(logs.exp()).sum(0)
-    return total
+    n = log_weights.shape[-1]
+    logs = torch.stack([log_prob(log_weights, subset) for subset in itertools.combinations(range(n), k)])
+    return -(logs.exp() * logs).sum(0)
 
 
-def sample(weights: Tensor, k: int, generator: torch.Generator | None = None) -> list[int]:
-    """One set of k items drawn from unbatched weights `(n,)`, sorted."""
-    _check(weights.shape[-1], k)
-    drawn = torch.multinomial(weights.detach(), k, replacement=False, generator=generator)
-    return sorted(int(i) for i in drawn)
+def sample(log_weights: Tensor, k: int, generator: torch.Generator | None = None) -> list[int]:
+    """One set of k items from unbatched log-weights `(n,)`, sorted.
+
+    The k largest of log w + Gumbel noise follow successive sampling exactly (Kool, van Hoof & Welling, 2019,
+    arXiv 1903.06059).
+    """
+    _check(log_weights.shape[-1], k)
+    uniform = torch.rand(log_weights.shape, generator=generator, dtype=torch.float64).clamp_min(1e-300)
+    noisy = log_weights.detach().double() - (-uniform.log()).log()
+    return sorted(int(i) for i in noisy.topk(k).indices)

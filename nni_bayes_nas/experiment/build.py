@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import inspect
 import warnings
 from typing import Any
 
@@ -13,8 +12,8 @@ from torch import nn
 
 from nni_bayes_nas import registry
 from nni_bayes_nas.config import Config
-from nni_bayes_nas.errors import ConfigError, DataError, SpaceError
-from nni_bayes_nas.experiment.data import DataSplits, load_data
+from nni_bayes_nas.errors import ConfigError, DataError, NniBayesNasError, SpaceError
+from nni_bayes_nas.experiment.data import DataSplits, data_arguments, halves, load_data
 
 with warnings.catch_warnings():
     # nni/nas/nn/pytorch/layers.py (v3.0) warns about classes that torch has gained since; none of them is a layer.
@@ -30,7 +29,7 @@ def space_arguments(config: Config, data: DataSplits) -> tuple[Any, dict[str, An
     """The class of the space and all its arguments; channels and classes come from the data unless they are given."""
     cls = registry.resolve("search space", config.space.name, registry.SEARCH_SPACES)
     args = registry.fill_args(cls, config.space.args, "space.args", given=_FROM_DATA)
-    accepted = inspect.signature(cls).parameters
+    accepted = registry.accepted_names(cls)
     from_data = {"in_channels": data.shape[0], "num_classes": data.num_classes}
     return cls, {**{k: v for k, v in from_data.items() if k in accepted}, **args}
 
@@ -39,7 +38,7 @@ def build_space(config: Config, data: DataSplits, seed: int) -> Any:
     """A fresh instance of the model space; its initial weights depend on the seed alone."""
     cls, args = space_arguments(config, data)
     torch.manual_seed(seed)
-    space = cls(**args)
+    space = _call(cls, args, SpaceError, f"space `{config.space.name}`")
     if not isinstance(space, nni.nas.nn.pytorch.ModelSpace):
         raise SpaceError(
             f"space.name must mean a subclass of nni.nas.nn.pytorch.ModelSpace, but {config.space.name!r} gives "
@@ -52,14 +51,20 @@ def build_strategy(config: Config, data: DataSplits, seed: int) -> Any:
     """The strategy; seed, warm-up, clipping and input shape come from the configuration's other sections."""
     cls = registry.resolve("strategy", config.strategy.name, registry.STRATEGIES)
     args = registry.fill_args(cls, config.strategy.args, "strategy.args", given=_FROM_SEARCH)
-    accepted = inspect.signature(cls).parameters
+    accepted = registry.accepted_names(cls)
     given = {
         "warmup_epochs": config.search.warmup_epochs,
         "gradient_clip_val": config.search.gradient_clip,
         "seed": seed,
         "input_shape": data.shape,
     }
-    strategy = cls(**{**{k: v for k, v in given.items() if k in accepted}, **args})
+    if clash := [name for name in _FROM_SEARCH if name in args]:
+        raise ConfigError(
+            f"strategy.args may not hold `{clash[0]}`: it comes from other sections; "
+            "set search.warmup_epochs, search.gradient_clip, seed or the data instead."
+        )
+    arguments = {**{k: v for k, v in given.items() if k in accepted}, **args}
+    strategy = _call(cls, arguments, ConfigError, f"strategy `{config.strategy.name}`")
     missing = [
         name for name in ("mutate_model", "measure", "structure", "export", "lambdas") if not _has(strategy, name)
     ]
@@ -69,6 +74,17 @@ def build_strategy(config: Config, data: DataSplits, seed: int) -> Any:
             f"{config.strategy.name!r} lacks {missing}; NNI's own strategies run through NasExperiment."
         )
     return strategy
+
+
+def _call(function: Any, args: dict[str, Any], error: type[NniBayesNasError], what: str) -> Any:
+    """Call what the user may have written; whatever it raises becomes an error that says so."""
+    try:
+        return function(**args)
+    except NniBayesNasError:
+        raise
+    except Exception as cause:
+        said = " ".join(f"{type(cause).__name__}: {cause}".split())[:200]
+        raise error(f"{what} must accept its arguments, but calling it failed: {said}") from cause
 
 
 def _has(strategy: Any, name: str) -> bool:
@@ -88,6 +104,7 @@ def effective(config: Config) -> Config:
             config.strategy,
             args=registry.fill_args(strategy, config.strategy.args, "strategy.args", given=_FROM_SEARCH),
         ),
+        data=dataclasses.replace(config.data, args=data_arguments(config.data)[1]),
     )
 
 
@@ -101,14 +118,16 @@ def validate(config: Config) -> Config:
     data = load_data(config.data)
     space = build_space(config, data, config.seed)
     strategy = build_strategy(config, data, config.seed)
-    strategy.mutate_model(copy.deepcopy(space))
+    halves(data.train, config.search.structure_fraction, config.seed)
+    supernet = strategy.mutate_model(copy.deepcopy(space))
     x, _ = data.train[:2]
     logits = _forward(space, x, data)
-    if logits.ndim != 2 or logits.shape[1] < data.num_classes:
+    if logits.ndim != 2 or logits.shape[1] != data.num_classes:
         raise DataError(
             f"the classes of the data must fit the space, but data `{config.data.name}` have {data.num_classes} "
             f"classes and the space gives {tuple(logits.shape[1:])} outputs; set space.args.num_classes."
         )
+    strategy.measure(supernet, data.shape)
     return config
 
 
@@ -117,9 +136,10 @@ def _forward(space: nn.Module, x: torch.Tensor, data: DataSplits) -> torch.Tenso
     try:
         with torch.no_grad():
             logits: torch.Tensor = space(x)
-    except RuntimeError as error:
+    except Exception as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise DataError(
             f"the data must fit the space, but a forward pass of objects of shape {data.shape} failed: "
-            f"{str(error).splitlines()[0][:160]}; check space.args.in_channels, the stem and the size of the images."
+            f"{said}; check space.args.in_channels, the stem and the size of the images."
         ) from error
     return logits

@@ -14,7 +14,7 @@ from torch.utils.data import Sampler, TensorDataset
 
 from nni_bayes_nas import registry
 from nni_bayes_nas.config import DataConfig
-from nni_bayes_nas.errors import DataError
+from nni_bayes_nas.errors import DataError, NniBayesNasError
 
 _SPLIT_SEED = 20_261_122  # one split for all seeds: test objects of one run are never training objects of another
 
@@ -43,9 +43,14 @@ def load_data(config: DataConfig) -> DataSplits:
     Raises:
         DataError: If data are missing or do not have the form that is asked for.
     """
-    loader = registry.resolve("data", config.name, registry.DATA_SETS)
-    builtin = config.name in registry.DATA_SETS
-    raw = loader(config) if builtin else loader(**registry.fill_args(loader, config.args, "data.args"))
+    loader, args = data_arguments(config)
+    try:
+        raw = loader(config) if config.name in registry.DATA_SETS else loader(**args)
+    except NniBayesNasError:
+        raise
+    except Exception as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise DataError(f"data `{config.name}` must load, but loading failed: {said}") from error
     x, y, x_test, y_test = _arrays(raw, config.name)
     num_classes = int(y.max()) + 1
     order = np.random.default_rng(_SPLIT_SEED)
@@ -55,6 +60,12 @@ def load_data(config: DataConfig) -> DataSplits:
     train, val = _stratified(y, config.val_fraction, order)
     if config.limit is not None:
         train = train[: config.limit]
+    for part, n in (("training", len(train)), ("validation", len(val)), ("test", len(x_test))):
+        if n == 0:
+            raise DataError(
+                f"the {part} set of data `{config.name}` must not be empty, got no object of {len(x)}; "
+                "change data.val_fraction, data.test_fraction or data.limit."
+            )
     mean = x[train].mean((0, 2, 3), keepdims=True)
     sd = x[train].std((0, 2, 3), keepdims=True) + 1e-6
 
@@ -62,6 +73,20 @@ def load_data(config: DataConfig) -> DataSplits:
         return TensorDataset(torch.from_numpy((inputs - mean) / sd).float(), torch.from_numpy(targets).long())
 
     return DataSplits(dataset(x[train], y[train]), dataset(x[val], y[val]), dataset(x_test, y_test), num_classes)
+
+
+def data_arguments(config: DataConfig) -> tuple[Any, dict[str, Any]]:
+    """The function that loads the data, and the arguments of a user's own with their defaults filled in.
+
+    Raises:
+        ConfigError: The function is unknown, or does not take these arguments.
+    """
+    loader = registry.resolve("data set", config.name, registry.DATA_SETS)
+    if config.name not in registry.DATA_SETS:
+        return loader, registry.fill_args(loader, config.args, "data.args")
+    if config.args:
+        raise DataError(f"data.args are for a function of your own, but data `{config.name}` takes none; remove them.")
+    return loader, {}
 
 
 def load_digits(config: DataConfig) -> tuple[Any, Any]:
@@ -125,6 +150,17 @@ def _arrays(raw: Any, name: str) -> tuple[Any, Any, Any, Any]:
             )
     if len(arrays[0]) < 10 or int(arrays[1].max()) < 1:
         raise DataError(f"data `{name}` must have at least 10 objects in 2 classes, got {len(arrays[0])} objects.")
+    if len(arrays) == 4:
+        if arrays[2].shape[1:] != arrays[0].shape[1:]:
+            raise DataError(
+                f"x_test of data `{name}` must have objects of the shape of x, {arrays[0].shape[1:]}, "
+                f"got {arrays[2].shape[1:]}."
+            )
+        if len(arrays[3]) and int(arrays[3].max()) > int(arrays[1].max()):
+            raise DataError(
+                f"y_test of data `{name}` must hold classes of y, 0 to {int(arrays[1].max())}, "
+                f"got {int(arrays[3].max())}."
+            )
     x, y = arrays[0].astype(np.float64), arrays[1]
     return (x, y, None, None) if len(arrays) == 2 else (x, y, arrays[2].astype(np.float64), arrays[3])
 

@@ -3,7 +3,6 @@
 import os
 import platform
 import subprocess
-import sys
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -13,10 +12,13 @@ PACKAGES = ("nni-bayes-nas", "nni", "torch", "torchvision", "pytorch-lightning",
 
 
 def describe(command: str | None, code_directory: Path, gpus: int, concurrency: int, threads: int) -> dict[str, Any]:
-    """The environment of a run; imports none of the packages it names."""
+    """The environment of a run; imports none of the packages it names.
+
+    ``command`` is None where it is not known: plain nnictl does not tell the tuner.
+    """
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command or " ".join(sys.argv),
+        "command": command,
         "code_directory": str(code_directory),
         "python": platform.python_version(),
         "platform": platform.platform(),

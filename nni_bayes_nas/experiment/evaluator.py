@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import logging
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from nni_bayes_nas.bayes import objective
+from nni_bayes_nas.experiment.record import write_text
 
 CHECKPOINT = "last.ckpt"
 METRICS = "metrics.jsonl"
@@ -30,15 +32,12 @@ class ClassificationModule(LightningModule):  # type: ignore[misc]
     sends exactly one final result, which the trial command sends.
     """
 
-    def __init__(
-        self, *, num_classes: int, learning_rate: float, momentum: float, weight_decay: float, gradient_clip: float
-    ) -> None:
+    def __init__(self, *, num_classes: int, learning_rate: float, momentum: float, weight_decay: float) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.learning_rate = learning_rate
         self.momentum = momentum
         self.weight_decay = weight_decay
-        self.gradient_clip = gradient_clip
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits."""
@@ -110,9 +109,8 @@ class EpochLog(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the rows of the epochs that are over."""
         if self.path.exists():
-            rows = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines() if line.strip()]
-            kept = [row for row in rows if row["epoch"] < trainer.current_epoch]
-            self.path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            kept = [row for row in read_rows(self.path) if row["epoch"] < trainer.current_epoch]
+            write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write and report."""
@@ -139,10 +137,17 @@ class SeedEpochs(Callback):
 
 def last_terms(directory: Path) -> dict[str, float]:
     """The terms of the last epoch that was written in `directory`; empty if there is none."""
-    path = directory / METRICS
-    rows = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    terms = [row["terms"] for row in map(json.loads, rows) if "terms" in row]
+    terms = [row["terms"] for row in read_rows(directory / METRICS) if "terms" in row]
     return dict(terms[-1]) if terms else {}
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file; a line that a kill cut off is dropped."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return rows
 
 
 def mean_over_loaders(metrics: dict[str, float]) -> dict[str, float]:

@@ -11,6 +11,7 @@ from nni_bayes_nas.config import Config
 from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.experiment import environment
 from nni_bayes_nas.experiment.build import validate
+from nni_bayes_nas.experiment.check import check_same, require_cuda
 from nni_bayes_nas.experiment.plan import Ledger
 from nni_bayes_nas.experiment.plans.search_and_retrain import SearchAndRetrain
 from nni_bayes_nas.experiment.record import Record, refuse_other_run
@@ -32,34 +33,62 @@ def search_in_process(config: Config, output: Path, resume: bool, command: str) 
 
     Raises:
         ConfigError: The user's mistake; nothing was written.
+        Exception: Whatever a search raises; the summary says `failed` and names it.
     """
-    if not resume:
+    if resume:
+        _check_resumable(config, output)
+    else:
         refuse_other_run(output)
-    config = validate(config)
     resources = Resources.choose(config.experiment)
+    require_cuda(config)
+    config = validate(config)
     torch.set_num_threads(resources.threads * resources.concurrency)
     if resume:
         record = Record(output)
-        if not record.state:
-            raise ConfigError(f"--resume needs the folder of a run, {output} holds none\nrun it without --resume")
     else:
         described = environment.describe(command, Path.cwd(), resources.gpus, 1, torch.get_num_threads())
         record = Record.create(output, config, described)
     ledger = Ledger(SearchAndRetrain(config), 0, record.state.get("ledger"))
     ledger.recover()
-    for spec in [s for s in ledger.take() if s.kind == "search"]:
-        directory = record.trial_directory(spec.name)
-        directory.mkdir(parents=True, exist_ok=True)
-        result = run_search(config, {"trial": spec.name, **spec.parameters}, directory, _print_row)
-        ledger.done(spec.name, result)
-        record.collect_metrics(ledger.order())
-        _write(record, config, ledger, "running")
-    _write(record, config, ledger, "done")
+    try:
+        for spec in [ledger.spec(name) for name in ledger.names("waiting")]:
+            if spec is None or spec.kind != "search":
+                continue
+            ledger.running(spec.name)
+            _write(record, config, ledger, "running")
+            directory = record.trial_directory(spec.name)
+            directory.mkdir(parents=True, exist_ok=True)
+            result = run_search(config, {"trial": spec.name, **spec.parameters}, directory, _print_row)
+            ledger.done(spec.name, result)
+            record.collect_metrics(ledger.order())
+        _write(record, config, ledger, "done")
+    except BaseException as error:
+        # A Ctrl-C included; what ran is left as running, from where --resume goes on.
+        _write(record, config, ledger, "failed", ": ".join(filter(None, (type(error).__name__, str(error)))))
+        raise
 
 
-def _write(record: Record, config: Config, ledger: Ledger, status: str) -> None:
+def _check_resumable(config: Config, output: Path) -> None:
+    """Refuses a folder without a run, one of the command `run`, and one of another configuration.
+
+    Raises:
+        ConfigError: With the remedy.
+    """
+    state = Record(output).state
+    if not state:
+        raise ConfigError(f"--resume needs the folder of a run, {output} holds none\nrun it without --resume")
+    if state.get("experiment"):
+        raise ConfigError(
+            f"`search --resume` needs a folder that `search` wrote, {output} is of NNI experiment "
+            f"{state['experiment']}\n"
+            f"go on with it: nni-bayes-nas run {output}/config.yaml --output {output} --resume"
+        )
+    check_same(config, output, "search")
+
+
+def _write(record: Record, config: Config, ledger: Ledger, status: str, cause: str | None = None) -> None:
     record.write_state({"schema": 1, "experiment": None, "ledger": ledger.entries})
-    record.write_summary(summarize(config, ledger, experiment=None, status=status))
+    record.write_summary(summarize(config, ledger, experiment=None, status=status, cause=cause))
 
 
 def _print_row(row: dict[str, Any]) -> None:

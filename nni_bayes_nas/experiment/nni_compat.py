@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from nni_bayes_nas.errors import ConfigError
+
 LOOPBACK_JS = Path(__file__).with_name("loopback.js")
 PATIENCE_JS = Path(__file__).with_name("patience.js")
 
@@ -60,30 +62,50 @@ def visible_gpus() -> int:
     - nni_node/core/nnimanager.js (setupTuner) hides every GPU from the dispatcher, by an empty variable: there it
       says nothing about the trials.
     """
+    uuids = _gpu_uuids()
+    if os.environ.get("CUDA_VISIBLE_DEVICES") is None or os.environ.get("SDK_PROCESS") == "dispatcher":
+        return len(uuids)
+    return min(len(uuids), len(_visible_devices(uuids)))
+
+
+def _gpu_uuids() -> list[str]:
+    """The UUIDs of NVML's GPUs, by index; an empty list without NVML."""
     try:
         import pynvml  # type: ignore[import-untyped]
 
         pynvml.nvmlInit()
     except Exception:  # NVML's errors have no common base in all versions; any of them means: no GPU to schedule on
-        return 0
+        return []
     try:
-        count = int(pynvml.nvmlDeviceGetCount())
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(int(pynvml.nvmlDeviceGetCount()))]
+        found = [pynvml.nvmlDeviceGetUUID(handle) for handle in handles]
+        return [uuid.decode() if isinstance(uuid, bytes) else str(uuid) for uuid in found]
     except Exception:
-        return 0
+        return []
     finally:
         with contextlib.suppress(Exception):
             pynvml.nvmlShutdown()
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if hidden is None or os.environ.get("SDK_PROCESS") == "dispatcher":
-        return count
-    names = [name.strip() for name in hidden.split(",") if name.strip()]
-    if all(name.isdigit() for name in names):
-        names = [name for name in names if int(name) < count]
-    return min(count, len(names))
+
+
+def _visible_devices(uuids: list[str]) -> list[int | str]:
+    """What ``CUDA_VISIBLE_DEVICES`` names: GPUs by NVML's index, MIG devices, which have none, by name."""
+    found: list[int | str] = []
+    for name in [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]:
+        if name.isdigit():
+            found += [int(name)] if int(name) < len(uuids) else []
+        elif name.startswith("GPU-"):
+            # CUDA takes any beginning of a UUID that means one GPU only.
+            indices = [index for index, uuid in enumerate(uuids) if uuid.startswith(name)]
+            found += indices if len(indices) == 1 else []
+        elif name.startswith("MIG-"):
+            found.append(name)
+    return found
 
 
 def gpu_schedule(gpus: int, device: str) -> dict[str, Any]:
     """The keys of NNI's local training service that give each trial a GPU of its own; none without a GPU.
+
+    None either where ``CUDA_VISIBLE_DEVICES`` names a MIG device: then trials must run one at a time.
 
     - nni_node/common/trial_keeper/task_scheduler/scheduler.js refuses ``gpuNumber >= gpus.length``: on a machine with
       ONE GPU a trial that asks for one waits for ever ("Only have 1 GPUs, requesting 1"). There we ask for half of
@@ -97,13 +119,13 @@ def gpu_schedule(gpus: int, device: str) -> dict[str, Any]:
     """
     if gpus == 0 or device == "cpu":
         return {}
-    names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    if names and not all(name.isdigit() for name in names):
-        # GPU and MIG UUIDs cannot be handed to NNI's scheduler: the trial inherits the variable.
+    devices = _visible_devices(_gpu_uuids()) if os.environ.get("CUDA_VISIBLE_DEVICES") else []
+    if any(isinstance(one, str) for one in devices):
+        # MIG devices cannot be handed to NNI's scheduler: the trial inherits the variable and takes the first of them.
         return {}
     schedule: dict[str, Any] = {"trial_gpu_number": 1, "use_active_gpu": True}
-    if names:
-        schedule["gpu_indices"] = [int(name) for name in names]
+    if devices:
+        schedule["gpu_indices"] = devices
     if gpus == 1:
         schedule["max_trial_number_per_gpu"] = 2
     return schedule
@@ -230,19 +252,26 @@ def trial_parameters(timeout: float = 60.0) -> dict[str, Any]:
     has the right ones: we read them there, and leave the queue alone.
 
     Raises:
-        RuntimeError: No NNI experiment started this process.
+        ConfigError: No NNI experiment started this process.
     """
-    nni = import_nni()
     job = os.environ.get("NNI_TRIAL_JOB_ID")
+    if not job:
+        raise ConfigError(
+            "`trial` must be started by NNI, not by hand: the environment has no NNI_TRIAL_JOB_ID\n"
+            "start an experiment: nni-bayes-nas run CONFIG"
+        )
+    nni = import_nni()
     base = _manager_url(os.environ.get("NNI_TRIAL_COMMAND_CHANNEL", ""))
-    if os.environ.get("NNI_PLATFORM") == "local" and job and base is not None:
+    if os.environ.get("NNI_PLATFORM") == "local" and base is not None:
         record = _trial_record(f"{base}/trial-jobs/{job}", timeout)
         if record is not None:
             nni.trial._params = record
             return dict(record["parameters"])
-    parameters: Any = nni.get_next_parameter() if job else None
+    parameters: Any = nni.get_next_parameter()
     if not parameters:
-        raise RuntimeError("no NNI experiment started this process: a trial is started by NNI, not by hand")
+        raise ConfigError(
+            f"a trial needs parameters, NNI has none for its trial {job}\nstart an experiment: nni-bayes-nas run CONFIG"
+        )
     return dict(parameters)
 
 

@@ -102,7 +102,7 @@ class Ledger:
         return taken
 
     def running(self, name: str) -> bool:
-        """Notes that a waiting trial was started by somebody else (NNI's own resume); False if there is none."""
+        """Notes that this very trial was started, as by NNI's own resume; False if there is none that waits."""
         if name not in self._specs or self.entries[name]["status"] != "waiting":
             return False
         self.entries[name]["status"] = "running"

@@ -18,7 +18,7 @@ class Resources:
 
     @classmethod
     def choose(cls, config: ExperimentConfig) -> "Resources":
-        """Fills in what the configuration leaves open; never more trials at a time than GPUs.
+        """Fills in what the configuration leaves open; never more trials at a time than GPUs to give to each.
 
         Raises:
             ConfigError: A GPU is demanded and there is none.
@@ -35,7 +35,8 @@ class Resources:
             # In the dispatcher: it was decided at the start, by us or by the YAML that nnictl was given.
             concurrency = int(given)
         elif gpus:
-            concurrency = min(config.concurrency or gpus, gpus)
+            most = gpus if nni_compat.gpu_schedule(gpus, config.device) else 1
+            concurrency = min(config.concurrency or most, most)
         else:
             concurrency = config.concurrency or min(2, cores)
         return cls(gpus, concurrency, config.threads or max(1, cores // concurrency))

@@ -46,7 +46,6 @@ def run_retrain(
         learning_rate=settings.learning_rate,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
-        gradient_clip=settings.gradient_clip,
     )
     module.set_model(network)
 

@@ -10,18 +10,21 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from nni_bayes_nas.config import Config, load_config
+from nni_bayes_nas.config import Config
 from nni_bayes_nas.errors import ConfigError, RunError
 from nni_bayes_nas.experiment import launch, processes
-from nni_bayes_nas.experiment.check import checked, with_defaults
+from nni_bayes_nas.experiment.check import check_same, checked
 from nni_bayes_nas.experiment.launch import Manager, run_state
 from nni_bayes_nas.experiment.progress import Progress
 from nni_bayes_nas.experiment.record import Record, refuse_other_run
 from nni_bayes_nas.experiment.resources import Resources
 
-# Seconds: the dispatcher's start-up on a busy machine; its death, as seen by us, to the end of the run; the report.
+# Seconds: the dispatcher's start-up on a busy machine; from its death, as we see it, until we act; the manager's time
+# to stop after that; its time to answer. The last three and two polls, less than 60 in all, are what a death may cost.
 STARTUP_LIMIT = 55.0
 DEATH_LIMIT = 5.0
+DEATH_STOP_LIMIT = 40.0
+STATUS_LIMIT = 5.0
 POLL = 0.5
 
 
@@ -74,7 +77,7 @@ def run(
             raise RunError(f"stopped; go on with: {_resume_command(command, output)}") from None
         except RunError as error:
             if manager is not None:
-                manager.stop(output)
+                manager.stop(output, DEATH_STOP_LIMIT)
                 _mark_failed(output, str(error))
                 raise RunError(f"{error}; go on with: {_resume_command(command, output)}") from error
             raise
@@ -88,7 +91,7 @@ def _resume(config: Config, output: Path) -> tuple[Manager | None, dict[str, Any
     id_ = state.get("experiment")
     if not id_:
         raise ConfigError(f"--resume needs the folder of a run, {output} holds none\nrun it without --resume")
-    _check_same(config, output)
+    check_same(config, output, "run")
     if state.get("finished") and Record(output).summary.get("status") == "done":
         print("the run is finished: nothing to resume", flush=True)
         return None, None
@@ -104,30 +107,6 @@ def _resume(config: Config, output: Path) -> tuple[Manager | None, dict[str, Any
     processes.kill(state.get("dispatcher"))
     processes.kill_orphans(output)
     return launch.resume(output, id_, config.experiment.port), state.get("dispatcher")
-
-
-def _check_same(config: Config, output: Path) -> None:
-    """Refuses another configuration than the run's; only the port may differ.
-
-    Raises:
-        ConfigError: Names the first key that differs.
-    """
-    # Both with their defaults: under plain nnictl the tuner, which must not import torch, wrote what it was given.
-    theirs, ours = (with_defaults(one).to_dict() for one in (load_config(output / "config.yaml"), config))
-    theirs["experiment"]["port"] = ours["experiment"]["port"]
-    for key, was, now in _differences(theirs, ours):
-        raise ConfigError(
-            f"--resume needs the configuration of the run: `{key}` was {was!r}, got {now!r}\n"
-            f"give the run's own: nni-bayes-nas run {output}/config.yaml --output {output} --resume"
-        )
-
-
-def _differences(was: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(was, dict) and isinstance(now, dict):
-        for key in [*was, *(key for key in now if key not in was)]:
-            yield from _differences(was.get(key), now.get(key), f"{path}.{key}" if path else key)
-    elif was != now:
-        yield path, was, now
 
 
 def _watch(manager: Manager, output: Path, before: dict[str, Any] | None) -> None:
@@ -156,9 +135,9 @@ def _watch(manager: Manager, output: Path, before: dict[str, Any] | None) -> Non
                 raise RunError(f"NNI's manager died{_said(manager, output)}")
             if not ours and (now - began > STARTUP_LIMIT or (now - began > 5.0 and not manager.has_dispatcher())):
                 raise RunError(f"NNI's dispatcher did not start{_said(manager, output)}")
-            if now - asked > 5.0:
+            if error is None and now - asked > 5.0:
                 asked = now
-                answer = manager.status() or {}
+                answer = manager.status(STATUS_LIMIT) or {}
                 # A tuner that is at its end still writes the report: the summary says how it ended.
                 if answer.get("status") == "ERROR" and not _ending(output):
                     error = "; ".join(answer.get("errors", [])) + _said(manager, output)

@@ -117,7 +117,6 @@ def _evaluator(
         learning_rate=settings.learning_rate,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
-        gradient_clip=settings.gradient_clip,
     )
 
     def intermediate(terms: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from nni_bayes_nas.experiment import environment, nni_compat, processes
 from nni_bayes_nas.experiment.plan import Ledger, TrialSpec
 from nni_bayes_nas.experiment.record import Record, write_text
 from nni_bayes_nas.experiment.resources import Resources
+from nni_bayes_nas.experiment.summary import summarize
 from nni_bayes_nas.registry import PLANS, resolve
 
 P = ParamSpec("P")
@@ -66,7 +67,7 @@ class PlanTuner(Tuner):  # type: ignore[misc]
     Args:
         config: The configuration as a dict, or the path of its YAML file.
         output: The run folder.
-        command: The command line that started it all, for ``environment.json``.
+        command: The command line that started it all, for ``environment.json``; None where plain nnictl did.
         code_directory: The folder of the user's own modules; ``codeDirectory`` of the experiment if None. Relative
             paths in ``config`` and ``output`` count from ``codeDirectory``, which NNI resolves against the YAML's
             folder, whatever the folder where ``nnictl`` is called.
@@ -262,7 +263,6 @@ class PlanTuner(Tuner):  # type: ignore[misc]
 
     def _write(self, status: str, cause: str | None = None, finished: bool = False) -> None:
         experiment = nni_compat.experiment_id()
-        entries = self.ledger.entries
         self.record.write_state(
             {
                 "schema": 1,
@@ -270,35 +270,12 @@ class PlanTuner(Tuner):  # type: ignore[misc]
                 "dispatcher": processes.identity(),
                 "code_directory": str(self.code_directory),
                 "finished": finished,
-                "ledger": entries,
+                "ledger": self.ledger.entries,
             }
         )
-        statuses = [entry["status"] for entry in entries.values()]
-        summary: dict[str, Any] = {
-            "schema": 1,
-            "status": status,
-            "name": self.config.experiment.name,
-            "space": self.config.space.name,
-            "data": self.config.data.name,
-            "seed": self.config.seed,
-            "experiment": {
-                "id": experiment,
-                "trials_succeeded": statuses.count("done"),
-                "trials_failed": statuses.count("failed"),
-            },
-            **self._plans_part(),
-            "failures": self.ledger.failures,
-        }
-        if cause is not None:
-            summary["cause"] = cause
-        self.record.write_summary(summary)
-
-    def _plans_part(self) -> dict[str, Any]:
-        try:
-            return self.ledger.summary()
-        except Exception:
-            # A plan that breaks down here has been, or will be, named as the cause: the rest must still be written.
-            return {"searches": [], "architectures": [], "curves": {}}
+        self.record.write_summary(
+            summarize(self.config, self.ledger, experiment=experiment, status=status, cause=cause)
+        )
 
 
 def make_report(output: Path, timeout: float = 300.0) -> bool:

@@ -99,3 +99,18 @@ def test_best_response_is_the_best(seed: int, sign: float) -> None:
         gain = sign * torch.rand(hot.shape, generator=torch.Generator().manual_seed(seed))
         best = max(float((law.one_hot(unit, c) * gain).sum()) for c in law.enumerate_choices(unit))
         assert float((law.one_hot(unit, law.best_response(unit, gain)) * gain).sum()) == pytest.approx(best, rel=1e-5)
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda u: f"{type(u).__name__}-{u.label}")
+def test_underflowed_probabilities_stay_finite(unit: law.Unit) -> None:
+    # float32 softmax of logits 400 apart has exact zeros.
+    logits = torch.zeros(unit.shape)
+    logits[:, 0] = 400.0
+    logits[0] += 0.0 if unit.shape[0] == 1 else torch.linspace(0, -800, unit.shape[1])
+    probs = logits.softmax(-1)
+    assert (probs == 0).any()
+    assert torch.isfinite(law.entropy(unit, probs)) and float(law.entropy(unit, probs)) >= -1e-6
+    assert torch.isfinite(law.log_prob(unit, probs, law.derive(unit, probs)))
+    assert torch.isfinite(law.marginals(unit, probs)).all()
+    for seed in range(3):
+        assert law.sample(unit, probs, torch.Generator().manual_seed(seed)) in list(law.enumerate_choices(unit))

@@ -2,10 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nni_bayes_nas.cli import main
+from nni_bayes_nas.experiment import in_process
+from nni_bayes_nas.experiment.record import read_json, write_json
 
 SMALL = """
 space: {name: chain, args: {width: 4, depth: 2}}
@@ -35,3 +38,46 @@ def test_search_in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert (output / "summary.json").read_bytes() == before
     assert main(["search", "small.yaml", "--seed", "3", "--resume"]) == 0
     assert json.loads((output / "summary.json").read_text()) == summary
+
+
+def test_interrupted_then_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("small.yaml").write_text(SMALL)
+    output = tmp_path / "runs" / "small"
+    seen: list[str] = []
+
+    def interrupt(row: dict[str, Any]) -> None:
+        seen.append(read_json(output / "summary.json")["status"])
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(in_process, "_print_row", interrupt)
+        with pytest.raises(OSError, match="no space left"):
+            main(["search", "small.yaml"])
+    assert seen == ["running"]
+    summary = read_json(output / "summary.json")
+    assert summary["status"] == "failed" and summary["cause"] == "OSError: no space left"
+
+    capsys.readouterr()
+    assert main(["search", "small.yaml", "--seed", "9", "--resume"]) == 2
+    error = capsys.readouterr().err
+    assert "`seed` was 0, got 9" in error and "nni-bayes-nas search" in error
+    assert main(["search", "small.yaml", "--resume"]) == 0
+    assert read_json(output / "summary.json")["status"] == "done"
+    ledger = read_json(output / "state.json")["ledger"]
+    assert ledger["search-s0"]["status"] == "done" and ledger["search-s0"]["attempts"] == 1
+    assert {entry["status"] for name, entry in ledger.items() if name.startswith("retrain")} == {"waiting"}
+
+
+def test_resume_of_a_run_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("small.yaml").write_text(SMALL)
+    write_json(tmp_path / "out" / "state.json", {"experiment": "abc", "ledger": {}})
+    assert main(["search", "small.yaml", "--output", "out", "--resume"]) == 2
+    error = capsys.readouterr().err
+    assert "NNI experiment abc" in error and "nni-bayes-nas run" in error and len(error.splitlines()) <= 3
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["state.json"]

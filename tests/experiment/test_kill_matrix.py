@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -40,7 +41,9 @@ def test_ends_as_undisturbed(victim: str, undisturbed: Pipeline, pipeline: Calla
         run.until(lambda: run.epochs("search-s0") >= 3, 300)
         target = "search-s0" if victim == "search trial" else victim
     os.kill(run.pid(target), signal.SIGKILL)
+    killed = time.monotonic()
     code, out, err = run.wait(300)
+    elapsed = time.monotonic() - killed
 
     if victim.endswith("trial"):
         assert code == 0, err
@@ -48,6 +51,7 @@ def test_ends_as_undisturbed(victim: str, undisturbed: Pipeline, pipeline: Calla
     else:
         assert code == (-signal.SIGKILL if victim == "runner" else 1), f"{out}\n{err}"
         if victim != "runner":
+            assert elapsed < 60
             assert victim in err and "--resume" in err
             assert run.summary["status"] == "failed"
             assert not run.left()

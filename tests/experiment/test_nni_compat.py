@@ -115,7 +115,17 @@ def test_loopback_environment_keeps_what_is_there(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize(
     ("count", "hidden", "expected"),
-    [(0, None, 0), (2, None, 2), (2, "1", 1), (2, "0,5", 1), (2, "", 0), (2, "GPU-aa,GPU-bb", 2), (2, "MIG-aa", 1)],
+    [
+        *[(0, None, 0), (2, None, 2), (2, "1", 1), (2, "0,5", 1), (2, "", 0)],
+        *[
+            (2, "GPU-aa,GPU-bb", 2),
+            (2, "GPU-bb-1", 1),
+            (2, "GPU-zz", 0),
+            (2, "GPU-", 0),
+            (2, "-1", 0),
+            (2, "MIG-aa", 1),
+        ],
+    ],
 )
 def test_visible_gpus(count: int, hidden: str | None, expected: int) -> None:
     env = {**os.environ, "PYTHONPATH": str(STUB), "STUB_GPUS": str(count)}
@@ -143,10 +153,13 @@ def test_gpu_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
     assert nni_compat.gpu_schedule(0, "auto") == nni_compat.gpu_schedule(2, "cpu") == {}
     assert nni_compat.gpu_schedule(2, "auto") == {"trial_gpu_number": 1, "use_active_gpu": True}
     assert nni_compat.gpu_schedule(1, "gpu")["max_trial_number_per_gpu"] == 2
+    monkeypatch.setattr(nni_compat, "_gpu_uuids", lambda: ["GPU-aa-0", "GPU-bb-1", "GPU-cc-2", "GPU-dd-3"])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,3")
     assert nni_compat.gpu_schedule(2, "auto")["gpu_indices"] == [1, 3]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-aa")
-    assert nni_compat.gpu_schedule(1, "auto") == {}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-dd-3,GPU-bb")
+    assert nni_compat.gpu_schedule(2, "auto")["gpu_indices"] == [3, 1]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-aa,MIG-bb")
+    assert nni_compat.gpu_schedule(2, "auto") == {}
 
 
 # ---- addresses

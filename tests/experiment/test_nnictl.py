@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import requests
 import yaml
@@ -49,10 +50,7 @@ def test_create_stop_resume(pipeline: Callable[..., Pipeline], tmp_path: Path) -
     port = ["--port", str(run.port), "--url_prefix", "secret"]
     nnictl("create", "--config", str(clone / "examples/nnictl/digits.yml"), *port)
     try:
-        for address in other_addresses():
-            with socket.socket() as probe:
-                probe.settimeout(5)
-                assert probe.connect_ex((address, run.port)) != 0, f"{address} lets strangers in"
+        assert_closed_to_strangers(run.port)
         assert requests.get(f"http://127.0.0.1:{run.port}/api/v1/nni/check-status", timeout=5).status_code == 404
         run.until(lambda: any(e["status"] == "done" for n, e in run.ledger.items() if n.startswith("retrain")), 200)
         id_ = run.summary["experiment"]["id"]
@@ -74,9 +72,12 @@ def test_create_stop_resume(pipeline: Callable[..., Pipeline], tmp_path: Path) -
     assert all(len((run.output / "trials" / name / "starts.jsonl").read_text().splitlines()) == 1 for name in finished)
 
 
-def other_addresses() -> list[str]:
-    """The machine's IPv4 addresses that are not loopback."""
-    import psutil
-
+def assert_closed_to_strangers(port: int) -> None:
+    """The port listens on loopback, and on nothing else; a machine with other addresses is asked by them, too."""
+    listening = {c.laddr.ip for c in psutil.net_connections("inet") if c.status == "LISTEN" and c.laddr.port == port}
+    assert listening == {"127.0.0.1"}
     found = [a.address for all_ in psutil.net_if_addrs().values() for a in all_ if a.family == socket.AF_INET]
-    return [address for address in found if not address.startswith("127.")]
+    for address in [address for address in found if not address.startswith("127.")]:
+        with socket.socket() as probe:
+            probe.settimeout(5)
+            assert probe.connect_ex((address, port)) != 0, f"{address} lets strangers in"

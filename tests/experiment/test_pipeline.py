@@ -1,6 +1,5 @@
 """The whole pipeline on the digits, with a real NNI manager: what `make test` holds of it."""
 
-import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +7,7 @@ import pytest
 import requests
 
 from .conftest import Pipeline
-from .test_nnictl import other_addresses
+from .test_nnictl import assert_closed_to_strangers
 
 DIGITS: dict[str, Any] = {
     "space": {"name": "chain"},
@@ -24,10 +23,7 @@ def test_search_and_retrain_as_one_experiment(pipeline: Callable[..., Pipeline])
     run.start()
     run.until(lambda: run.ledger.get("search-s0", {}).get("status") == "running")
     # Whoever is on another machine, or does not know the prefix, stays outside.
-    for address in other_addresses():
-        with socket.socket() as probe:
-            probe.settimeout(5)
-            assert probe.connect_ex((address, run.port)) != 0, f"{address} lets strangers in"
+    assert_closed_to_strangers(run.port)
     assert requests.get(f"http://127.0.0.1:{run.port}/api/v1/nni/check-status", timeout=10).status_code == 404
 
     code, out, err = run.wait()

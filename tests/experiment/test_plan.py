@@ -122,6 +122,20 @@ def test_a_plan_that_cannot_finish_says_why(die_at: str) -> None:
     assert verdict is not None and f"{running}: out of memory" in verdict
 
 
+def test_random_architectures_alone_are_no_result() -> None:
+    ledger = Ledger(SearchAndRetrain(config(repeats=2)), retries=0)
+    ledger.take()
+    ledger.done("search-s0", found([1, 2], random=[7, 1]))
+    ledger.take()
+    ledger.done("retrain-s0-rand0-seed3", trained(0.5))
+    for name in ("lam0-seed3", "lam0-seed4", "lam1-seed3"):
+        ledger.died(f"retrain-s0-{name}", "out of memory")
+    assert ledger.verdict() is None
+    ledger.died("retrain-s0-lam1-seed4", "out of memory")
+    verdict = ledger.verdict()
+    assert verdict is not None and "lam1-seed4: out of memory" in verdict
+
+
 def test_a_late_result_counts() -> None:
     ledger = Ledger(SearchAndRetrain(config()), retries=0)
     ledger.take()

@@ -1,15 +1,20 @@
 """What ``run`` refuses before anything is spent: rule, value, remedy, and nothing written."""
 
+import signal
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from nni_bayes_nas.config import Config, config_to_yaml
 from nni_bayes_nas.errors import ConfigError
-from nni_bayes_nas.experiment import launch, nni_compat
+from nni_bayes_nas.experiment import launch, nni_compat, runner
 from nni_bayes_nas.experiment.record import write_json, write_text
 from nni_bayes_nas.experiment.resources import Resources
 from nni_bayes_nas.experiment.runner import run
@@ -75,6 +80,12 @@ def test_gpu_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     refused(tmp_path, "`experiment.device` gpu needs a GPU", config(device="gpu"))
 
 
+def test_gpu_that_torch_cannot_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nni_compat, "visible_gpus", lambda: 1)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    refused(tmp_path, "needs a GPU that torch can use", config(device="gpu"))
+
+
 def test_resources(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nni_bayes_nas.experiment.resources._cores", lambda: 8)
     monkeypatch.setattr(nni_compat, "visible_gpus", lambda: 3)
@@ -85,3 +96,29 @@ def test_resources(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose(config(concurrency=16).experiment) == Resources(gpus=0, concurrency=16, threads=1)
     monkeypatch.setattr(nni_compat, "visible_gpus", lambda: 0)
     assert choose(config(device="auto", threads=5).experiment) == Resources(gpus=0, concurrency=2, threads=5)
+
+
+def test_mig_devices_are_used_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nni_compat, "_gpu_uuids", lambda: ["GPU-aa-0", "GPU-bb-1"])
+    monkeypatch.delenv("SDK_PROCESS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-aa,MIG-bb")
+    assert Resources.choose(config(device="auto", concurrency=2).experiment).concurrency == 1
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-bb,GPU-aa")
+    assert Resources.choose(config(device="auto").experiment).concurrency == 2
+
+
+def test_a_manager_that_does_not_stop_is_killed(tmp_path: Path) -> None:
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(99)"
+    with subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        began = time.monotonic()
+        launch.Manager("id", 1, "prefix", psutil.Process(child.pid), child).stop(tmp_path, timeout=1.0)
+        assert time.monotonic() - began < 10
+        assert child.poll() == -signal.SIGKILL
+
+
+def test_what_a_death_may_cost() -> None:
+    # In the worst case the manager is asked for its status just before we see the death.
+    worst = 2 * runner.POLL + max(runner.STATUS_LIMIT, runner.DEATH_LIMIT) + runner.DEATH_STOP_LIMIT
+    assert worst <= 50

@@ -57,6 +57,30 @@ def test_bad_arrays_are_refused(tmp_path: Path, arrays: dict[str, np.ndarray], m
         load_data(DataConfig(name="npz", path=str(tmp_path / "a.npz")))
 
 
+def test_what_a_file_raises_is_the_users_mistake(tmp_path: Path) -> None:
+    (tmp_path / "a.npz").write_bytes(b"no archive")
+    with pytest.raises(DataError, match="loading failed"):
+        load_data(DataConfig(name="npz", path=str(tmp_path / "a.npz")))
+
+
+@pytest.mark.parametrize(("shape", "label", "message"), [((3, 8, 8), 0, "shape of x"), ((1, 8, 8), 7, "classes of y")])
+def test_test_data_that_do_not_fit_are_refused(
+    tmp_path: Path, shape: tuple[int, ...], label: int, message: str
+) -> None:
+    x, y = np.random.default_rng(0).random((20, 1, 8, 8)), np.arange(20) % 2
+    np.savez(tmp_path / "a.npz", x=x, y=y, x_test=np.zeros((4, *shape)), y_test=np.full(4, label))
+    with pytest.raises(DataError, match=message):
+        load_data(DataConfig(name="npz", path=str(tmp_path / "a.npz")))
+
+
+def test_channels_and_classes_come_from_the_data(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "a.npz", x=rng.random((60, 3, 8, 8)), y=np.arange(60) % 4)
+    for space in ("cell", "chain"):
+        config = {"space": {"name": space}, "data": {"name": "npz", "path": str(tmp_path / "a.npz")}}
+        validate(Config.from_dict(config))
+
+
 def test_missing_mnist_is_refused_without_download(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="download"):
         load_data(DataConfig(name="mnist", root=str(tmp_path)))
@@ -85,6 +109,16 @@ def test_halves_do_not_overlap() -> None:
     [
         ({"space": {"args": {"in_channels": 3}}}, DataError, "must fit the space"),
         ({"space": {"args": {"num_classes": 4}}}, DataError, "10 classes"),
+        ({"space": {"args": {"num_classes": 20}}}, DataError, "10 classes"),
+        ({"space": {"args": {"num_classes": -3}}}, SpaceError, "calling it failed"),
+        ({"space": {"args": {"dropout": 3.0}}}, SpaceError, "calling it failed"),
+        ({"space": {"args": {"operations": ["skip_connect"]}}}, SpaceError, "different cost"),
+        ({"strategy": {"args": {"arc_learning_rate": -1.0}}}, ConfigError, "must be positive"),
+        ({"strategy": {"args": {"warmup_epochs": 99}}}, ConfigError, "search.warmup_epochs"),
+        ({"data": {"args": {"a": 1}}}, DataError, "takes none"),
+        ({"data": {"val_fraction": 0.001}}, DataError, "validation set"),
+        ({"data": {"limit": 1}}, DataError, "structure_fraction"),
+        ({"data": {"name": "nowhere:load"}}, ConfigError, "no module named"),
         ({"strategy": {"args": {"lambda_range": [1.0, 0.1]}}}, ConfigError, "0 < low < high"),
         ({"strategy": {"args": {"hyperne": "linear"}}}, ConfigError, "did you mean `hypernet`"),
         ({"space": {"args": {"operations": ["conv_9x9"]}}}, SpaceError, "conv_9x9"),

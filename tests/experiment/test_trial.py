@@ -79,8 +79,12 @@ def test_an_unknown_kind_is_refused(tmp_path: Path) -> None:
 
 
 def test_started_by_hand() -> None:
+    import os
     import subprocess
     import sys
 
-    done = subprocess.run([sys.executable, "-m", "nni_bayes_nas", "trial"], capture_output=True, text=True)
-    assert done.returncode != 0 and "started by NNI, not by hand" in done.stderr
+    env = {key: value for key, value in os.environ.items() if not key.startswith("NNI_")}
+    done = subprocess.run([sys.executable, "-m", "nni_bayes_nas", "trial"], env=env, capture_output=True, text=True)
+    assert done.returncode == 2 and "started by NNI, not by hand" in done.stderr
+    assert "nni-bayes-nas run" in done.stderr
+    assert len(done.stderr.splitlines()) <= 3 and done.stdout == ""

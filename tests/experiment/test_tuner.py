@@ -12,6 +12,8 @@ from nni_bayes_nas.errors import ConfigError, RunError
 from nni_bayes_nas.experiment import tuner as module
 from nni_bayes_nas.experiment.record import read_json, write_json
 from nni_bayes_nas.experiment.tuner import PlanTuner
+from nni_bayes_nas.report.read import read_run
+from nni_bayes_nas.report.tables import DASH, environment_rows, repeat_commands
 
 from .test_plan import found, trained
 
@@ -198,3 +200,11 @@ def test_relative_paths_count_from_the_code_directory(tmp_path: Path, monkeypatc
     tuner = PlanTuner("../c.yaml", "../runs/x")
     assert tuner.config.seed == 5 and tuner.output == tmp_path / "runs/x"
     assert tuner.code_directory == tmp_path / "yaml"
+
+
+def test_plain_nnictl_tells_no_command(tmp_path: Path) -> None:
+    PlanTuner(Config.from_dict({"experiment": {"device": "cpu"}}).to_dict(), str(tmp_path / "out"))
+    assert read_json(tmp_path / "out/environment.json")["command"] is None
+    run = read_run(tmp_path / "out")
+    assert all("new folder" in what or "report" in what.lower() for what, _ in repeat_commands(run))
+    assert ("command", DASH) in environment_rows(run)

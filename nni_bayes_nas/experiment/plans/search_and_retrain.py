@@ -42,17 +42,20 @@ class SearchAndRetrain:
         return specs
 
     def verdict(self, results: dict[str, Result], failed: set[str]) -> str | None:
-        """The plan cannot finish when no search is left, or no architecture can be retrained."""
+        """The plan cannot finish when no search is left, or no architecture read off one can be retrained.
+
+        Random architectures are there to be compared with: alone they are no result.
+        """
         searches = [f"search-s{i}" for i in range(len(self.seeds))]
         if all(name in failed for name in searches):
             return "every search failed, so there is no architecture to retrain"
         if any(name not in results and name not in failed for name in searches):
             return None
-        retrains = [spec.name for spec in self.trials(results, failed) if spec.name not in searches]
-        if not retrains:
+        stems = [found.stem for found in self._found(results) if found.row.get("origin") != "random"]
+        if not stems:
             return "no search gave an architecture to retrain"
-        if all(name in failed for name in retrains):
-            return "every retrain trial failed"
+        if all(f"{stem}-seed{seed}" in failed for stem in stems for seed in self.retrain_seeds):
+            return "every retrain trial of the architectures that the searches gave failed"
         return None
 
     def summary(self, results: dict[str, Result], failed: set[str], ledger: Ledger) -> dict[str, Any]:

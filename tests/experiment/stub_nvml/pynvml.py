@@ -34,6 +34,10 @@ def nvmlDeviceGetHandleByIndex(index: int) -> int:
     return index
 
 
+def nvmlDeviceGetUUID(device: int) -> str:
+    return f"GPU-{'abcdefgh'[device] * 2}-{device}"
+
+
 def nvmlDeviceGetName(device: int) -> str:
     return f"stub {device}"
 
