@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import json
 import logging
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from nni_bayes_nas.bayes import objective
-from nni_bayes_nas.experiment.record import write_text
+from nni_bayes_nas.experiment.record import read_rows, write_rows
 
 CHECKPOINT = "last.ckpt"
 METRICS = "metrics.jsonl"
@@ -110,7 +109,7 @@ class EpochLog(Callback):
         """Keep the rows of the epochs that are over."""
         if self.path.exists():
             kept = [row for row in read_rows(self.path) if row["epoch"] < trainer.current_epoch]
-            write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+            write_rows(self.path, kept)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write and report."""
@@ -139,15 +138,6 @@ def last_terms(directory: Path) -> dict[str, float]:
     """The terms of the last epoch that was written in `directory`; empty if there is none."""
     terms = [row["terms"] for row in read_rows(directory / METRICS) if "terms" in row]
     return dict(terms[-1]) if terms else {}
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file; a line that a kill cut off is dropped."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        with contextlib.suppress(json.JSONDecodeError):
-            rows.append(json.loads(line))
-    return rows
 
 
 def mean_over_loaders(metrics: dict[str, float]) -> dict[str, float]:

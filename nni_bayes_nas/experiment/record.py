@@ -47,6 +47,21 @@ def read_json(path: Path) -> Any:
         return None
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines, none if it is not there; a line that a kill cut off is dropped."""
+    rows: list[dict[str, Any]] = []
+    with contextlib.suppress(OSError):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):
+                rows.append(json.loads(line))
+    return rows
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Replaces a file of JSON lines in one step."""
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
 def holds_run(output: Path) -> bool:
     """True when the folder holds a run, finished or not."""
     return any((output / name).exists() for name in RUN_FILES)
@@ -127,17 +142,5 @@ class Record:
         Rows are taken from the trials' files each time, so that a trial that was killed and went on from its
         checkpoint leaves no row twice; a line that a kill cut off is dropped.
         """
-        rows: list[str] = []
-        for name in names:
-            with contextlib.suppress(OSError):
-                text = (self.trial_directory(name) / "metrics.jsonl").read_text(encoding="utf-8")
-                rows.extend(line for line in text.splitlines() if _is_json(line))
-        write_text(self.output / "metrics.jsonl", "".join(f"{row}\n" for row in rows))
-
-
-def _is_json(line: str) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
+        rows = [row for name in names for row in read_rows(self.trial_directory(name) / "metrics.jsonl")]
+        write_rows(self.output / "metrics.jsonl", rows)
