@@ -1,4 +1,4 @@
-"""The search step: structure on one half of the data, weights on the other (first order bilevel)."""
+"""The search step: structure on one half of the data, weights on the other."""
 
 from __future__ import annotations
 
@@ -12,44 +12,49 @@ from nni.nas.oneshot.pytorch.differentiable import DartsLightningModule
 from torch import Tensor, nn
 
 from nni_bayes_nas.bayes import law, objective
-from nni_bayes_nas.complexity import axis as lambda_axis
-from nni_bayes_nas.complexity.expected import CostModel
+from nni_bayes_nas.complexity.axis import stratified
 from nni_bayes_nas.errors import NumericsError, SpaceError
+from nni_bayes_nas.layers.normalization import batch_statistics
 
-from .structure import SoftmaxStructure
+from .second_order import hypergradient, step_settings
+from .structure import Structure
+from .structure_loss import NormalizedCost, StructureLoss
 from .supernet import Binding
 
-_MONOTONICITY_POINTS = 65
+_Draws = list[dict[str, Tensor]]
+# An automatic range of lambda moves by this much (in log lambda) per step and unit of cost it is away from its target,
+# during this share of the structure steps; then it stands, so that lambda means one thing.
+_RANGE_RATE = 0.1
+_RANGE_SHARE = 0.6
 
 
 @dataclass(frozen=True)
-class StructureLoss:
-    """What is added to the task loss of the structure step.
+class StepOptions:
+    """How a search step is put together.
 
     Attributes:
-        complexity: "none"; "penalty": lambda * E[cost]; "target": (E[cost] - c(u))^2 with c falling linearly in u.
-            E[cost] is normalized to [0, 1] between the cheapest and the dearest architecture.
-        complexity_weight: Factor of the complexity term.
-        target_range: c(0) and c(1).
-        temperature: At which the law is sharpened by the end of the search; it falls linearly from 1. The complexity
-            term is the mean of that under the law and that under the sharpened one, which sees the derived networks.
-        monotonicity: Factor of sum_i max(0, E[cost](u_{i+1}) - E[cost](u_i)) over a grid of lambda: sizes that grow
-            with lambda are punished while searching, so that nothing has to be sorted afterwards.
-        penalty: lambda of a structure without an axis.
-        l1: Factor of sum |alpha|.
+        lambda_per: "object": every object of a mini-batch has its own lambda; "step": all share one, and a step
+            averages `lambdas_per_step` passes.
+        lambdas_per_step: Passes of a step for "step".
+        mixing_temperature: Temperature of the mixing weights at the end of the search; it falls from 1 after the
+            warm-up. With mixing "marginals" the gap between mixture and derived network closes with it.
+        one_hot_passes: Passes of single architectures in a weight step, beside the mixture's: one at each end of the
+            range of lambda, the others between (the sandwich rule, Yu & Huang, 2019, arXiv 1903.05134). They are
+            drawn from the law sharpened by the mixing temperature, and cost what the architecture costs.
+        order: 1, or 2: the structure step differentiates through a virtual weight step.
+        second_order: "exact" or "finite_difference".
     """
 
-    complexity: Literal["none", "penalty", "target"] = "none"
-    complexity_weight: float = 1.0
-    target_range: tuple[float, float] = (0.95, 0.05)
-    temperature: float = 1.0
-    monotonicity: float = 0.0
-    penalty: float = 0.0
-    l1: float = 0.0
+    lambda_per: Literal["object", "step"] = "step"
+    lambdas_per_step: int = 1
+    mixing_temperature: float = 1.0
+    one_hot_passes: int = 0
+    order: Literal[1, 2] = 1
+    second_order: Literal["exact", "finite_difference"] = "exact"
 
 
 class BilevelModule(DartsLightningModule):  # type: ignore[misc]
-    """First order bilevel search (Liu, Simonyan & Yang, 2019, Eq. 7 with xi = 0) whose structure may depend on lambda.
+    """Bilevel search (Liu, Simonyan & Yang, 2019, Eq. 7) whose structure may depend on lambda.
 
     Derives from NNI's `DartsLightningModule` (nni/nas/oneshot/pytorch/differentiable.py, v3.0) and replaces where
     the mixing weights come from, the loss of the structure step, validation, and what makes a resumed search equal
@@ -59,13 +64,11 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
         training_module: The evaluator's Lightning module.
         structure: The distribution over structures.
         binding: What the mixed modules read.
-        cost: Cost of every part of the space.
-        cost_bounds: Cost of the cheapest and of the dearest architecture.
+        costs: E[cost] of the structure, normalized.
         loss: What is added to the task loss.
-        lambda_per: "object": every object of a mini-batch has its own lambda; "step": all share one, and a step
-            averages `lambdas_per_step` passes.
-        lambdas_per_step: Passes of a step for "step".
-        validation_u: Positions at which the validation metrics are taken; one data loader each.
+        step: How a step is put together.
+        validation_points: Values of lambda, as fractions of its range, at which the validation metrics are taken; one
+            data loader each.
         arc_weight_decay: L2 decay of the structure parameters (Adam).
         seed: Of every draw.
         warmup_epochs: Epochs in which only the weights learn.
@@ -77,14 +80,12 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
         self,
         training_module: Any,
         *,
-        structure: SoftmaxStructure,
+        structure: Structure,
         binding: Binding,
-        cost: CostModel,
-        cost_bounds: tuple[float, float],
+        costs: NormalizedCost,
         loss: StructureLoss,
-        lambda_per: Literal["object", "step"],
-        lambdas_per_step: int,
-        validation_u: tuple[float, ...],
+        step: StepOptions,
+        validation_points: tuple[float, ...],
         arc_weight_decay: float,
         seed: int,
         warmup_epochs: int,
@@ -99,12 +100,10 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
         )
         self.structure = structure
         self.binding = binding
-        self.cost = cost
-        self.cost_bounds = cost_bounds
+        self.costs = costs
         self.structure_loss = loss
-        self.lambda_per = lambda_per
-        self.lambdas_per_step = lambdas_per_step
-        self.validation_u = validation_u
+        self.step_options = step
+        self.validation_points = validation_points
         self.arc_weight_decay = arc_weight_decay
         self.seed = seed
 
@@ -120,33 +119,20 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
             self.arch_parameters(), self.arc_learning_rate, betas=(0.5, 0.999), weight_decay=self.arc_weight_decay
         )
 
-    def normalized_cost(self, u: Tensor, temperature: float = 1.0) -> Tensor:
-        """E[cost] at u under the (sharpened) law, 0 for the cheapest architecture, 1 for the dearest; `(*batch,)`."""
-        low, high = self.cost_bounds
-        return (self.structure.expected_cost(self.cost, u, temperature) - low) / (high - low)
+    @property
+    def progress(self) -> float:
+        """Share of the structure steps that are over, by epochs; 0 in the warm-up, 1 in the last epoch."""
+        last = max(1, int(self.trainer.max_epochs or 1) - 1 - self.warmup_epochs)
+        return float(min(1.0, max(0, int(self.trainer.current_epoch) - self.warmup_epochs) / last))
 
     @property
-    def temperature(self) -> float:
-        """Temperature of the sharpened law in this epoch."""
-        last = max(1, int(self.trainer.max_epochs or 1) - 1 - self.warmup_epochs)
-        progress = min(1.0, max(0, int(self.trainer.current_epoch) - self.warmup_epochs) / last)
-        return float(1.0 + (self.structure_loss.temperature - 1.0) * progress)
+    def final_temperature(self) -> float:
+        """Temperature of the mixing weights in the last epoch."""
+        return self.step_options.mixing_temperature
 
-    def monotonicity_term(self) -> Tensor:
-        """Sum over a grid of lambda of the steps by which the normalized expected cost grows."""
-        grid = torch.linspace(0, 1, _MONOTONICITY_POINTS, device=self.structure.logits.knots.device)
-        return self.normalized_cost(grid, self.temperature).diff().clamp_min(0).sum()
-
-    def complexity_term(self, u: Tensor) -> Tensor:
-        """The complexity term of the structure step, averaged over the positions u and the two laws."""
-        loss = self.structure_loss
-        costs = [self.normalized_cost(u, t) for t in dict.fromkeys((1.0, self.temperature))]
-        if loss.complexity == "target":
-            first, last = loss.target_range
-            target = first + (last - first) * u
-            return torch.stack([((cost - target) ** 2).mean() for cost in costs]).mean()
-        price = loss.penalty if self.structure.axis is None else self.structure.axis.to_lambda(u)
-        return torch.stack([(price * cost).mean() for cost in costs]).mean()
+    def temperature(self, last: float) -> float:
+        """A temperature that falls from 1 to `last` with the progress, geometrically."""
+        return float(last**self.progress)
 
     def export(self) -> dict[str, Any]:
         """The derived architecture at the low end of lambda (the largest one)."""
@@ -154,7 +140,7 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
 
     def export_probs(self) -> dict[str, Any]:
         """Mean mixing weights at the low end of lambda, by label and option."""
-        return named_weights(self.structure, self.structure.mean(None))
+        return named_weights(self.structure, self.structure.position(None))
 
     def resample(self) -> dict[str, Any]:
         """Fill the binding with the mean at the low end of lambda; a step draws its own."""
@@ -163,65 +149,128 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
 
     # -- steps -----------------------------------------------------------------------------------------------------
 
+    def _generator(self, step: int, phase: int) -> torch.Generator:
+        return torch.Generator().manual_seed(((self.seed * 4 + phase) * 1_000_003 + step) % (2**63))
+
     def positions(self, n_objects: int, step: int, phase: int) -> list[Tensor]:
         """Positions u for the passes of a step: one `(n_objects,)` tensor, or `lambdas_per_step` scalars."""
-        device = self.structure.logits.knots.device
-        if self.structure.axis is None:
-            return [torch.zeros((), device=device)]
-        generator = torch.Generator().manual_seed(((self.seed * 2 + phase) * 1_000_003 + step) % (2**63))
-        if self.lambda_per == "object":
-            return [lambda_axis.per_object(n_objects, generator).to(device)]
-        return list(lambda_axis.per_step(self.lambdas_per_step, generator).to(device).unbind())
+        reference, axis = self.structure.reference, self.structure.axis
+        if axis is None:
+            return [torch.zeros((), device=reference.device)]
+        generator = self._generator(step, phase)
+        if self.step_options.lambda_per == "object":
+            return [axis.positions_per_object(n_objects, generator).to(reference)]
+        return list(axis.positions_per_step(self.step_options.lambdas_per_step, generator).to(reference).unbind())
+
+    def draws(self, positions: list[Tensor], step: int, phase: int) -> _Draws:
+        """Mixing weights at the positions of a step; the same step and phase give the same noise."""
+        generator = self._generator(step, phase + 2)
+        temperature = self.temperature(self.step_options.mixing_temperature)
+        return [self.structure.draw(u, temperature, generator) for u in positions]
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """One structure step on the "val" batch (after the warm-up), then one weight step on the "train" batch."""
         step = self.trainer.current_epoch * int(self.trainer.num_training_batches) + batch_idx
         if self.trainer.current_epoch >= self.warmup_epochs:
-            optimizer = self.architecture_optimizers()
-            optimizer.zero_grad()
-            terms = self.structure_terms(batch["val"], batch_idx, step)
-            total = objective.total(terms, self.term_weights(), step=step)
-            # Only the structure learns here: the weights' gradients would be thrown away.
-            knots = self.arch_parameters()
-            for parameter, gradient in zip(knots, torch.autograd.grad(total, knots), strict=True):
-                objective.check_finite("gradient of the structure", gradient, step=step)
-                parameter.grad = gradient
-            optimizer.step()
-            logged = {f"structure_{name}": value.detach() for name, value in terms.items()}
-            self.log_dict({**logged, "structure_loss": total.detach()}, on_step=False, on_epoch=True)
+            self._structure_step(batch, batch_idx, step)
         with torch.no_grad():
-            draws = [self.structure.draw(u) for u in self.positions(_size(batch["train"]), step, 1)]
-        loss = self.task_loss(batch["train"], batch_idx, draws)
+            draws = self.draws(self.positions(_size(batch["train"]), step, 1), step, 1)
+        loss = self.weight_loss(batch["train"], batch_idx, draws, step)
         objective.check_finite("train_loss", loss, step=step)
         self.advance_optimization(loss, batch_idx, self.gradient_clip_val)
         self.advance_lr_schedulers(batch_idx)
 
-    def term_weights(self) -> dict[str, float]:
-        """Factors of the named terms of the structure step."""
-        loss = self.structure_loss
-        return {"complexity": loss.complexity_weight, "monotonicity": loss.monotonicity, "l1": loss.l1}
+    def _structure_step(self, batch: Any, batch_idx: int, step: int) -> None:
+        optimizer = self.architecture_optimizers()
+        optimizer.zero_grad()
+        positions = self.positions(_size(batch["val"]), step, 0)
+        knots = self.arch_parameters()
 
-    def structure_terms(self, batch: Any, batch_idx: int, step: int) -> dict[str, Tensor]:
-        """Named terms of the structure step."""
-        positions = self.positions(_size(batch), step, 0)
+        def validation() -> Tensor:
+            return self.task_loss(batch["val"], batch_idx, self.draws(positions, step, 0))
+
+        def training() -> Tensor:
+            # The weight step of this step will see the same positions and the same noise.
+            inner = self.positions(_size(batch["train"]), step, 1)
+            return self.task_loss(batch["train"], batch_idx, self.draws(inner, step, 1))
+
         with self._muted():
-            terms = {"task": self.task_loss(batch, batch_idx, [self.structure.draw(u) for u in positions])}
-        if self.structure_loss.complexity != "none":
-            terms["complexity"] = torch.stack([self.complexity_term(u) for u in positions]).mean()
-            if self.structure_loss.monotonicity and self.structure.axis is not None:
-                terms["monotonicity"] = self.monotonicity_term()
-        if self.structure_loss.l1:
-            terms["l1"] = torch.stack([self.structure.logits(u).abs().sum(-1).mean() for u in positions]).mean()
-        return terms
+            if self.step_options.order == 2:
+                task, gradients = self._second_order(validation, training, knots)
+            else:
+                task = validation()
+                gradients = list(torch.autograd.grad(task, knots, allow_unused=True, materialize_grads=True))
+        temperature = self.temperature(self.structure_loss.temperature)
+        terms = self.structure_loss.terms(self.costs, positions, temperature)
+        total = objective.total({"task": task.detach(), **terms}, self.structure_loss.factors(), step=step)
+        if terms:
+            added = torch.autograd.grad(total, knots, allow_unused=True, materialize_grads=True)
+            gradients = [g + a for g, a in zip(gradients, added, strict=True)]
+        # Only the structure learns here: the weights' gradients would be thrown away.
+        for parameter, gradient in zip(knots, gradients, strict=True):
+            objective.check_finite("gradient of the structure", gradient, step=step)
+            parameter.grad = gradient
+        optimizer.step()
+        self._move_range(temperature)
+        logged = {f"structure_{name}": value.detach() for name, value in {"task": task, **terms}.items()}
+        self.log_dict({**logged, "structure_loss": total.detach()}, on_step=False, on_epoch=True)
 
-    def task_loss(self, batch: Any, batch_idx: int, draws: list[dict[str, Tensor]]) -> Tensor:
+    def _second_order(self, validation: Any, training: Any, knots: list[nn.Parameter]) -> tuple[Tensor, list[Tensor]]:
+        optimizer = next(o for o in self.optimizers() if not getattr(o, "is_arch_optimizer", False))
+        weights = [p for p in self.training_module.parameters() if p.requires_grad]
+        settings = step_settings(optimizer, weights)
+        return hypergradient(
+            validation,
+            training,
+            weights,
+            knots,
+            method=self.step_options.second_order,
+            module=self.training_module,
+            **settings,
+        )
+
+    @torch.no_grad()
+    def _move_range(self, temperature: float) -> None:
+        """Dual ascent on the ends of an automatic range: towards the lambda whose networks have the size asked for."""
+        if not self.structure.range_is_automatic or self.progress > _RANGE_SHARE:
+            return
+        ends = self.structure.reference.new_tensor([0.0, 1.0])
+        excess = self.costs.expected(ends, temperature) - self.structure_loss.target(ends)
+        self.structure.move_range(_RANGE_RATE * excess)
+
+    def task_loss(self, batch: Any, batch_idx: int, draws: _Draws) -> Tensor:
         """Mean of the evaluator's training loss over passes with the given mixing weights."""
         losses = []
         for draw in draws:
             self.binding.weights = draw
-            result = self.training_module.training_step(batch, batch_idx)
-            losses.append(result["loss"] if isinstance(result, dict) else result)
+            losses.append(self._pass(batch, batch_idx))
         return torch.stack(losses).mean()
+
+    def weight_loss(self, batch: Any, batch_idx: int, draws: _Draws, step: int) -> Tensor:
+        """Mean of the evaluator's training loss over the mixtures and over single architectures."""
+        losses = [self.task_loss(batch, batch_idx, draws)]
+        temperature = self.temperature(self.step_options.mixing_temperature)
+        generator = self._generator(step, 3)
+        for u in self.one_hot_positions(generator):
+            choices = self.structure.sample_at(u, temperature, generator)
+            # Logged is the mixture's loss: that of single architectures has another scale.
+            with self.binding.only(choices, self.structure.reference), self._muted():
+                losses.append(self._pass(batch, batch_idx))
+        return torch.stack(losses).mean()
+
+    def one_hot_positions(self, generator: torch.Generator) -> list[Tensor]:
+        """Positions of the passes of single architectures: both ends, the others stratified between."""
+        n, reference, axis = self.step_options.one_hot_passes, self.structure.reference, self.structure.axis
+        if axis is None:
+            return [reference.new_zeros(())] * n
+        ends = torch.tensor([0.0, 1.0])[: min(n, 2)]
+        inner = stratified(max(0, n - 2), generator)
+        return list(axis.positions(torch.cat([ends, inner])).to(reference).unbind())
+
+    def _pass(self, batch: Any, batch_idx: int) -> Tensor:
+        result = self.training_module.training_step(batch, batch_idx)
+        loss: Tensor = result["loss"] if isinstance(result, dict) else result
+        return loss
 
     @contextlib.contextmanager
     def _muted(self) -> Iterator[None]:
@@ -245,24 +294,30 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
             raise SpaceError("a search needs at least one choice, got a space without any; add a LayerChoice.")
         super().on_fit_start()
 
-    def on_train_epoch_start(self) -> None:
-        """Seed the epoch, so that a resumed search draws what an undisturbed one draws."""
-        torch.manual_seed((self.seed * 1_000_003 + self.trainer.current_epoch) % (2**63))
-        self.training_module.on_train_epoch_start()
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:
+        """Seed the epoch at its first batch, so that a resumed search draws what an undisturbed one draws.
+
+        When the epoch starts is too early: a data loader draws from the same generator when its iteration starts, which
+        Lightning does before that in a training that resumes, and after it in an undisturbed one.
+        """
+        if batch_idx == 0:
+            torch.manual_seed((self.seed * 1_000_003 + self.trainer.current_epoch) % (2**63))
+        return super().on_train_batch_start(batch, batch_idx)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """The evaluator's validation at one position of lambda per data loader, with the mean mixing weights."""
-        u = self.structure.logits.knots.new_tensor(self.validation_u[dataloader_idx])
-        self.binding.weights = self.structure.draw(u)
+        temperature = self.temperature(self.step_options.mixing_temperature)
+        self.binding.weights = self.structure.draw(self.validation_positions()[dataloader_idx], temperature)
         with batch_statistics(self.training_module):
             return self.training_module.validation_step(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
         """Log entropy, expected cost at both ends of lambda, and the evaluator's metrics averaged over positions."""
         with torch.no_grad():
-            ends = self.structure.logits.knots.new_tensor([0.0, 1.0])
-            costs = self.structure.expected_cost(self.cost, ends)
-            entropies = [self.structure.entropy(lam) for lam in self.end_lambdas()]
+            lams = self.end_lambdas()
+            ends = [self.structure.position(lam) for lam in (lams[0], lams[-1])]
+            costs = [self.structure.expected_cost(self.costs.cost, u) for u in ends]
+            entropies = [self.structure.entropy(lam) for lam in lams]
             terms = {
                 "entropy": torch.stack(entropies).mean(),
                 "expected_cost_min_lambda": costs[0],
@@ -281,14 +336,18 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
                 by_name.setdefault(name.split("/dataloader_idx_")[0], []).append(value)
         self.log_dict({**terms, **{name: torch.stack(values).mean() for name, values in by_name.items()}})
 
+    def validation_positions(self) -> list[Tensor]:
+        """Positions of lambda at which the validation metrics are taken."""
+        points = self.structure.reference.new_tensor(self.validation_points)
+        axis = self.structure.axis
+        return list((points if axis is None else axis.positions(points)).unbind())
+
     def named_weights(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Mean mixing weights at the positions of the validation: u -> label -> option -> weight."""
+        """Mean probabilities at the positions of the validation: fraction of the range -> label -> option -> weight."""
         with torch.no_grad():
             return {
-                ("mean" if self.structure.axis is None else str(u)): named_weights(
-                    self.structure, self.structure.draw(self.structure.logits.knots.new_tensor(u))
-                )
-                for u in self.validation_u
+                ("mean" if self.structure.axis is None else str(point)): named_weights(self.structure, u)
+                for point, u in zip(self.validation_points, self.validation_positions(), strict=True)
             }
 
     def end_lambdas(self) -> list[float | None]:
@@ -297,37 +356,17 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
         return [None] if axis is None else [axis.low, axis.high]
 
 
-@contextlib.contextmanager
-def batch_statistics(module: nn.Module) -> Iterator[None]:
-    """Let batch normalization use the statistics of the batch without changing its running ones.
-
-    The running statistics of a supernet average over all lambda and fit none.
-    """
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and not m.training]
-    momenta = [m.momentum for m in norms]
-    counts = [m.num_batches_tracked for m in norms]
-    for norm in norms:
-        norm.training, norm.momentum = True, 0.0
-        if norm.num_batches_tracked is not None:
-            norm.num_batches_tracked = norm.num_batches_tracked.clone()
-    try:
-        yield
-    finally:
-        for norm, momentum, count in zip(norms, momenta, counts, strict=True):
-            norm.training, norm.momentum, norm.num_batches_tracked = False, momentum, count
-
-
-def named_weights(structure: SoftmaxStructure, weights: dict[str, Tensor]) -> dict[str, dict[str, float]]:
-    """Mixing weights as label -> option -> weight; the edges of a node are labelled `cell/node_edge`."""
+def named_weights(structure: Structure, u: Tensor) -> dict[str, dict[str, float]]:
+    """Mean probabilities at u as label -> option -> weight; the edges of a node are labelled `cell/node_edge`."""
     result: dict[str, dict[str, float]] = {}
-    for unit in structure.units:
-        values = weights[unit.label].detach().cpu()
+    for unit, probs in zip(structure.units, structure.probs(u), strict=True):
+        values = probs.detach().cpu()
         if isinstance(unit, law.Node):
             options = [*unit.operations, "none"]
             for edge in range(unit.index):
                 result[f"{unit.cell}/{unit.index}_{edge}"] = dict(zip(options, values[edge].tolist(), strict=True))
         else:
-            result[unit.label] = {str(o): p for o, p in zip(unit.options, values.tolist(), strict=True)}
+            result[unit.label] = {str(o): p for o, p in zip(unit.options, values[0].tolist(), strict=True)}
     return result
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
+import torch
 from nni.nas.nn.pytorch.base import ParametrizedModule
 from nni.nas.oneshot.pytorch.strategy import DARTS, no_default_hook
 from nni.nas.oneshot.pytorch.supermodule.operation import NATIVE_MIXED_OPERATIONS
@@ -12,13 +13,18 @@ from torch import nn
 
 from nni_bayes_nas.architecture import Architecture
 from nni_bayes_nas.bayes import law
-from nni_bayes_nas.complexity.axis import LambdaAxis
+from nni_bayes_nas.complexity.axis import Axis
 from nni_bayes_nas.complexity.expected import CostModel
+from nni_bayes_nas.complexity.latency import read_latency_table
 from nni_bayes_nas.errors import ConfigError, SpaceError
 
-from .bilevel import BilevelModule, StructureLoss
+from .bilevel import BilevelModule, StepOptions
+from .budget import WithinBudget, largest_within
 from .costs import CostKind, cost_models, extreme_architecture
-from .structure import SoftmaxStructure
+from .relaxations import RELAXATIONS
+from .second_order import check_double_backward
+from .structure import Structure
+from .structure_loss import NormalizedCost, StructureLoss
 from .supernet import (
     Binding,
     MixedCell,
@@ -29,7 +35,6 @@ from .supernet import (
     check_relaxable,
 )
 
-LambdaPer = Literal["object", "step"]
 _FAMILY_POINTS = 33
 _FINEST_POINTS = 257
 
@@ -52,10 +57,10 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
         *,
         structure: dict[str, Any],
         loss: StructureLoss,
+        step: StepOptions,
         cost: CostKind,
-        lambda_per: LambdaPer,
-        lambdas_per_step: int,
-        validation_u: tuple[float, ...],
+        latency_table: str | None,
+        validation_points: tuple[float, ...],
         arc_learning_rate: float,
         arc_weight_decay: float,
         warmup_epochs: int,
@@ -72,31 +77,53 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
             # tries before ours: MixedRepeat comes before them.
             mutation_hooks=[*(mutation_hooks or []), MixedRepeat.mutate],
         )
-        if cost not in ("params", "macs"):
-            raise ConfigError(f"cost must be 'params' or 'macs', got {cost!r}.")
-        if lambda_per not in ("object", "step"):
-            raise ConfigError(f"lambda_per must be 'object' or 'step', got {lambda_per!r}.")
+        _check_choice("cost", cost, ("params", "macs", "latency"))
+        _check_choice("lambda_per", step.lambda_per, ("object", "step"))
+        _check_choice("order", step.order, (1, 2))
+        _check_choice("second_order", step.second_order, ("exact", "finite_difference"))
+        _check_choice("relaxation", structure.get("relaxation", "softmax"), RELAXATIONS)
+        _check_choice("mixing", structure.get("mixing", "probabilities"), ("probabilities", "marginals"))
+        if (cost == "latency") != (latency_table is not None):
+            raise ConfigError(
+                f"cost 'latency' and latency_table belong together, got cost {cost!r} and table {latency_table!r}; "
+                "give both, or neither."
+            )
+        if structure.get("mixing") == "marginals" and structure.get("relaxation") in ("sigmoid", "identity"):
+            raise ConfigError(
+                f"mixing 'marginals' needs probabilities, got relaxation {structure['relaxation']!r}; "
+                "set mixing='probabilities', or another relaxation."
+            )
+        for name, temperature in (("temperature", loss.temperature), ("mixing_temperature", step.mixing_temperature)):
+            if not 0 < temperature <= 1:
+                raise ConfigError(f"{name} must lie in (0, 1], got {temperature}; 1 leaves the probabilities alone.")
         if not arc_learning_rate > 0:
             raise ConfigError(f"arc_learning_rate must be positive, got {arc_learning_rate}.")
         if not arc_weight_decay >= 0:
             raise ConfigError(f"arc_weight_decay must not be negative, got {arc_weight_decay}.")
-        if lambdas_per_step < 1:
-            raise ConfigError(f"lambdas_per_step must be at least 1, got {lambdas_per_step}.")
-        for name, value in (("complexity_weight", loss.complexity_weight), ("l1", loss.l1), ("penalty", loss.penalty)):
+        if step.lambdas_per_step < 1:
+            raise ConfigError(f"lambdas_per_step must be at least 1, got {step.lambdas_per_step}.")
+        if step.one_hot_passes < 0:
+            raise ConfigError(f"one_hot_passes must not be negative, got {step.one_hot_passes}.")
+        for name, value in {
+            **loss.factors(),
+            "complexity_weight": loss.complexity_weight,
+            "penalty": loss.penalty,
+        }.items():
             if not value >= 0:
                 raise ConfigError(f"{name} must not be negative, got {value}.")
         self.loss = loss
+        self.step = step
         self.cost_kind: CostKind = cost
-        self.lambda_per: LambdaPer = lambda_per
-        self.lambdas_per_step = lambdas_per_step
-        self.validation_u = validation_u
+        # Read here, so that a bad file is refused before any time is spent.
+        self.latency_table = None if latency_table is None else read_latency_table(latency_table)
+        self.validation_points = validation_points
         self.arc_weight_decay = arc_weight_decay
         self.seed = seed
         self.input_shape = tuple(input_shape) if input_shape is not None else None
         self._structure_options = structure
         self._binding = Binding()
         self._costs: dict[CostKind, CostModel] = {}
-        self._structure: SoftmaxStructure | None = None
+        self._structure: Structure | None = None
 
     # -- NNI's seams -----------------------------------------------------------------------------------------------
 
@@ -127,14 +154,12 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
                 f"every choice must belong to a module that can be relaxed, but {missing} do not; use LayerChoice, "
                 "InputChoice, Cell, Repeat or NNI's mutable operations, or remove them."
             )
-        if self.lambda_per == "object" and self._depends_on_lambda and self._binding.single_lambda:
+        if self.step.lambda_per == "object" and self._depends_on_lambda and self._binding.single_lambda:
             raise SpaceError(
                 "operations with mutable arguments cannot carry one lambda per object, but the space has "
                 f"{self._binding.single_lambda[0]}; set lambda_per='step'."
             )
-        self._structure = SoftmaxStructure(
-            list(self._binding.units.values()), seed=self.seed, **self._structure_options
-        )
+        self._structure = Structure(list(self._binding.units.values()), seed=self.seed, **self._structure_options)
         return supernet
 
     def mutate_evaluator(self, evaluator: Any) -> Any:
@@ -150,16 +175,17 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
         """The search module."""
         assert self.input_shape is not None
         self.measure(self._mutating, self.input_shape)
+        if self.step.order == 2 and self.step.second_order == "exact":
+            self._binding.weights = self.structure.mean(None)
+            check_double_backward(self._mutating, torch.zeros(2, *self.input_shape))
         return self.module_class(
             training_module,
             structure=self.structure,
             binding=self._binding,
-            cost=self.cost,
-            cost_bounds=self.cost_bounds,
+            costs=self.normalized_cost,
             loss=self.loss,
-            lambda_per=self.lambda_per,
-            lambdas_per_step=self.lambdas_per_step,
-            validation_u=self.validation_u,
+            step=self.step,
+            validation_points=self.validation_points,
             arc_weight_decay=self.arc_weight_decay,
             seed=self.seed,
             warmup_epochs=self.warmup_epochs,
@@ -176,7 +202,7 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
         loader = val_dataloader_fn()
         if isinstance(loader, dict) and set(loader) == {"structure", "validation"}:
             loader = loader["validation"]
-        return loader if len(self.validation_u) == 1 else [loader] * len(self.validation_u)
+        return loader if len(self.validation_points) == 1 else [loader] * len(self.validation_points)
 
     def train_dataloader(self, train_dataloader_fn: Callable[[], Any], val_dataloader_fn: Callable[[], Any]) -> Any:
         """Batches for both steps: {"train", "val"}."""
@@ -188,7 +214,7 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
     # -- results ---------------------------------------------------------------------------------------------------
 
     @property
-    def structure(self) -> SoftmaxStructure:
+    def structure(self) -> Structure:
         """The distribution over structures; available once the space is mutated."""
         if self._structure is None:
             raise RuntimeError("the structure exists only after the model space was mutated; run the strategy first.")
@@ -209,7 +235,7 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
 
     def measure(self, supernet: nn.Module, input_shape: Sequence[int]) -> dict[CostKind, CostModel]:
         """Cost of every part of the supernet; also finds the cheapest and the dearest architecture."""
-        self._costs = cost_models(supernet, self._binding, input_shape)
+        self._costs = cost_models(supernet, self._binding, input_shape, self.latency_table)
         units = list(self._binding.units.values())
         bounds = [extreme_architecture(self.cost, units, sign)[1] for sign in (-1.0, 1.0)]
         if not bounds[0] < bounds[1] and self.loss.complexity != "none":
@@ -218,21 +244,68 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
                 f"{bounds[0]:g} {self.cost_kind}; "
                 "add operations of other sizes, or search with RegularizedDARTS and penalty=0."
             )
-        self.cost_bounds = (bounds[0], max(bounds[1], bounds[0] + 1.0))
+        low, high = self.cost_bounds = (bounds[0], bounds[1] if bounds[1] > bounds[0] else bounds[0] + 1.0)
+        n_knots = int(self._structure_options.get("n_knots", 5))
+        targets = self.loss.target(torch.linspace(0, 1, n_knots)).tolist()
+        self.structure.set_costs(self.cost, [low + (high - low) * target for target in targets])
         return self._costs
+
+    @property
+    def normalized_cost(self) -> NormalizedCost:
+        """E[cost] on the scale from the cheapest to the dearest architecture."""
+        return NormalizedCost(self.structure, self.cost, self.cost_bounds)
 
     def predicted_cost(self, kind: CostKind, choices: dict[str, Any]) -> float:
         """Cost of one architecture by the model of the expectation; equals the count on the network for cell spaces."""
         return float(self._costs[kind].expected([law.one_hot(unit, choices).double() for unit in self.structure.units]))
 
     @property
-    def axis(self) -> LambdaAxis | None:
+    def axis(self) -> Axis | None:
         """Range of lambda, or None."""
         return self.structure.axis
 
-    def export(self, lam: float | None = None) -> dict[str, Any]:
-        """The derived architecture at lambda, as an NNI sample; costs no optimizer step."""
-        return self.structure.export(lam)
+    def export(self, lam: float | None = None, *, extrapolate: bool = False) -> dict[str, Any]:
+        """The derived architecture at lambda, as an NNI sample; costs no optimizer step.
+
+        Raises:
+            ConfigError: If lambda lies outside the trained range, unless asked to extrapolate.
+        """
+        return self.structure.export(lam, extrapolate=extrapolate)
+
+    def for_budget(
+        self, *, max_params: float | None = None, max_macs: float | None = None, max_latency: float | None = None
+    ) -> WithinBudget:
+        """The largest derived network within a budget, on a grid of 65 lambda and by bisection between them.
+
+        Args:
+            max_params: Largest number of parameters.
+            max_macs: Largest number of multiply-accumulates for one object.
+            max_latency: Largest latency, in the unit of the latency table.
+
+        Raises:
+            ConfigError: Unless exactly one budget is given, or if it cannot be met; it names the smallest size.
+        """
+        budgets: dict[CostKind, float | None] = {"params": max_params, "macs": max_macs, "latency": max_latency}
+        given = [(kind, value) for kind, value in budgets.items() if value is not None]
+        if len(given) != 1:
+            raise ConfigError(
+                f"give one budget of max_params, max_macs and max_latency, got {len(given)}; call once for each."
+            )
+        kind, budget = given[0]
+        if kind not in self._costs:
+            raise ConfigError("max_latency needs the cost of a latency table; search with cost='latency'.")
+
+        def lam_at(fraction: float) -> float | None:
+            axis = self.axis
+            return None if axis is None else float(axis.to_lambda(axis.positions(torch.tensor(fraction).double())))
+
+        def size_at(fraction: float) -> float:
+            return self.predicted_cost(kind, self.export(lam_at(fraction)))
+
+        unit = {"params": "parameters", "macs": "multiply-accumulates", "latency": "of latency"}[kind]
+        lam = lam_at(largest_within(size_at, budget, unit))
+        choices = self.export(lam)
+        return WithinBudget(lam, choices, self.predicted_cost(kind, choices))
 
     def lambdas(self, n: int) -> list[float | None]:
         """`n` values over the range of lambda, or [None] without one."""
@@ -259,6 +332,11 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
             sample = self.export(lam)
             family.setdefault(Architecture(sample).key, sample)
         return list(family.values())
+
+
+def _check_choice(name: str, value: Any, known: Sequence[Any]) -> None:
+    if value not in known:
+        raise ConfigError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r}.")
 
 
 def _if_mutable(hook: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from nni_bayes_nas.complexity.axis import LambdaAxis
+from nni_bayes_nas.complexity.axis import Axis, LambdaAxis, LiteralAxis
 from nni_bayes_nas.errors import ConfigError
 
-from .bilevel import StructureLoss
+from .bilevel import StepOptions
 from .costs import CostKind
-from .differentiable import DifferentiableStrategy, LambdaPer
+from .differentiable import DifferentiableStrategy
+from .relaxations import Mixing, Relaxation
+from .structure_loss import Complexity, StructureLoss
+
+# Where an automatic range begins; the search moves it by decades within an epoch.
+_FIRST_RANGE = (1e-3, 1.0)
 
 
 class HyperDARTS(DifferentiableStrategy):
@@ -21,21 +26,40 @@ class HyperDARTS(DifferentiableStrategy):
     With complexity "target", C(u) = (E[cost](u) - c(u))^2 with c falling linearly from target_range[0] at the smallest
     lambda to target_range[1] at the largest; with "penalty", C(u) = lambda * E[cost](u) (Yakovlev et al., DARTS-CC).
     E[cost] is normalized to [0, 1] between the cheapest and the dearest architecture of the space. After the search any
-    lambda of the range gives an architecture without an optimizer step: `export(lam)`, `list_models(limit=k)`.
+    lambda of the range gives an architecture without an optimizer step: `export(lam)`, `list_models(limit=k)`,
+    `for_budget(max_params=n)`.
 
     Args:
-        lambda_range: Lowest (largest networks) and highest (smallest networks) lambda.
-        hypernet: "linear" or "piecewise_linear" in u.
-        n_knots: Knots of a piecewise linear hypernetwork.
-        complexity: "target" or "penalty".
-        complexity_weight: Factor of the complexity term.
+        lambda_range: Lowest (largest networks) and highest (smallest networks) lambda. "auto", for complexity
+            "penalty": the search moves both ends until the networks there have the sizes of `target_range`, or until
+            lambda no longer decides.
+        axis: "log", normalized; "literal": the seed's, alpha = lambda b1 + b2 with lambda as it is.
+        hypernet: "price": a score per option and one price on its cost that never falls with u, so that sizes as
+            derived never grow with lambda where the cost is a sum over the choices; "linear", "piecewise_linear" or
+            "mlp" in u: every option for itself.
+        n_knots: Knots of the price, or of a piecewise linear hypernetwork.
+        relaxation: "softmax"; "gumbel" with noise per step and label; "sigmoid" (Fair DARTS) with `zero_one`;
+            "identity": the raw alpha of the seed.
+        mixing: "marginals": every option is weighted by its probability to be part of the architecture, so that the
+            mixture becomes the derived network as the temperature falls; "probabilities", as in DARTS.
+        mixing_temperature: Of the mixing weights at the end of the search; it falls from 1.
+        one_hot_passes: Passes of single architectures per weight step, at both ends of the range of lambda and between.
+        complexity: "target", "penalty" or "none".
+        complexity_weight: Factor of the complexity term; None takes 20 for "target" and 1 for "penalty".
         target_range: Normalized expected cost at the lowest and at the highest lambda.
         temperature: At the end of the search, of the sharpened law that the complexity terms see beside the law itself;
-            it falls linearly from 1.
-        monotonicity: Factor of the term that punishes sizes growing with lambda.
-        cost: What complexity counts: parameters or multiply-accumulates.
+            it falls from 1.
+        monotonicity: Factor of the term that punishes sizes growing with lambda; left out for "price" where the cost is
+            a sum over the choices, since they cannot grow there.
+        zero_one: Factor of the zero-one loss of relaxation "sigmoid".
+        l1: Factor of the L1 norm of the logits.
+        cost: What complexity counts: parameters, multiply-accumulates, or the latency of a table.
+        latency_table: File of the table; see `nni_bayes_nas.complexity.latency`.
         lambda_per: "object": one lambda per object of the mini-batch; "step": `lambdas_per_step` passes with one each.
         lambdas_per_step: Passes of a step where all objects share lambda.
+        order: 1, or 2: the structure step differentiates through a virtual weight step.
+        second_order: "exact" (Hessian-vector product) or "finite_difference".
+        validation_points: Where validation metrics are taken, as fractions of the range of lambda.
         arc_learning_rate: Learning rate of the hypernetwork (Adam).
         arc_weight_decay: Its L2 decay.
         warmup_epochs: Epochs in which only the weights learn.
@@ -45,23 +69,34 @@ class HyperDARTS(DifferentiableStrategy):
         mutation_hooks: Hooks of the user's own for NNI, tried before ours.
 
     Raises:
-        ConfigError: If a range is empty or reversed.
+        ConfigError: If a range is empty or reversed, or options exclude each other.
     """
 
     def __init__(
         self,
         *,
-        lambda_range: tuple[float, float] = (1e-3, 1.0),
-        hypernet: Literal["linear", "piecewise_linear"] = "piecewise_linear",
+        lambda_range: tuple[float, float] | Literal["auto"] = (1e-3, 1.0),
+        axis: Literal["log", "literal"] = "log",
+        hypernet: Literal["price", "linear", "piecewise_linear", "mlp"] = "price",
         n_knots: int = 5,
-        complexity: Literal["target", "penalty"] = "target",
-        complexity_weight: float = 20.0,
+        relaxation: Relaxation = "softmax",
+        mixing: Mixing | None = None,
+        mixing_temperature: float = 0.1,
+        one_hot_passes: int = 3,
+        complexity: Complexity = "target",
+        complexity_weight: float | None = None,
         target_range: tuple[float, float] = (0.95, 0.05),
         temperature: float = 0.1,
         monotonicity: float = 20.0,
+        zero_one: float | None = None,
+        l1: float = 0.0,
         cost: CostKind = "params",
-        lambda_per: LambdaPer = "object",
+        latency_table: str | None = None,
+        lambda_per: Literal["object", "step"] = "object",
         lambdas_per_step: int = 2,
+        order: Literal[1, 2] = 1,
+        second_order: Literal["exact", "finite_difference"] = "exact",
+        validation_points: tuple[float, ...] = (0.0, 0.5, 1.0),
         arc_learning_rate: float = 0.05,
         arc_weight_decay: float = 0.0,
         warmup_epochs: int = 1,
@@ -70,34 +105,53 @@ class HyperDARTS(DifferentiableStrategy):
         input_shape: Sequence[int] | None = None,
         mutation_hooks: list[Any] | None = None,
     ) -> None:
-        if hypernet not in ("linear", "piecewise_linear"):
-            raise ConfigError(f"hypernet must be 'linear' or 'piecewise_linear', got {hypernet!r}.")
-        if complexity not in ("target", "penalty"):
-            raise ConfigError(f"complexity must be 'target' or 'penalty', got {complexity!r}.")
-        if n_knots < 2:
-            raise ConfigError(f"n_knots must be at least 2, got {n_knots}; one knot would ignore lambda.")
-        if not (len(target_range) == 2 and 0 <= target_range[1] < target_range[0] <= 1):
+        _check(hypernet, axis, complexity, n_knots, target_range, validation_points)
+        raw = relaxation in ("sigmoid", "identity")
+        if hypernet == "price" and raw:
             raise ConfigError(
-                f"target_range must be (large, small) with 0 <= small < large <= 1, got {target_range}; "
-                "it is the share of the largest cost, at the lowest and at the highest lambda."
+                f"hypernet 'price' needs probabilities, got relaxation {relaxation!r}; "
+                "set hypernet='piecewise_linear', 'linear' or 'mlp'."
             )
-        if not 0 < temperature <= 1:
-            raise ConfigError(f"temperature must lie in (0, 1], got {temperature}; 1 leaves the law as it is.")
-        if not monotonicity >= 0:
-            raise ConfigError(f"monotonicity must not be negative, got {monotonicity}.")
+        automatic = lambda_range == "auto"
+        if automatic and (complexity != "penalty" or axis != "log"):
+            raise ConfigError(
+                "lambda_range 'auto' looks for the lambda that matters to complexity 'penalty' on the log axis, got "
+                f"complexity {complexity!r} on the {axis} axis; give a range such as (0.001, 1.0)."
+            )
+        if complexity_weight is None:
+            complexity_weight = 20.0 if complexity == "target" else 1.0
+        if zero_one is None:
+            zero_one = 1.0 if relaxation == "sigmoid" else 0.0
         super().__init__(
-            structure={"hypernet": hypernet, "n_knots": n_knots, "axis": LambdaAxis(*lambda_range)},
+            structure={
+                "relaxation": relaxation,
+                "mixing": mixing or ("probabilities" if raw else "marginals"),
+                "hypernet": hypernet,
+                "n_knots": n_knots,
+                "axis": _axis(axis, _FIRST_RANGE if lambda_range == "auto" else lambda_range),
+                "automatic_range": automatic,
+            },
             loss=StructureLoss(
                 complexity,
                 complexity_weight,
-                target_range=target_range,
+                target_range=(target_range[0], target_range[1]),
                 temperature=temperature,
                 monotonicity=monotonicity,
+                l1=l1,
+                zero_one=zero_one,
+            ),
+            step=StepOptions(
+                lambda_per=lambda_per,
+                lambdas_per_step=lambdas_per_step,
+                # Raw weights are no probabilities that could be sharpened.
+                mixing_temperature=1.0 if relaxation == "identity" else mixing_temperature,
+                one_hot_passes=one_hot_passes,
+                order=order,
+                second_order=second_order,
             ),
             cost=cost,
-            lambda_per=lambda_per,
-            lambdas_per_step=lambdas_per_step,
-            validation_u=(0.0, 0.5, 1.0),
+            latency_table=latency_table,
+            validation_points=tuple(validation_points),
             arc_learning_rate=arc_learning_rate,
             arc_weight_decay=arc_weight_decay,
             warmup_epochs=warmup_epochs,
@@ -105,4 +159,41 @@ class HyperDARTS(DifferentiableStrategy):
             seed=seed,
             input_shape=input_shape,
             mutation_hooks=mutation_hooks,
+        )
+
+
+def _axis(kind: str, lambda_range: tuple[float, float]) -> Axis:
+    if len(lambda_range) != 2:
+        raise ConfigError(f"lambda_range must be (low, high) or 'auto', got {lambda_range!r}.")
+    return LiteralAxis(*lambda_range) if kind == "literal" else LambdaAxis(*lambda_range)
+
+
+def _check(
+    hypernet: str,
+    axis: str,
+    complexity: str,
+    n_knots: int,
+    target_range: tuple[float, float],
+    validation_points: Sequence[float],
+) -> None:
+    for name, value, known in (
+        ("hypernet", hypernet, ("price", "linear", "piecewise_linear", "mlp")),
+        ("axis", axis, ("log", "literal")),
+        ("complexity", complexity, ("target", "penalty", "none")),
+    ):
+        if value not in known:
+            raise ConfigError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
+    if n_knots < 2:
+        raise ConfigError(f"n_knots must be at least 2, got {n_knots}; one knot would ignore lambda.")
+    if not (len(target_range) == 2 and 0 <= target_range[1] < target_range[0] <= 1):
+        raise ConfigError(
+            f"target_range must be (large, small) with 0 <= small < large <= 1, got {target_range}; "
+            "it is the share of the largest cost, at the lowest and at the highest lambda."
+        )
+    if axis == "literal" and hypernet == "price":
+        raise ConfigError("hypernet 'price' lives on the log axis, got the literal one; set hypernet='linear'.")
+    if not validation_points or not all(0 <= point <= 1 for point in validation_points):
+        raise ConfigError(
+            f"validation_points must be fractions of the range of lambda, in [0, 1], got {tuple(validation_points)}; "
+            "0 is its lowest end."
         )

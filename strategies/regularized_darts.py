@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
-from .bilevel import StructureLoss
+from .bilevel import StepOptions
 from .costs import CostKind
 from .differentiable import DifferentiableStrategy
+from .relaxations import Mixing, Relaxation
+from .structure_loss import StructureLoss
 
 
 class RegularizedDARTS(DifferentiableStrategy):
-    """First order DARTS (Liu, Simonyan & Yang, 2019, arXiv 1806.09055) with regularized structure.
+    """DARTS (Liu, Simonyan & Yang, 2019, arXiv 1806.09055) with regularized structure.
 
     The structure step minimizes L_val + l1 * sum |alpha| + penalty * E[cost], E[cost] normalized to [0, 1] between the
     cheapest and the dearest architecture of the space; the weight step minimizes L_train.
@@ -19,7 +21,15 @@ class RegularizedDARTS(DifferentiableStrategy):
     Args:
         l1: Factor of the L1 norm of the structure parameters.
         penalty: Price of complexity; 0 leaves it out.
-        cost: What complexity counts: parameters or multiply-accumulates.
+        cost: What complexity counts: parameters, multiply-accumulates, or the latency of a table.
+        latency_table: File of the table; see `nni_bayes_nas.complexity.latency`.
+        relaxation: "softmax", "gumbel", "sigmoid" (with `zero_one`) or "identity".
+        mixing: "probabilities", as in DARTS, or "marginals", as in HyperDARTS.
+        mixing_temperature: Of the mixing weights at the end of the search; it falls from 1.
+        one_hot_passes: Passes of single architectures, drawn from the law, per weight step.
+        zero_one: Factor of the zero-one loss of relaxation "sigmoid".
+        order: 1, or 2: the structure step differentiates through a virtual weight step.
+        second_order: "exact" (Hessian-vector product) or "finite_difference".
         arc_learning_rate: Learning rate of the structure parameters (Adam).
         arc_weight_decay: Their L2 decay.
         warmup_epochs: Epochs in which only the weights learn.
@@ -35,6 +45,14 @@ class RegularizedDARTS(DifferentiableStrategy):
         l1: float = 0.0,
         penalty: float = 0.0,
         cost: CostKind = "params",
+        latency_table: str | None = None,
+        relaxation: Relaxation = "softmax",
+        mixing: Mixing = "probabilities",
+        mixing_temperature: float = 1.0,
+        one_hot_passes: int = 0,
+        zero_one: float | None = None,
+        order: Literal[1, 2] = 1,
+        second_order: Literal["exact", "finite_difference"] = "exact",
         arc_learning_rate: float = 0.01,
         arc_weight_decay: float = 1e-3,
         warmup_epochs: int = 0,
@@ -43,13 +61,20 @@ class RegularizedDARTS(DifferentiableStrategy):
         input_shape: Sequence[int] | None = None,
         mutation_hooks: list[Any] | None = None,
     ) -> None:
+        if zero_one is None:
+            zero_one = 1.0 if relaxation == "sigmoid" else 0.0
         super().__init__(
-            structure={"hypernet": "constant"},
-            loss=StructureLoss("penalty" if penalty else "none", 1.0, penalty=penalty, l1=l1),
+            structure={"hypernet": "constant", "relaxation": relaxation, "mixing": mixing},
+            loss=StructureLoss("penalty" if penalty else "none", penalty=penalty, l1=l1, zero_one=zero_one),
+            step=StepOptions(
+                mixing_temperature=mixing_temperature,
+                one_hot_passes=one_hot_passes,
+                order=order,
+                second_order=second_order,
+            ),
             cost=cost,
-            lambda_per="step",
-            lambdas_per_step=1,
-            validation_u=(0.0,),
+            latency_table=latency_table,
+            validation_points=(0.0,),
             arc_learning_rate=arc_learning_rate,
             arc_weight_decay=arc_weight_decay,
             warmup_epochs=warmup_epochs,

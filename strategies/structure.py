@@ -2,93 +2,221 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from nni_bayes_nas.bayes import law
-from nni_bayes_nas.complexity.axis import LambdaAxis
+from nni_bayes_nas.complexity.axis import Axis, LambdaAxis, LiteralAxis
 from nni_bayes_nas.complexity.expected import CostModel
 from nni_bayes_nas.complexity.hypernet import Hypernet, HypernetKind
+from nni_bayes_nas.complexity.price import PriceHypernet
+
+from .relaxations import (
+    Mixing,
+    Relaxation,
+    gumbel,
+    log_probabilities,
+    log_probabilities_of_node,
+    mixing_weights,
+)
+
+# An automatic range of lambda: at least half a decade wide, in natural logarithms, and within float32.
+_NARROWEST = 1.15
+_WIDEST = 46.0
 
 
-class SoftmaxStructure(nn.Module):
-    """Mixing weights softmax(alpha(u)) per choice and edge, alpha a hypernetwork of u.
+class Structure(nn.Module):
+    """Distribution over the architectures of a space, as a function of u, the position of lambda.
 
-    With a `constant` hypernetwork it is the structure of DARTS (Liu, Simonyan & Yang, 2019, Eq. 2). The softmax is
-    deterministic: a draw is the mean, and what is exported never depends on a draw.
+    Logits come from a hypernetwork, probabilities and mixing weights from a relaxation. With a `constant` hypernetwork,
+    "softmax" and "probabilities" it is the structure of DARTS (Liu, Simonyan & Yang, 2019, Eq. 2). What is exported is
+    derived from the mean probabilities, never from a draw.
 
     Args:
         units: What is chosen in the space, in a fixed order.
-        hypernet: Where the logits come from.
-        n_knots: Knots of a `piecewise_linear` hypernetwork.
+        relaxation: How logits become probabilities and mixing weights.
+        mixing: "probabilities" or "marginals", see `relaxations.mixing_weights`.
+        hypernet: Where the logits come from; "price" is `PriceHypernet`.
+        n_knots: Knots of a `piecewise_linear` or `price` hypernetwork.
         axis: Range of lambda; None for a structure that does not depend on it.
-        seed: Of the initial logits, N(0, 1e-3^2) as in DARTS, equal at all knots.
+        automatic_range: Whether the search moves the ends of the range; `axis` is where they begin.
+        seed: Of the initial logits, N(0, 1e-3^2) as in DARTS, equal at all u.
     """
+
+    log_range: Tensor
 
     def __init__(
         self,
         units: Sequence[law.Unit],
         *,
-        hypernet: HypernetKind = "constant",
+        relaxation: Relaxation = "softmax",
+        mixing: Mixing = "probabilities",
+        hypernet: HypernetKind | Literal["price"] = "constant",
         n_knots: int = 5,
-        axis: LambdaAxis | None = None,
+        axis: Axis | None = None,
+        automatic_range: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.units = tuple(units)
-        self.axis = axis
-        widths = sorted({unit.shape[1] for unit in self.units})
+        self._axis = axis
+        self.range_is_automatic = automatic_range
+        if automatic_range:
+            assert isinstance(axis, LambdaAxis)
+            self.register_buffer("log_range", torch.tensor([axis.low, axis.high], dtype=torch.float64).log())
+        self.relaxation = relaxation
+        self.mixing = mixing
+        # At a price, the edges of a node share one normalizer, and "none" takes what is left: it has no logit.
+        self.per_node = hypernet == "price"
+        self.shapes = [
+            (rows, width - 1) if self.per_node and isinstance(unit, law.Node) else (rows, width)
+            for unit, (rows, width) in zip(self.units, (unit.shape for unit in self.units), strict=True)
+        ]
         # Units of one width share one softmax: a call per edge costs more than the whole group.
         self._groups: list[tuple[int, list[int]]] = [
-            (width, [i for i, unit in enumerate(self.units) if unit.shape[1] == width]) for width in widths
+            (width, [i for i, shape in enumerate(self.shapes) if shape[1] == width])
+            for width in sorted({width for _, width in self.shapes})
         ]
-        total = sum(rows * width for rows, width in (unit.shape for unit in self.units))
-        self.logits = Hypernet(hypernet, total, n_knots=n_knots)
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            self.logits.knots.copy_(1e-3 * torch.randn(total, generator=generator).expand_as(self.logits.knots))
+        total = sum(rows * width for rows, width in self.shapes)
+        self.logits = _hypernet(hypernet, total, n_knots, axis, seed)
+        initial = 1e-3 * torch.randn(total, generator=torch.Generator().manual_seed(seed))
+        if relaxation == "identity":
+            initial += torch.cat([torch.full((rows * width,), 1.0 / width) for rows, width in self._in_groups()])
+        self.logits.initialize(initial)
 
-    def position(self, lam: float | None) -> Tensor:
-        """Position u of lambda on the axis, `()`; 0 for a structure without an axis."""
-        u = 0.0 if self.axis is None or lam is None else self.axis.to_u(lam)
-        return self.logits.knots.new_tensor(u)
+    @property
+    def axis(self) -> Axis | None:
+        """Range of lambda; of an automatic one, where it stands now."""
+        if not self.range_is_automatic:
+            return self._axis
+        low, high = self.log_range.exp().tolist()
+        return LambdaAxis(low, high)
+
+    def move_range(self, by: Tensor) -> None:
+        """Add to the logarithms of the ends of an automatic range, `(2,)`; it keeps at least half a decade."""
+        moved = self.log_range + by.to(self.log_range)
+        moved[1] = torch.maximum(moved[1], moved[0] + _NARROWEST)
+        self.log_range.copy_(moved.clamp(-_WIDEST, _WIDEST))
+
+    def _in_groups(self) -> list[tuple[int, int]]:
+        return [self.shapes[i] for _, members in self._groups for i in members]
+
+    @property
+    def reference(self) -> Tensor:
+        """A tensor of the device and dtype of the structure."""
+        return self.logits.reference
+
+    def position(self, lam: float | None, *, extrapolate: bool = False) -> Tensor:
+        """Position u of lambda on the axis, `()`; 0 for a structure without an axis, None is the lowest lambda.
+
+        Raises:
+            ConfigError: If lambda lies outside the range, unless asked to extrapolate.
+        """
+        if self.axis is None:
+            return self.reference.new_zeros(())
+        return self.reference.new_tensor(
+            self.axis.domain[0] if lam is None else self.axis.to_u(lam, extrapolate=extrapolate)
+        )
+
+    def _blocks(self, flat: Tensor) -> list[tuple[Tensor, list[int]]]:
+        """Outputs of the hypernetwork, `(*batch, n)`, as one `(*batch, rows, width)` per group of units."""
+        start, blocks = 0, []
+        for width, members in self._groups:
+            rows = sum(self.shapes[i][0] for i in members)
+            block = flat[..., start : start + rows * width].reshape(*flat.shape[:-1], rows, width)
+            blocks.append((block, members))
+            start += rows * width
+        return blocks
+
+    def _split(self, blocks: Iterable[tuple[Tensor, list[int]]]) -> list[Tensor]:
+        result: list[Tensor] = [torch.empty(0)] * len(self.units)
+        for block, members in blocks:
+            at = 0
+            for i in members:
+                result[i] = block[..., at : at + self.shapes[i][0], :]
+                at += self.shapes[i][0]
+        return result
+
+    def _log_probs(self, flat: Tensor) -> list[Tensor]:
+        if self.per_node:
+            return [
+                log_probabilities_of_node(x) if isinstance(unit, law.Node) else log_probabilities(x, self.relaxation)
+                for unit, x in zip(self.units, self._split(self._blocks(flat)), strict=True)
+            ]
+        return self._split((log_probabilities(x, self.relaxation), members) for x, members in self._blocks(flat))
 
     def probs(self, u: Tensor) -> list[Tensor]:
         """Mean probabilities at u; `(*batch,)` -> one `(*batch, rows, width)` per unit."""
-        flat = self.logits(u)
-        result: list[Tensor] = [flat] * len(self.units)
-        start = 0
-        for width, members in self._groups:
-            rows = sum(self.units[i].shape[0] for i in members)
-            block = flat[..., start : start + rows * width].reshape(*flat.shape[:-1], rows, width).softmax(-1)
-            start += rows * width
-            at = 0
-            for i in members:
-                n = self.units[i].shape[0]
-                result[i] = block[..., at : at + n, :]
-                at += n
-        return result
+        return [log_probs.exp() for log_probs in self._log_probs(self.logits(u))]
 
-    def draw(self, u: Tensor) -> dict[str, Tensor]:
-        """Mixing weights for one pass, by unit label, as a `Binding` holds them; u is `()` or `(batch,)`."""
-        return as_weights(self.units, self.probs(u))
+    def sample_at(self, u: Tensor, temperature: float, generator: torch.Generator) -> dict[str, Any]:
+        """One architecture drawn from the law at u, `()`, sharpened by the temperature."""
+        with torch.no_grad():
+            sharp = [(x / temperature) for x in self._log_probs(self.logits(u))]
+        choices: dict[str, Any] = {}
+        for unit, logs in zip(self.units, sharp, strict=True):
+            # A node's rows keep their scale: the law of its edges depends on the ratios between them.
+            scale = logs.logsumexp((-2, -1) if isinstance(unit, law.Node) else -1, keepdim=True)
+            choices.update(law.sample(unit, (logs - scale).exp().cpu(), generator))
+        return choices
 
-    def mean(self, lam: float | None = None) -> dict[str, Tensor]:
-        """Mean mixing weights at lambda, by unit label."""
-        return as_weights(self.units, self.probs(self.position(lam)))
+    def draw(self, u: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Mixing weights for one pass, by unit label, as a `Binding` holds them; u is `()` or `(batch,)`.
+
+        Args:
+            u: Positions of lambda, one for all objects or one for each.
+            temperature: Sharpens the weights; 1 leaves them as they are.
+            generator: Of the noise of "gumbel"; without one there is no noise, and the weights are the mean.
+        """
+        return self.weights_of(self.logits(u), temperature, generator)
+
+    def weights_of(
+        self, flat: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """As `draw`, from outputs of the hypernetwork, `(*batch, n)`."""
+        logits = self._split(self._blocks(flat)) if self.relaxation in ("sigmoid", "identity") else None
+        weights = {}
+        for i, (unit, log_probs) in enumerate(zip(self.units, self._log_probs(flat), strict=True)):
+            if self.relaxation == "gumbel" and generator is not None:
+                log_probs = log_probs + gumbel(tuple(log_probs.shape), generator, log_probs)
+            raw = log_probs if logits is None else logits[i]
+            factor = mixing_weights(unit, raw, log_probs, self.relaxation, self.mixing, temperature)
+            weights[unit.label] = factor if isinstance(unit, law.Node) else factor.squeeze(-2)
+        return weights
+
+    def mean(self, lam: float | None = None, temperature: float = 1.0) -> dict[str, Tensor]:
+        """Mixing weights without noise at lambda, by unit label."""
+        return self.draw(self.position(lam), temperature)
+
+    def set_costs(self, cost: CostModel, targets: Sequence[float]) -> None:
+        """Tell a `price` hypernetwork what the options cost, and set prices for the given expected costs at its knots.
+
+        An option costs what the expected cost grows by with its probability, at equal probabilities of all options:
+        its own cost where the cost is a sum over the options.
+        """
+        if not isinstance(self.logits, PriceHypernet):
+            return
+        gains = self._gains(cost)
+        flat = torch.cat([gains[i].flatten() for _, members in self._groups for i in members])
+        self.logits.set_costs(flat.to(self.reference), lambda x: self.expected_of(cost, x), targets)
+
+    def expected_of(self, cost: CostModel, flat: Tensor, temperature: float = 1.0) -> Tensor:
+        """As `expected_cost`, from outputs of the hypernetwork, `(*batch, n)`."""
+        log_probs = self._log_probs(flat)
+        return cost.expected(
+            [law.sharpened_logs(u, p, temperature) for u, p in zip(self.units, log_probs, strict=True)]
+        )
 
     def marginals(self, u: Tensor, temperature: float = 1.0) -> list[Tensor]:
         """Probability of every option to be part of the architecture; one `(*batch, rows, options)` per unit.
 
         Below temperature 1 the law is sharpened towards the derived architecture.
         """
-        pairs = zip(self.units, self.probs(u), strict=True)
-        if temperature == 1.0:
-            return [law.marginals(unit, p) for unit, p in pairs]
-        return [law.sharpened(unit, p, temperature) for unit, p in pairs]
+        log_probs = self._log_probs(self.logits(u))
+        return [law.sharpened_logs(unit, p, temperature) for unit, p in zip(self.units, log_probs, strict=True)]
 
     def entropy(self, lam: float | None = None) -> Tensor:
         """Entropy of the law of architectures at lambda, in nats; `()`."""
@@ -97,7 +225,7 @@ class SoftmaxStructure(nn.Module):
 
     def expected_cost(self, cost: CostModel, u: Tensor, temperature: float = 1.0) -> Tensor:
         """E[cost] under the (sharpened) law at u, in the unit of `cost`; `(*batch,)`."""
-        return cost.expected(self.marginals(u, temperature))
+        return self.expected_of(cost, self.logits(u), temperature)
 
     def log_prob(self, choices: Mapping[str, Any], lam: float | None = None) -> Tensor:
         """Log-probability of an architecture at lambda, in nats; `()`."""
@@ -136,9 +264,7 @@ class SoftmaxStructure(nn.Module):
         equal = [torch.full(u.shape, 1.0 / u.shape[1], dtype=torch.float64) for u in self.units]
         if cost is None or tilt == 0:
             return equal
-        marginals = [law.marginals(u, p).detach().requires_grad_(True) for u, p in zip(self.units, equal, strict=True)]
-        with torch.enable_grad():
-            gains = torch.autograd.grad(cost.expected(marginals), marginals)
+        gains = self._gains(cost)
         scale = torch.cat([g.flatten() for g in gains]).mean().clamp_min(1e-12)
         result = []
         for probs, gain in zip(equal, gains, strict=True):
@@ -147,10 +273,29 @@ class SoftmaxStructure(nn.Module):
             result.append(logits.softmax(-1))
         return result
 
-    def export(self, lam: float | None = None) -> dict[str, Any]:
+    def _gains(self, cost: CostModel) -> list[Tensor]:
+        """d E[cost] / d marginals at equal probabilities; one `(rows, options)` per unit."""
+        equal = [torch.full(u.shape, 1.0 / u.shape[1], dtype=torch.float64) for u in self.units]
+        marginals = [law.marginals(u, p).detach().requires_grad_(True) for u, p in zip(self.units, equal, strict=True)]
+        with torch.enable_grad():
+            return list(torch.autograd.grad(cost.expected(marginals), marginals))
+
+    def export(self, lam: float | None = None, *, extrapolate: bool = False) -> dict[str, Any]:
         """The derived architecture at lambda: argmax of the mean, top-k edges."""
-        probs = [p.detach() for p in self.probs(self.position(lam))]
-        return {k: v for unit, p in zip(self.units, probs, strict=True) for k, v in law.derive(unit, p).items()}
+        flat = self.logits(self.position(lam, extrapolate=extrapolate), extrapolate=extrapolate)
+        # Logarithms: far from the best option probabilities underflow to ties.
+        log_probs = [p.detach() for p in self._log_probs(flat)]
+        return {k: v for unit, p in zip(self.units, log_probs, strict=True) for k, v in law.derive(unit, p).items()}
+
+
+def _hypernet(
+    kind: HypernetKind | Literal["price"], n: int, n_knots: int, axis: Axis | None, seed: int
+) -> Hypernet | PriceHypernet:
+    if kind == "price":
+        return PriceHypernet(n, n_knots=n_knots)
+    if isinstance(axis, LiteralAxis) and kind == "linear":
+        kind = "linear_literal"
+    return Hypernet(kind, n, n_knots=n_knots, domain=(0.0, 1.0) if axis is None else axis.domain, seed=seed)
 
 
 def _draws(
@@ -161,10 +306,3 @@ def _draws(
         return {label: choice for part in parts for label, choice in part.items()}
 
     return [one() for _ in range(n)]
-
-
-def as_weights(units: Sequence[law.Unit], probs: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Probabilities per unit as a `Binding` holds them: rows are kept for nodes only."""
-    return {
-        unit.label: p if isinstance(unit, law.Node) else p.squeeze(-2) for unit, p in zip(units, probs, strict=True)
-    }

@@ -7,14 +7,15 @@ a step fills once: modules that share a label share the draw, and weights may ha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from nni.mutable import Categorical
 from nni.nas.nn.pytorch import Cell, InputChoice, LayerChoice, Repeat
 from nni.nas.nn.pytorch.cell import preprocess_cell_inputs
-from nni.nas.oneshot.pytorch.supermodule._expression_utils import traverse_all_options
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from nni.nas.oneshot.pytorch.supermodule.operation import MixedOperation, MixedOperationSamplingPolicy
 from nni.nas.oneshot.pytorch.supermodule.sampling import PathSamplingCell
@@ -24,21 +25,43 @@ from torch import Tensor, nn
 from nni_bayes_nas.bayes import law
 from nni_bayes_nas.errors import SpaceError
 
+from .expressions import ExpressionTable
+
 
 class Binding:
     """What the mixed modules of one supernet share: the units of its structure and the current mixing weights.
 
     Attributes:
         units: In the order in which the modules were met; a shared label occurs once.
-        weights: By unit label; `(options,)` or `(batch, options)`, for a node `(edges, operations + 1)` or
-            `(batch, edges, operations + 1)`.
+        weights: By unit label; `(options,)` or `(batch, options)`, for a node `(edges, operations)` or
+            `(batch, edges, operations)`; a further column, for "none", is not looked at.
+        kept: While one architecture runs: by unit label the (row, option) pairs that it keeps. Nothing else is
+            evaluated then. None while the weights mix.
         single_lambda: Names of modules that cannot carry weights with a batch axis.
     """
 
     def __init__(self) -> None:
         self.units: dict[str, law.Unit] = {}
         self.weights: dict[str, Tensor] = {}
+        self.kept: dict[str, list[tuple[int, int]]] | None = None
         self.single_lambda: list[str] = []
+
+    @contextlib.contextmanager
+    def only(self, choices: Mapping[str, Any], like: Tensor) -> Iterator[None]:
+        """Run one architecture inside the block, an NNI sample, at its own cost instead of the supernet's.
+
+        Args:
+            choices: The sample.
+            like: Gives device and dtype of the weights for modules that know no shortcut.
+        """
+        before = self.weights
+        one_hot = {label: law.one_hot(unit, dict(choices)).to(like) for label, unit in self.units.items()}
+        self.weights = {k: w if isinstance(self.units[k], law.Node) else w[0] for k, w in one_hot.items()}
+        self.kept = {k: [(i, j) for i, j in w.nonzero().tolist()] for k, w in one_hot.items()}
+        try:
+            yield
+        finally:
+            self.weights, self.kept = before, None
 
     def add(self, unit: law.Unit) -> None:
         """Register a unit; the same label must always mean the same choice."""
@@ -103,6 +126,8 @@ class MixedLayer(LayerChoice, _Mixed):  # type: ignore[misc]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Weighted sum of the candidates' outputs."""
+        if self._binding.kept is not None:
+            return self[self.names[self._binding.kept[self.label][0][1]]](*args, **kwargs)
         weights = self._binding.weights[self.label]
         return mix([self[name](*args, **kwargs) for name in self.names], weights.unbind(-1))
 
@@ -132,9 +157,8 @@ class MixedInput(InputChoice, _Mixed):  # type: ignore[misc]
         return cls(choice.n_candidates, choice.n_chosen, choice.reduction, choice.label, mutate_kwargs["binding"])
 
     def forward(self, candidate_inputs: list[Tensor]) -> Any:
-        """Weighted sum of the inputs."""
-        unit = self._binding.units[self.label]
-        kept = law.marginals(unit, self._binding.weights[self.label].unsqueeze(-2)).squeeze(-2)
+        """Sum of the inputs, weighted by the probability that each is kept."""
+        kept = self._binding.weights[self.label]
         if self.reduction == "mean":
             kept = kept / self.n_chosen
         return mix(candidate_inputs, kept.unbind(-1))
@@ -149,6 +173,7 @@ class MixedRepeat(Repeat, _Mixed):  # type: ignore[misc]
 
     def __init__(self, blocks: list[nn.Module], depth: Any, binding: Binding, align: nn.Module | None = None) -> None:
         super().__init__(blocks, depth)
+        self._depths = ExpressionTable(depth)
         self.align = align
         self._binding = binding
         for label, spec in depth.simplify().items():
@@ -168,8 +193,9 @@ class MixedRepeat(Repeat, _Mixed):  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Any:
         """Weighted sum of the outputs at every possible depth."""
-        weights = {label: self._binding.weights[label].movedim(-1, 0) for label in self.depth_choice.simplify()}
-        by_depth = dict(traverse_all_options(self.depth_choice, weights=weights))
+        by_depth = self._depths.probabilities(self._binding.weights)
+        if self._binding.kept is not None:
+            return self._one_depth(x, next(d for d, w in by_depth.items() if float(w) > 0), len(by_depth) > 1)
         outputs: list[Any] = []
         kept = []
         if 0 in by_depth:
@@ -184,6 +210,11 @@ class MixedRepeat(Repeat, _Mixed):  # type: ignore[misc]
                     outputs.append(x)
                 kept.append(by_depth[depth])
         return mix(outputs, kept)
+
+    def _one_depth(self, x: Any, depth: int, varies: bool) -> Any:
+        for block in list(self.blocks)[:depth]:
+            x = block(x)
+        return [self.align(x[0]), *x[1:]] if depth == 1 and varies and self.align is not None else x
 
 
 class MixedCell(PathSamplingCell):  # type: ignore[misc]
@@ -251,6 +282,12 @@ class MixedCell(PathSamplingCell):  # type: ignore[misc]
         given = preprocess_cell_inputs(self.num_predecessors, *inputs)
         states = list(self.preprocessor(given))
         for node in self.nodes:
+            if self._binding.kept is not None:
+                pairs = self._binding.kept[node.label]
+                names = node.operations
+                terms = [self.edge_operations(node, edge)[names[o]](states[edge]) for edge, o in pairs]
+                states.append(functools.reduce(torch.add, terms))
+                continue
             by_edge = self._binding.weights[node.label].unbind(-2)
             outputs, weights = [], []
             for edge, edge_weights in enumerate(by_edge):
@@ -294,6 +331,7 @@ class MixedOperationPolicy(MixedOperationSamplingPolicy):  # type: ignore[misc]
 
     def __init__(self, operation: MixedOperation, memo: dict[str, Any], mutate_kwargs: dict[str, Any]) -> None:
         self._binding: Binding = mutate_kwargs["binding"]
+        self._values = {name: ExpressionTable(argument) for name, argument in operation.mutable_arguments.items()}
         for label, spec in operation.simplify().items():
             self._binding.add(law.Choice(label, tuple(spec.values)))
         self._binding.single_lambda.append(f"{type(operation).__name__}({', '.join(operation.simplify())})")
@@ -314,9 +352,7 @@ class MixedOperationPolicy(MixedOperationSamplingPolicy):  # type: ignore[misc]
         """The distribution of an argument, value -> weight."""
         if name not in operation.mutable_arguments:
             return operation.init_arguments[name]
-        argument = operation.mutable_arguments[name]
-        weights = {label: self._binding.weights[label] for label in argument.simplify()}
-        return dict(traverse_all_options(argument, weights=weights))
+        return self._values[name].probabilities(self._binding.weights)
 
 
 def check_relaxable(model: nn.Module) -> None:

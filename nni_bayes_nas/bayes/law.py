@@ -140,7 +140,12 @@ def sharpened(unit: Unit, probs: Tensor, temperature: float) -> Tensor:
     Returns:
         `(*batch, rows, options)`.
     """
-    logits = _log(probs) / temperature
+    return sharpened_logs(unit, _log(probs), temperature)
+
+
+def sharpened_logs(unit: Unit, log_probs: Tensor, temperature: float) -> Tensor:
+    """As `sharpened`, from logarithms of the probabilities, noise added to them or not; `(*batch, rows, width)`."""
+    logits = log_probs / temperature
     if isinstance(unit, Choice):
         return logits.softmax(-1)
     if isinstance(unit, Subset):

@@ -10,17 +10,66 @@ from torch import Tensor
 
 from nni_bayes_nas.errors import ConfigError
 
+_TOLERANCE = 1e-9
+
 
 @dataclass(frozen=True)
-class LambdaAxis:
+class Axis:
+    """A range of lambda and the positions u in it that a hypernetwork sees.
+
+    Attributes:
+        low: Lowest lambda: the largest networks.
+        high: Highest lambda: the smallest networks.
+    """
+
+    low: float
+    high: float
+
+    @property
+    def domain(self) -> tuple[float, float]:
+        """Positions of the lowest and of the highest lambda."""
+        raise NotImplementedError
+
+    def to_u(self, lam: float, *, extrapolate: bool = False) -> float:
+        """Position of lambda on the axis.
+
+        Raises:
+            ConfigError: Outside [low, high], where nothing was trained, unless `extrapolate`.
+        """
+        raise NotImplementedError
+
+    def to_lambda(self, u: Tensor) -> Tensor:
+        """The value of lambda at positions u; any shape."""
+        raise NotImplementedError
+
+    def grid(self, n: int) -> list[float]:
+        """`n` values from low to high, both ends included, spaced as they are drawn."""
+        raise NotImplementedError
+
+    def positions(self, fractions: Tensor) -> Tensor:
+        """Positions at fractions in [0, 1] of the range, as it is drawn; any shape."""
+        raise NotImplementedError
+
+    def fractions(self, u: Tensor) -> Tensor:
+        """Fractions of the range at positions u; any shape."""
+        raise NotImplementedError
+
+    def positions_per_object(self, n: int, generator: torch.Generator) -> Tensor:
+        """Positions for the objects of a mini-batch (`per_object`); `(n,)`."""
+        return self.positions(per_object(n, generator))
+
+    def positions_per_step(self, n: int, generator: torch.Generator) -> Tensor:
+        """Positions for `n` passes of one step (`per_step`); `(n,)`."""
+        return self.positions(per_step(n, generator))
+
+
+@dataclass(frozen=True)
+class LambdaAxis(Axis):
     """Normalized logarithmic axis u = (log lambda - log low) / (log high - log low), u in [0, 1].
 
     Raises:
         ConfigError: Unless 0 < low < high, both finite.
     """
-
-    low: float
-    high: float
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and 0 < self.low < self.high):
@@ -29,17 +78,28 @@ class LambdaAxis:
                 "large lambda means small networks, e.g. (0.001, 1.0)."
             )
 
-    def to_u(self, lam: float) -> float:
-        """Position of lambda on the axis; outside [low, high] nothing was trained, so it is refused."""
-        if not self.low * (1 - 1e-9) <= lam <= self.high * (1 + 1e-9):
-            raise ConfigError(
-                f"lambda must lie in the trained range [{self.low:g}, {self.high:g}], got {lam:g}; "
-                "search again with a wider lambda_range."
-            )
-        return min(1.0, max(0.0, math.log(lam / self.low) / math.log(self.high / self.low)))
+    @property
+    def domain(self) -> tuple[float, float]:
+        """Positions of the lowest and of the highest lambda."""
+        return 0.0, 1.0
+
+    def to_u(self, lam: float, *, extrapolate: bool = False) -> float:
+        """Position of lambda on the axis.
+
+        Outside [low, high] nothing was trained, so it is refused unless `extrapolate`; the position then lies outside
+        [0, 1].
+        """
+        if not lam > 0:
+            raise ConfigError(f"lambda must be positive on the logarithmic axis, got {lam:g}.")
+        u = math.log(lam / self.low) / math.log(self.high / self.low)
+        if self.low * (1 - _TOLERANCE) <= lam <= self.high * (1 + _TOLERANCE):
+            return min(1.0, max(0.0, u))
+        if not extrapolate:
+            raise _outside(lam, self.low, self.high)
+        return u
 
     def to_lambda(self, u: Tensor) -> Tensor:
-        """The value of lambda at positions u in [0, 1]; any shape."""
+        """The value of lambda at positions u; any shape."""
         return self.low * (self.high / self.low) ** u
 
     def grid(self, n: int) -> list[float]:
@@ -47,6 +107,77 @@ class LambdaAxis:
         if n == 1:
             return [self.low]
         return [float(self.low * (self.high / self.low) ** (i / (n - 1))) for i in range(n)]
+
+    def positions(self, fractions: Tensor) -> Tensor:
+        """Positions at fractions in [0, 1] of the range; any shape."""
+        return fractions
+
+    def fractions(self, u: Tensor) -> Tensor:
+        """Fractions of the range at positions u; any shape."""
+        return u
+
+
+@dataclass(frozen=True)
+class LiteralAxis(Axis):
+    """The seed's axis: the position of lambda is lambda itself, any real number, so that alpha = lambda b1 + b2.
+
+    It is drawn log-uniformly from [low, high] where both are positive, uniformly otherwise.
+
+    Raises:
+        ConfigError: Unless low < high, both finite.
+    """
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise ConfigError(
+                f"lambda_range must be (low, high) with low < high, both finite, got ({self.low}, {self.high}); "
+                "e.g. (0.0001, 0.1)."
+            )
+
+    @property
+    def domain(self) -> tuple[float, float]:
+        """Positions of the lowest and of the highest lambda."""
+        return self.low, self.high
+
+    def to_u(self, lam: float, *, extrapolate: bool = False) -> float:
+        """Position of lambda: lambda. Outside [low, high] it is refused unless `extrapolate`."""
+        if not math.isfinite(lam):
+            raise ConfigError(f"lambda must be finite, got {lam}.")
+        slack = _TOLERANCE * max(abs(self.low), abs(self.high))
+        if self.low - slack <= lam <= self.high + slack:
+            return min(self.high, max(self.low, lam))
+        if not extrapolate:
+            raise _outside(lam, self.low, self.high)
+        return lam
+
+    def to_lambda(self, u: Tensor) -> Tensor:
+        """The value of lambda at positions u; any shape."""
+        return u
+
+    def grid(self, n: int) -> list[float]:
+        """`n` values from low to high, both ends included, spaced as they are drawn."""
+        if n == 1:
+            return [self.low]
+        return [float(v) for v in self.positions(torch.linspace(0, 1, n, dtype=torch.float64))]
+
+    def positions(self, fractions: Tensor) -> Tensor:
+        """Positions at fractions in [0, 1] of the range, as it is drawn; any shape."""
+        if self.low > 0:
+            return (self.low * (self.high / self.low) ** fractions).clamp(self.low, self.high)
+        return (self.low + (self.high - self.low) * fractions).clamp(self.low, self.high)
+
+    def fractions(self, u: Tensor) -> Tensor:
+        """Fractions of the range at positions u, as it is drawn; any shape."""
+        if self.low > 0:
+            return (u / self.low).log() / math.log(self.high / self.low)
+        return (u - self.low) / (self.high - self.low)
+
+
+def _outside(lam: float, low: float, high: float) -> ConfigError:
+    return ConfigError(
+        f"lambda must lie in the trained range [{low:g}, {high:g}], got {lam:g}; "
+        "search again with a wider lambda_range, or ask to extrapolate."
+    )
 
 
 def stratified(n: int, generator: torch.Generator) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,26 @@ class CostTerm:
 
     gates: tuple[tuple[int, tuple[int, ...]], ...]
     cost: float
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """The terms as tensors.
+
+    Attributes:
+        single: Cost of an option on its own, `(options,)`.
+        unions: 0 or 1, `(options, unions)`: the options of each gate that has more than one.
+        products: Per number of gates, indices into options and unions `(terms, gates)` and costs `(terms,)`.
+    """
+
+    single: Tensor
+    unions: Tensor
+    products: tuple[tuple[Tensor, Tensor], ...]
+
+    def to(self, like: Tensor) -> _Tables:
+        """On the device and with the dtype of `like`."""
+        moved = [(index.to(like.device), costs.to(like)) for index, costs in self.products]
+        return _Tables(self.single.to(like), self.unions.to(like), tuple(moved))
 
 
 @dataclass(frozen=True)
@@ -37,25 +57,17 @@ class CostModel:
     constant: float
     n_options: tuple[int, ...]
     kind: str = "exact"
-    _single: Tensor = field(init=False, repr=False, compare=False)
-    _products: tuple[CostTerm, ...] = field(init=False, repr=False, compare=False)
-    _offsets: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    _tables: _Tables = field(init=False, repr=False, compare=False)
+    _moved: dict[tuple[torch.device, torch.dtype], _Tables] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        offsets = [0]
-        for n in self.n_options:
-            offsets.append(offsets[-1] + n)
-        single = torch.zeros(offsets[-1], dtype=torch.float64)
-        products = []
-        for term in self.terms:
-            if len(term.gates) == 1:
-                unit, options = term.gates[0]
-                single[[offsets[unit] + option for option in options]] += term.cost
-            else:
-                products.append(term)
-        object.__setattr__(self, "_single", single)
-        object.__setattr__(self, "_products", tuple(products))
-        object.__setattr__(self, "_offsets", tuple(offsets))
+        object.__setattr__(self, "_tables", _tables(self.terms, self.n_options))
+        object.__setattr__(self, "_moved", {})
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether the cost of an architecture is a sum over its options: no part depends on two choices."""
+        return all(len(term.gates) == 1 for term in self.terms)
 
     def expected(self, marginals: Sequence[Tensor]) -> Tensor:
         """E[cost] = constant + sum_terms cost * prod_gates P(gate).
@@ -64,14 +76,55 @@ class CostModel:
             marginals: One tensor per unit, `(*batch, rows, options)`.
 
         Returns:
-            `(*batch,)`, in the unit of the costs (parameters, multiply-accumulates).
+            `(*batch,)`, in the unit of the costs (parameters, multiply-accumulates, milliseconds).
         """
         joined = torch.cat([m.flatten(-2) for m in marginals], -1)
-        result = joined @ self._single.to(joined) + self.constant
-        for term in self._products:
-            product: Tensor | float = term.cost
-            for unit, options in term.gates:
-                start = self._offsets[unit]
-                product = product * joined[..., [start + option for option in options]].sum(-1)
-            result = result + product
+        tables = self._on(joined)
+        result = joined @ tables.single + self.constant
+        if not tables.products:
+            return result
+        opened = torch.cat([joined, joined @ tables.unions], -1) if tables.unions.shape[-1] else joined
+        # An embedding gathers whole rows, and its gradient adds them up in a fixed order, on accelerators too.
+        rows = opened.flatten(0, -2).T if opened.dim() > 1 else opened.unsqueeze(-1)
+        for index, costs in tables.products:
+            first, *others = nn.functional.embedding(index, rows).unbind(1)
+            for other in others:
+                first = first * other
+            # Not costs @ first: its running sum loses digits over thousands of terms in single precision.
+            result = result + (first * costs.unsqueeze(-1)).sum(0).reshape(result.shape)
         return result
+
+    def _on(self, like: Tensor) -> _Tables:
+        key = (like.device, like.dtype)
+        if key not in self._moved:
+            # The first call may come from Lightning's validation, whose tensors could not be used in training.
+            with torch.inference_mode(False):
+                self._moved[key] = self._tables.to(like)
+        return self._moved[key]
+
+
+def _tables(terms: Sequence[CostTerm], n_options: Sequence[int]) -> _Tables:
+    """Terms with equal gates are added up, the others sorted by their number of gates."""
+    offsets = [0]
+    for n in n_options:
+        offsets.append(offsets[-1] + n)
+    total = offsets[-1]
+    single = torch.zeros(total, dtype=torch.float64)
+    unions: dict[tuple[int, ...], int] = {}
+    products: dict[int, dict[tuple[int, ...], float]] = {}
+    for term in terms:
+        gates = [tuple(offsets[unit] + option for option in options) for unit, options in term.gates]
+        if len(gates) == 1:
+            single[list(gates[0])] += term.cost
+            continue
+        key = tuple(g[0] if len(g) == 1 else total + unions.setdefault(g, len(unions)) for g in gates)
+        costs = products.setdefault(len(key), {})
+        costs[key] = costs.get(key, 0.0) + term.cost
+    union = torch.zeros(total, len(unions), dtype=torch.float64)
+    for options, column in unions.items():
+        union[list(options), column] = 1.0
+    indexed = tuple(
+        (torch.tensor(list(costs)), torch.tensor(list(costs.values()), dtype=torch.float64))
+        for _, costs in sorted(products.items())
+    )
+    return _Tables(single, union, indexed)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nni_bayes_nas.complexity.axis import LambdaAxis, per_object, per_step, stratified
+from nni_bayes_nas.complexity.axis import Axis, LambdaAxis, LiteralAxis, per_object, per_step, stratified
 from nni_bayes_nas.errors import ConfigError
 
 
@@ -51,3 +51,49 @@ def test_passes_of_a_step_reach_the_ends() -> None:
     generator = torch.Generator().manual_seed(0)
     u = torch.cat([per_step(2, generator) for _ in range(200)])
     assert (u == 0).any() and (u == 1).any() and ((u > 0) & (u < 1)).any()
+
+
+def test_extrapolation_must_be_asked_for() -> None:
+    axis = LambdaAxis(1e-2, 1.0)
+    assert axis.to_u(10.0, extrapolate=True) == pytest.approx(1.5)
+    assert axis.to_u(1e-3, extrapolate=True) == pytest.approx(-0.5)
+    with pytest.raises(ConfigError, match="ask to extrapolate"):
+        axis.to_u(10.0)
+    with pytest.raises(ConfigError, match="positive"):
+        axis.to_u(0.0, extrapolate=True)
+
+
+@pytest.mark.parametrize("ends", [(1.0, 1.0), (2.0, -1.0), (-math.inf, 1.0), (0.0, math.nan)])
+def test_the_literal_axis_refuses_an_empty_range(ends: tuple[float, float]) -> None:
+    with pytest.raises(ConfigError, match="low < high"):
+        LiteralAxis(*ends)
+
+
+def test_the_literal_position_is_lambda_itself() -> None:
+    axis = LiteralAxis(-2.0, 3.0)
+    assert axis.to_u(0.25) == 0.25 and axis.domain == (-2.0, 3.0)
+    assert float(axis.to_lambda(torch.tensor(0.25))) == 0.25
+    with pytest.raises(ConfigError, match="trained range"):
+        axis.to_u(3.5)
+    assert axis.to_u(3.5, extrapolate=True) == 3.5
+
+
+def test_the_literal_axis_is_drawn_by_decades_if_positive_and_evenly_otherwise() -> None:
+    assert LiteralAxis(1e-4, 1e-1).grid(4) == pytest.approx([1e-4, 1e-3, 1e-2, 1e-1])
+    assert LiteralAxis(-1.0, 1.0).grid(5) == pytest.approx([-1.0, -0.5, 0.0, 0.5, 1.0])
+
+
+@pytest.mark.parametrize("axis", [LambdaAxis(1e-4, 1e-1), LiteralAxis(1e-4, 1e-1), LiteralAxis(-1.0, 2.0)], ids=repr)
+def test_positions_fill_the_domain_and_know_their_fraction(axis: Axis) -> None:
+    low, high = axis.domain
+    generator = torch.Generator().manual_seed(0)
+    for u in (axis.positions_per_object(64, generator), axis.positions_per_step(400, generator)):
+        assert float(u.min()) == pytest.approx(low) and float(u.max()) == pytest.approx(high)
+        fractions = axis.fractions(u.double())
+        # A quarter of the draws in each quarter of the axis, the shares of the ends aside.
+        inner = fractions[(fractions > 1e-6) & (fractions < 1 - 1e-6)]
+        counts = torch.histc(inner, 4, 0, 1)
+        assert int(counts.min()) >= len(inner) // 4 - 4
+        torch.testing.assert_close(axis.positions(fractions), u.double(), rtol=1e-5, atol=1e-9)
+    for lam in axis.grid(7):
+        assert low - 1e-9 <= axis.to_u(lam) <= high + 1e-9

@@ -33,26 +33,33 @@ def choose(search: BilevelModule, knot: int, option: int) -> None:
         search.structure.logits.knots[knot].view(-1, 3).fill_(-20.0)[:, option] = 20.0
 
 
+def term(search: BilevelModule, name: str, u: torch.Tensor | None = None) -> float:
+    """A term of the structure step at positions u, without its factor."""
+    temperature = search.temperature(search.structure_loss.temperature)
+    terms = search.structure_loss.terms(search.costs, [torch.tensor([0.0, 1.0]) if u is None else u], temperature)
+    return float(terms[name].detach())
+
+
 def test_the_target_is_met_by_the_right_sizes_and_only_by_them() -> None:
     search = module(hypernet="linear", target_range=(1.0, 0.0))
     choose(search, 0, 2)  # conv_3x3 everywhere at the smallest lambda: cost 1
     choose(search, 1, 0)  # identity everywhere at the largest: cost 0
     ends = torch.tensor([0.0, 1.0])
-    torch.testing.assert_close(search.normalized_cost(ends), torch.tensor([1.0, 0.0]), rtol=0, atol=1e-5)
-    assert float(search.complexity_term(ends).detach()) < 1e-8
-    assert float(search.complexity_term(1 - ends).detach()) < 1e-8
+    torch.testing.assert_close(search.costs.expected(ends), torch.tensor([1.0, 0.0]), rtol=0, atol=1e-5)
+    assert term(search, "complexity", ends) < 1e-8
+    assert term(search, "complexity", 1 - ends) < 1e-8
     choose(search, 0, 0)
-    assert float(search.complexity_term(ends).detach()) == pytest.approx(0.5, abs=1e-4)
+    assert term(search, "complexity", ends) == pytest.approx(0.5, abs=1e-4)
 
 
 def test_growth_with_lambda_is_punished_by_its_size() -> None:
     search = module(hypernet="linear")
     choose(search, 0, 2)
     choose(search, 1, 0)
-    assert float(search.monotonicity_term().detach()) == 0.0
+    assert term(search, "monotonicity") == 0.0
     choose(search, 0, 0)
     choose(search, 1, 2)
-    assert float(search.monotonicity_term().detach()) == pytest.approx(1.0, abs=1e-4)
+    assert term(search, "monotonicity") == pytest.approx(1.0, abs=1e-4)
 
 
 def test_the_penalty_is_lambda_times_the_cost() -> None:
@@ -60,16 +67,58 @@ def test_the_penalty_is_lambda_times_the_cost() -> None:
     choose(search, 0, 2)
     choose(search, 1, 2)
     for u, lam in ((0.0, 0.01), (0.5, 1.0), (1.0, 100.0)):
-        assert float(search.complexity_term(torch.tensor([u])).detach()) == pytest.approx(lam, rel=1e-4)
+        assert term(search, "complexity", torch.tensor([u])) == pytest.approx(lam, rel=1e-4)
 
 
-def test_the_temperature_falls_from_one() -> None:
-    search = module(temperature=0.1)
+def test_temperatures_fall_from_one_after_the_warm_up() -> None:
+    search = module(mixing_temperature=0.01)
     temperatures = []
     for epoch in (0, 3, 16, 29):
         search.trainer.current_epoch = epoch
-        temperatures.append(search.temperature)
-    assert temperatures == pytest.approx([1.0, 1.0, 0.55, 0.1], abs=0.01)
+        temperatures.append(search.temperature(search.final_temperature))
+    assert temperatures == pytest.approx([1.0, 1.0, 0.1, 0.01], rel=1e-6)
+
+
+def test_single_architectures_run_at_both_ends_and_between() -> None:
+    search = module(one_hot_passes=5)
+    positions = torch.stack(search.one_hot_positions(torch.Generator().manual_seed(0)))
+    assert positions[:2].tolist() == [0.0, 1.0]
+    assert sorted(int(3 * u) for u in positions[2:].tolist()) == [0, 1, 2]
+    assert len(module(one_hot_passes=1).one_hot_positions(torch.Generator())) == 1
+
+
+def test_an_automatic_range_moves_towards_the_sizes_asked_for() -> None:
+    search = module(complexity="penalty", lambda_range="auto", hypernet="linear", target_range=(0.9, 0.1))
+    search.trainer.current_epoch = 10
+    before = search.structure.axis
+    choose(search, 0, 0)  # too small at the smallest lambda: that lambda must fall
+    choose(search, 1, 2)  # too large at the largest: that one must grow
+    search._move_range(1.0)
+    after = search.structure.axis
+    assert before is not None and after is not None
+    assert after.low < before.low and after.high > before.high
+    search.trainer.current_epoch = 28  # towards the end lambda means one thing
+    search._move_range(1.0)
+    assert search.structure.axis == after
+
+
+@pytest.mark.parametrize("second_order", ["exact", "finite_difference"])
+def test_second_order_with_a_step_of_length_zero_is_first_order(second_order: str, tmp_path: Path) -> None:
+    def run(order: dict[str, Any], rate: float) -> list[float]:
+        values = {
+            "space": {"name": "chain", "args": {"width": 4, "depth": 2}},
+            "strategy": {"args": {"one_hot_passes": 0, **order}},
+            "data": {"limit": 128},
+            "search": {"epochs": 2, "warmup_epochs": 1, "lambdas": 2, "random": 0, "learning_rate": rate},
+        }
+        folder = tmp_path / f"{order}{rate}".replace(" ", "")
+        folder.mkdir()
+        result = run_search(Config.from_dict(values), {"trial": "search-s0", "seed": 0}, folder, lambda row: None)
+        return [row["expected_cost"] for row in result["curve"]]
+
+    second = {"order": 2, "second_order": second_order}
+    assert run(second, 1e-12) == pytest.approx(run({}, 1e-12), rel=1e-4)
+    assert run(second, 0.5) != pytest.approx(run({}, 0.5), rel=1e-9)
 
 
 def test_lambdas_of_a_step_depend_on_seed_and_step_alone() -> None:
@@ -79,8 +128,14 @@ def test_lambdas_of_a_step_depend_on_seed_and_step_alone() -> None:
     assert not torch.equal(search.positions(64, 5, 0)[0], search.positions(64, 5, 1)[0])
 
 
-def test_a_short_search_on_digits_obeys_lambda(tmp_path: Path) -> None:
-    values = {"space": {"name": "chain"}, "search": {"epochs": 12, "warmup_epochs": 1, "lambdas": 6, "random": 0}}
+@pytest.mark.parametrize("hypernet", ["price", "piecewise_linear"])
+def test_a_short_search_on_digits_obeys_lambda(hypernet: str, tmp_path: Path) -> None:
+    strategy = {"args": {"hypernet": hypernet}}
+    values = {
+        "space": {"name": "chain"},
+        "strategy": strategy,
+        "search": {"epochs": 12, "warmup_epochs": 1, "lambdas": 6, "random": 0},
+    }
     result = run_search(Config.from_dict(values), {"trial": "search-s0", "seed": 0}, tmp_path, lambda row: None)
     sizes = [row["params"] for row in result["architectures"]]
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) >= 3 and sizes[0] >= 2 * sizes[-1]

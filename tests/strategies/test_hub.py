@@ -1,5 +1,10 @@
-"""NNI's own hub: its DARTS space (Liu, Simonyan & Yang, 2019) at the smallest sizes."""
+"""NNI's own hub: every space of it by the example, and its DARTS space (Liu, Simonyan & Yang, 2019) more closely."""
 
+import importlib.util
+import re
+import sys
+import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,11 +17,92 @@ from torch.utils.data import TensorDataset
 
 from nni_bayes_nas.architecture import Architecture
 from nni_bayes_nas.complexity.measure import count_parameters
-from nni_bayes_nas.strategies import HyperDARTS, RegularizedDARTS
+from nni_bayes_nas.strategies import HyperDARTS, RegularizedDARTS, bilevel, second_order
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "02_plug_into_hub.py"
 
 
+@pytest.fixture(scope="module")
+def example() -> Any:
+    """The example as a module; what it does to the filters of warnings ends here."""
+    spec = importlib.util.spec_from_file_location("plug_into_hub", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with warnings.catch_warnings():
+        spec.loader.exec_module(module)
+    return module
+
+
+def printed_rows(example: Any, capsys: Any, monkeypatch: Any, *options: str) -> list[tuple[str, ...]]:
+    """Rows of the table as (strategy, order, size at the small lambda, at the large) or (strategy, order, refusal)."""
+    threads = str(torch.get_num_threads())
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--threads", threads, *options])
+    assert example.main() == 0
+    out = capsys.readouterr().out
+    sizes = re.findall(r"^\w+ +(\w+) +(1|2|2fd) +[\d.]+ +(\d+) +(\d+)$", out, flags=re.MULTILINE)
+    refusals = re.findall(r"^\w+ +(\w+) +(1|2|2fd) +[\d.]+  (refused: .+)$", out, flags=re.MULTILINE)
+    return sizes + refusals
+
+
+def test_a_small_space_and_a_refusal(example: Any, capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(example, "STRATEGIES", {"HyperDARTS": HyperDARTS})
+    options = ("--orders", "2", "--spaces", "NasBench201", "NasBench101")
+    (strategy, order, small, large), (_, _, refusal) = printed_rows(example, capsys, monkeypatch, *options)
+    assert (strategy, order) == ("HyperDARTS", "2") and int(small) > int(large)
+    assert "NasBench101CellConstraint" in refusal and "`cell/final`" in refusal
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("space", "refused"),
+    [
+        *((space, {}) for space in ("DARTS", "ENAS", "NASNet", "PNAS", "AmoebaNet", "NasBench201")),
+        *((space, {}) for space in ("ProxylessNAS", "AutoformerSpace", "ShuffleNetSpace")),
+        ("MobileNetV3Space", {"2": ["aten::hardsigmoid_backward", "gate` (Hardsigmoid)", "finite_difference"]}),
+        ("NasBench101", {order: ["NasBench101CellConstraint"] for order in "12"}),
+    ],
+)
+def test_every_space(space: str, refused: dict[str, list[str]], example: Any, capsys: Any, monkeypatch: Any) -> None:
+    """Searched, derived at two lambda, frozen from a fresh space and run forward, or refused by name."""
+    rows = printed_rows(example, capsys, monkeypatch, "--spaces", space)
+    orders = ["1", "2", *(["2fd"] if space == "MobileNetV3Space" else [])]
+    assert {row[:2] for row in rows} == {(s, order) for s in ("HyperDARTS", "RegularizedDARTS") for order in orders}
+    for strategy, order, *found in rows:
+        if order in refused:
+            assert all(word in found[0] for word in refused[order])
+        else:
+            assert int(found[0]) > int(found[1]) or strategy == "RegularizedDARTS"
+
+
+@pytest.mark.slow
+def test_both_second_orders_agree_on_a_supernet(example: Any, monkeypatch: Any) -> None:
+    """AutoFormer: smooth, so that no kink of a ReLU lies between w + eps v and w - eps v; with random drop path."""
+    exact, differences = second_order.hypergradient, []
+
+    def both(*args: Any, **options: Any) -> Any:
+        loss, gradient = exact(*args, **options)
+        _, quotient = exact(*args, **{**options, "method": "finite_difference"})
+        _, first = exact(*args, **{**options, "learning_rate": 0.0})
+        flat = [torch.cat([g.flatten() for g in found]) for found in (gradient, quotient, first)]
+        differences.append([float((other - flat[0]).norm() / flat[0].norm()) for other in flat[1:]])
+        return loss, gradient
+
+    monkeypatch.setattr(bilevel, "hypergradient", both)
+    found = example.row("AutoformerSpace", "HyperDARTS", {"order": 2, "second_order": "exact"})
+    assert len(found["sizes"]) == 2 and len(differences) == 2
+    for quotient, first in differences:
+        assert quotient < 1e-2 and first > 0.2
+
+
+def test_the_table_of_spaces_is_that_of_the_hub(example: Any) -> None:
+    """A space that a later NNI brings is not forgotten."""
+    spaces = {name for name in dir(example.hub) if isinstance(getattr(example.hub, name), type)}
+    assert spaces - {"NDS", "AutoFormer"} == set(example.SPACES)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("strategy", "sizes", "kind"),
     [

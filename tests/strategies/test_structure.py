@@ -5,7 +5,7 @@ import torch
 from nni_bayes_nas.bayes import law
 from nni_bayes_nas.complexity.axis import LambdaAxis
 from nni_bayes_nas.complexity.expected import CostModel, CostTerm
-from nni_bayes_nas.strategies.structure import SoftmaxStructure
+from nni_bayes_nas.strategies.structure import Structure
 
 AXIS = LambdaAxis(1e-2, 1e2)
 GAINS = [0.1, 1.0, 5.0]  # what the dear option of each choice saves; it costs 1, so it pays while lambda < gain
@@ -19,7 +19,7 @@ def toy() -> tuple[list[law.Unit], CostModel]:
 
 def test_penalty_recovers_the_known_optimum_of_every_lambda() -> None:
     units, cost = toy()
-    structure = SoftmaxStructure(units, hypernet="piecewise_linear", n_knots=17, axis=AXIS)
+    structure = Structure(units, hypernet="piecewise_linear", n_knots=17, axis=AXIS)
     optimizer = torch.optim.Adam(structure.parameters(), 0.1)
     generator = torch.Generator().manual_seed(0)
     for _ in range(600):
@@ -44,7 +44,7 @@ def test_penalty_recovers_the_known_optimum_of_every_lambda() -> None:
 
 def test_target_follows_the_line() -> None:
     units, cost = toy()
-    structure = SoftmaxStructure(units, hypernet="linear", axis=AXIS)
+    structure = Structure(units, hypernet="linear", axis=AXIS)
     optimizer = torch.optim.Adam(structure.parameters(), 0.05)
     u = torch.linspace(0, 1, 33)
     for _ in range(400):
@@ -57,7 +57,7 @@ def test_target_follows_the_line() -> None:
 
 def test_a_batch_of_positions_equals_single_ones() -> None:
     units = [law.Node("cell", 2, ("a", "b"), 2), law.Choice("x", ("p", "q", "r")), law.Subset("s", (0, 1, 2), 1)]
-    structure = SoftmaxStructure(units, hypernet="piecewise_linear", axis=AXIS)
+    structure = Structure(units, hypernet="piecewise_linear", axis=AXIS)
     torch.nn.init.normal_(structure.logits.knots)
     u = torch.tensor([0.0, 0.3, 1.0])
     many = structure.draw(u)
@@ -68,7 +68,7 @@ def test_a_batch_of_positions_equals_single_ones() -> None:
 
 def test_log_prob_sums_to_one_over_all_architectures() -> None:
     units = [law.Node("cell", 3, ("a", "b"), 2), law.Choice("x", ("p", "q"))]
-    structure = SoftmaxStructure(units, hypernet="linear", axis=AXIS).double()
+    structure = Structure(units, hypernet="linear", axis=AXIS).double()
     torch.nn.init.normal_(structure.logits.knots)
     total = sum(
         float(structure.log_prob({**a, **b}, 1.0).detach().exp())

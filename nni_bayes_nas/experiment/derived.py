@@ -1,0 +1,117 @@
+"""What a finished search knows without another optimizer step: accuracies with its own weights, and prices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from nni_bayes_nas.experiment.data import batches
+from nni_bayes_nas.experiment.evaluator import SupervisedModule
+from nni_bayes_nas.layers.normalization import batch_statistics, recalibrated
+
+_BATCH = 128
+# Objects of the calibration and of the evaluation: enough for a mean and a variance per channel, and for a standard
+# error of one point of accuracy. A mixture costs what all operations cost, and is looked at on fewer.
+_CALIBRATION, _EVALUATION = 1024, 2000
+_CALIBRATION_OF_MIXTURE, _EVALUATION_OF_MIXTURE = 512, 1000
+_PRICED = 512
+_RELATIVE_STEP = 0.01
+
+
+class SharedWeights:
+    """A finished supernet, looked at: mixtures and single architectures with the weights of the search.
+
+    Args:
+        strategy: The strategy that has searched.
+        calibration: Training data of the weight step; the first 1,024 objects (512 for mixtures) recalibrate the
+            normalization.
+        validation: Validation data; the first 2,000 objects (1,000 for mixtures) are used.
+    """
+
+    def __init__(self, strategy: Any, calibration: TensorDataset, validation: TensorDataset) -> None:
+        search = strategy.oneshot_module
+        self.strategy, self.structure, self.binding = strategy, strategy.structure, search.binding
+        self.temperature = search.final_temperature
+        self.module: SupervisedModule = search.training_module
+        self.network: nn.Module = self.module.model
+        device = self.structure.reference.device
+        self.calibration = [x for x, _ in _first(calibration, _CALIBRATION, device)]
+        self.validation = _first(validation, _EVALUATION, device)
+
+    def one_hot(self, choices: dict[str, Any]) -> dict[str, float]:
+        """Validation terms of one architecture with the weights of the search, normalization recalibrated.
+
+        Equal to those of NNI's weight-preserving freeze of the supernet, which shares the same modules.
+        """
+        with self.binding.only(choices, self.structure.reference):
+            return self._measure(self.calibration, self.validation)
+
+    def mixture(self, lam: float | None) -> dict[str, float]:
+        """Validation terms of the mixture at lambda, at the temperature at which the search ended."""
+        with torch.no_grad():
+            self.binding.weights = self.structure.mean(lam, self.temperature)
+        calibration, validation = _CALIBRATION_OF_MIXTURE // _BATCH, -(-_EVALUATION_OF_MIXTURE // _BATCH)
+        return self._measure(self.calibration[:calibration], self.validation[:validation])
+
+    def _measure(self, calibration: list[Tensor], validation: list[list[Tensor]]) -> dict[str, float]:
+        with recalibrated(self.network, self.network, calibration):
+            return measure(self.module, self.network, validation)
+
+    def price(self, lam: float | None) -> float | None:
+        """The implied price -dL_val / dE[cost] along the family at lambda, in nats per unit of normalized cost.
+
+        How much validation loss of the mixture a unit of cost saves where lambda stands; what lambda itself means under
+        complexity "penalty", once the search has converged. Both derivatives are taken along the direction in which
+        the logits move with lambda. None where the expected cost does not depend on lambda.
+        """
+        axis, structure = self.strategy.axis, self.structure
+        if axis is None:
+            return None
+        low, high = axis.domain
+        u, step = float(structure.position(lam)), _RELATIVE_STEP * (high - low)
+        with torch.no_grad():
+            before, after = structure.logits(structure.reference.new_tensor([max(low, u - step), min(high, u + step)]))
+            flat = structure.logits(structure.position(lam))
+        flat.requires_grad_(True)
+        cheapest, dearest = self.strategy.cost_bounds
+        expected = structure.expected_of(self.strategy.cost, flat, self.temperature) / (dearest - cheapest)
+        cost_slope = torch.autograd.grad(expected, flat)[0] @ (after - before)
+        if not float(cost_slope.abs()) > 1e-9:
+            return None
+        gradient = torch.zeros_like(flat)
+        with recalibrated(self.network, self.network, []), batch_statistics(self.network):
+            priced = self.validation[: _PRICED // _BATCH]
+            for x, y in priced:
+                self.binding.weights = structure.weights_of(flat, self.temperature)
+                loss = self.module.loss(self.network(x), y)
+                gradient += torch.autograd.grad(loss, flat)[0] / len(priced)
+        return float(-(gradient @ (after - before)) / cost_slope)
+
+
+def measure(
+    module: SupervisedModule, forward: Callable[[Tensor], Tensor], loader: Iterable[list[Tensor]]
+) -> dict[str, float]:
+    """The validation terms of a network, as `validation_step` logs them, without a trainer and without gradients."""
+    metrics: Any = module.metrics["val"]
+    metrics.reset()
+    sums: dict[str, float] = {}
+    n = 0
+    with torch.no_grad():
+        for x, y in loader:
+            outputs = forward(x)
+            metrics.update(*module.collect(outputs, y))
+            for name, value in module.means(outputs, y).items():
+                sums[name] = sums.get(name, 0.0) + float(value) * len(y)
+            n += len(y)
+    terms = {**{name: total / n for name, total in sums.items()}, **{k: float(v) for k, v in metrics.compute().items()}}
+    metrics.reset()
+    return terms
+
+
+def _first(data: TensorDataset, n: int, device: torch.device) -> list[list[Tensor]]:
+    part = TensorDataset(*(t[:n] for t in data.tensors))
+    return [[t.to(device) for t in batch] for batch in batches(part, _BATCH, seed=None)]

@@ -1,0 +1,1 @@
+"""Layers: what is done to the layers of any model."""

@@ -1,0 +1,88 @@
+"""From logits to probabilities and to mixing weights, per unit of a structure."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from nni_bayes_nas.bayes import law
+
+Relaxation = Literal["softmax", "gumbel", "sigmoid", "identity"]
+RELAXATIONS: tuple[Relaxation, ...] = ("softmax", "gumbel", "sigmoid", "identity")
+Mixing = Literal["probabilities", "marginals"]
+
+
+def log_probabilities(logits: Tensor, relaxation: Relaxation) -> Tensor:
+    """Log-probabilities of the options, `(*batch, rows, width)`; their exponentials sum to one in every row.
+
+    The sigmoids of "sigmoid" (Chu et al., 2020, arXiv 1911.12126) are independent of one another: their shares are
+    taken. The raw weights of "identity" are no probabilities: their softmax is taken.
+    """
+    if relaxation == "sigmoid":
+        return torch.nn.functional.logsigmoid(logits).log_softmax(-1)
+    return logits.log_softmax(-1)
+
+
+def log_probabilities_of_node(logits: Tensor) -> Tensor:
+    """Log-probabilities of a node whose edges share one normalizer; "none" takes what is left.
+
+    p_eo = exp(alpha_eo) / max_e' sum_o' exp(alpha_e'o'). The law of the kept edges depends on ratios only, and what
+    is derived, the edges with the largest p and their best operations, maximizes a sum of logits.
+
+    Args:
+        logits: Without "none", `(*batch, edges, operations)`.
+
+    Returns:
+        `(*batch, edges, operations + 1)`.
+    """
+    mass = logits.logsumexp(-1, keepdim=True)
+    shifted = logits - mass.max(-2, keepdim=True).values
+    left = -torch.expm1((mass - mass.max(-2, keepdim=True).values).clamp_max(-1e-30))
+    return torch.cat([shifted, left.clamp_min(torch.finfo(left.dtype).tiny).log()], -1)
+
+
+def gumbel(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
+    """Standard Gumbel noise of this shape, from an explicit generator on the CPU."""
+    uniform = torch.rand(shape, generator=generator, dtype=torch.float64).clamp_min(1e-300)
+    return (-(-uniform.log()).log()).to(like)
+
+
+def mixing_weights(
+    unit: law.Unit, logits: Tensor, log_probs: Tensor, relaxation: Relaxation, mixing: Mixing, temperature: float
+) -> Tensor:
+    """The factors of the options' outputs in one pass.
+
+    Args:
+        unit: What is chosen.
+        logits: Raw, `(*batch, rows, width)`; used by "sigmoid" and "identity".
+        log_probs: With the noise already added, up to a constant per row.
+        relaxation: "softmax" and "gumbel" give shares, "sigmoid" sigma(alpha), "identity" alpha itself (the seed).
+        mixing: "probabilities": softmax(log p / temperature) of every row, as in DARTS; "marginals": the probability
+            that the option is part of the architecture, under the law sharpened by the temperature. The latter sum to
+            the number of kept edges, and become the derived network as the temperature goes to zero.
+        temperature: In (0, 1].
+
+    Returns:
+        `(*batch, rows, options)`, with a column for "none" where a node mixes by probabilities.
+    """
+    if relaxation == "identity":
+        return logits
+    if relaxation == "sigmoid":
+        return (logits / temperature).sigmoid()
+    if mixing == "marginals" or isinstance(unit, law.Subset):
+        return law.sharpened_logs(unit, log_probs, temperature)
+    return (log_probs / temperature).softmax(-1)
+
+
+def zero_one_loss(logits: Tensor) -> Tensor:
+    """-mean (sigma(alpha) - 1/2)^2, the loss of Fair DARTS that drives sigmoids to 0 or 1 (Chu et al., 2020, Eq. 4).
+
+    Args:
+        logits: `(*batch, n)`.
+
+    Returns:
+        `(*batch,)`, from -1/4 (all decided) to 0.
+    """
+    return -(logits.sigmoid() - 0.5).square().mean(-1)
