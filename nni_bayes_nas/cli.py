@@ -79,6 +79,21 @@ def _report(options: argparse.Namespace) -> int:
     return _print_lines(str(path) for path in write_report(folders))
 
 
+def _export(options: argparse.Namespace) -> int:
+    from nni_bayes_nas.experiment.export import export
+
+    exported = export(
+        Path(options.run),
+        options.architecture,
+        options.format,
+        output=Path(options.output) if options.output else None,
+        seed=options.seed,
+        standardized=options.standardized_input,
+        tolerance=options.tolerance,
+    )
+    return _print_lines(exported.lines())
+
+
 def _list(options: argparse.Namespace) -> int:
     sections: dict[str, Registry] = {
         "strategies (strategy.name)": STRATEGIES,
@@ -178,6 +193,8 @@ def _parser() -> argparse.ArgumentParser:
             _add_experiment_options(command)
         elif name == "report":
             command.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, for example runs/demo")
+        elif name == "export":
+            _add_export_options(command)
     return parser
 
 
@@ -195,6 +212,36 @@ def _add_experiment_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--resume", action="store_true", help="go on with the run that DIR holds")
 
 
+def _add_export_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run", metavar="RUN", help="the folder of a run that retrained, for example runs/demo")
+    command.add_argument("--architecture", required=True, metavar="ID", help="its id in RUN/summary.json")
+    command.add_argument(
+        "--format", default="pt2", help="pt2: torch.export (default); onnx: needs the extra nni-bayes-nas[export]"
+    )
+    command.add_argument("--output", metavar="FILE", help="the file (default: RUN/export/ID.FORMAT)")
+    command.add_argument(
+        "--seed", type=int, metavar="N", help="which retraining (default: that of the best validation score)"
+    )
+    inputs = command.add_mutually_exclusive_group()
+    inputs.add_argument(
+        "--raw-input",
+        action="store_true",
+        help="the file takes float32 (batch, ...) objects as the data set gives them, 8-bit values divided by 255, and "
+        "standardizes them itself (default); regression outputs are in the units of the targets",
+    )
+    inputs.add_argument(
+        "--standardized-input",
+        action="store_true",
+        help="the file takes objects that the caller has standardized by the mean and sd of the training set",
+    )
+    command.add_argument(
+        "--tolerance",
+        type=float,
+        metavar="X",
+        help="largest difference of an output from the source network's (default: 1e-5)",
+    )
+
+
 _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str, str]] = {
     "run": (
         _run,
@@ -207,6 +254,11 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str, str]] = {
         "{program} examples/configs/demo-digits.yaml --seed 1 --output runs/one-search",
     ),
     "report": (_report, "write report.html from run folders alone", "{program} runs/demo"),
+    "export": (
+        _export,
+        "write a retrained network as one file that needs neither NNI nor this package",
+        "{program} runs/demo --architecture s0-lam-0.001 --format pt2 --output digits.pt2",
+    ),
     "list": (_list, "strategies, search spaces, data sets and plans, with one line each", "{program}"),
     "trial": (
         _trial,

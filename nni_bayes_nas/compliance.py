@@ -171,13 +171,12 @@ class SpaceCompliance:
     def test_networks_give_logits(self, setting: Any) -> None:
         """Every architecture runs forward and backward."""
         config, data, _, drawn = setting
-        x, y = data.train[:4]
+        x, _ = data.train[:4]
         for choices in drawn:
             network = Architecture(choices).build(build_space(config, data, 0))
             logits = network(x)
             assert logits.shape == (4, data.num_classes)
-            loss: Any = torch.nn.functional.cross_entropy(logits, y)
-            loss.backward()
+            logits.square().mean().backward()
 
     def test_predicted_cost_is_the_counted_one(self, setting: Any) -> None:
         """The sum over the parts of the supernet equals the count on the network."""
@@ -220,7 +219,7 @@ def rows(directory: Path) -> list[dict[str, Any]]:
 
 def stable(result: dict[str, Any]) -> dict[str, Any]:
     """A search's result without what depends on the clock."""
-    search_row = {k: v for k, v in result["search"].items() if k != "seconds"}
+    search_row = {k: v for k, v in result["search"].items() if not k.endswith("seconds")}
     return {**result, "search": search_row}
 
 

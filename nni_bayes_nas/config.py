@@ -5,17 +5,15 @@ Defaults live here and nowhere else. A section's ``args`` belong to the class or
 """
 
 import dataclasses
-import re
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from nni_bayes_nas.coercion import closest, coerce, shown
 from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.yaml_text import parse_yaml, to_yaml
 
 __all__ = [
     "Config",
@@ -61,12 +59,14 @@ class StrategyConfig:
 class DataConfig:
     """The data: a registry name or ``package.module:function``.
 
-    ``root`` and ``download`` are for data sets from files, ``path`` for ``npz``, ``args`` for a function of the user.
-    ``test_fraction`` is used only where the data have no test set of their own. ``limit`` keeps the first so many
-    training objects after the seeded shuffle.
+    ``task`` says what y is: classes, or real targets. ``root`` and ``download`` are for data sets from files, ``path``
+    for ``npz``, ``image_size`` (pixels) and ``grayscale`` for ``image_folder``, ``args`` for a function of the user.
+    ``test_fraction`` is used only where the data have no test set of their own. ``limit`` and ``val_limit`` keep the
+    first so many training and validation objects after the seeded shuffle.
     """
 
     name: str = "digits"
+    task: Literal["classification", "regression"] = "classification"
     root: str | None = None
     download: bool = False
     path: str | None = None
@@ -74,6 +74,9 @@ class DataConfig:
     val_fraction: float = 0.15
     test_fraction: float = 0.2
     limit: int | None = None
+    val_limit: int | None = None
+    image_size: int | None = None
+    grayscale: bool = False
 
     def __post_init__(self) -> None:
         _require_name("data.name", self.name)
@@ -82,6 +85,8 @@ class DataConfig:
         total = self.val_fraction + self.test_fraction
         _require(total < 1, "data.val_fraction + data.test_fraction", "must be less than 1", total, "lower one of them")
         _require_at_least("data.limit", self.limit, 1)
+        _require_at_least("data.val_limit", self.val_limit, 1)
+        _require_at_least("data.image_size", self.image_size, 1)
         missing = self.name == "npz" and self.path is None
         _require(not missing, "data.path", "must name the .npz file", self.path, "set it, for example data/images.npz")
 
@@ -126,7 +131,16 @@ class SearchConfig:
 
 @dataclass(frozen=True)
 class RetrainConfig:
-    """The retrain trials; ``repeats`` of them per architecture, with seeds seed .. seed + repeats - 1."""
+    """The retrain trials; ``repeats`` of them per architecture, with seeds seed .. seed + repeats - 1.
+
+    ``space`` holds arguments of the space that take the place of those in ``space.args``: retraining at another scale
+    (more cells, another width, a stem for larger images). The choices of the architecture must fit them.
+
+    Augmentation of training images: ``crop_padding`` pixels around, then a crop of the old size; ``horizontal_flip`` of
+    every other object; ``cutout``, the side in pixels of a square that is set to the mean. ``drop_path`` is the
+    probability at the end of training (``space.args`` of the cell space); ``auxiliary_weight`` counts where
+    ``retrain.space`` asks for an auxiliary classifier.
+    """
 
     epochs: int = 30
     batch_size: int = 64
@@ -135,10 +149,26 @@ class RetrainConfig:
     weight_decay: float = 3e-4
     gradient_clip: float = 5.0
     repeats: int = 1
+    space: dict[str, Any] = field(default_factory=dict)
+    crop_padding: int = 0
+    horizontal_flip: bool = False
+    cutout: int = 0
+    label_smoothing: float = 0.0
+    auxiliary_weight: float = 0.4
+    drop_path: float = 0.0
 
     def __post_init__(self) -> None:
         _check_training("retrain", self)
         _require_at_least("retrain.repeats", self.repeats, 1)
+        _require_at_least("retrain.crop_padding", self.crop_padding, 0)
+        _require_at_least("retrain.cutout", self.cutout, 0)
+        for name in ("label_smoothing", "drop_path"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"retrain.{name}", "must lie in [0, 1)", value, "0 means none")
+        weight = self.auxiliary_weight
+        _require(weight >= 0, "retrain.auxiliary_weight", "must not be negative", weight, "0.4 is the default")
+        both = "drop_path" in self.space and self.drop_path > 0
+        _require(not both, "retrain.drop_path", "must not be given in retrain.space too", self.drop_path, "keep one")
 
 
 @dataclass(frozen=True)
@@ -222,7 +252,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), seed: int | Non
     Raises:
         ConfigError: The file cannot be read, is not YAML, or a value in it or in an override is not allowed.
     """
-    values = _parse_yaml(_read(Path(path)), f"`{path}`")
+    values = parse_yaml(_read(Path(path)), f"`{path}`")
     if values is None:
         values = {}
     if not isinstance(values, dict):
@@ -236,43 +266,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), seed: int | Non
 
 def config_to_yaml(config: Config) -> str:
     """The full effective configuration as YAML; ``load_config`` reads it back to an equal object."""
-    return yaml.dump(config.to_dict(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key given twice (PyYAML keeps the last in silence) and reads 1e-3 as a float, as YAML 1.2 does."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.tag != "tag:yaml.org,2002:merge" and isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"key `{key.value}` is given twice", key.start_mark
-                    )
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes the strings that ``_Loader`` would otherwise read as floats; writes no aliases."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-    def represent_str(self, data: str) -> yaml.ScalarNode:
-        # In single quotes PyYAML writes the line breaks of Unicode as they are, and reads them back as blanks.
-        style = '"' if any(break_ in data for break_ in "\x85\u2028\u2029\ufeff") else None
-        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
-
-
-_Dumper.add_representer(str, _Dumper.represent_str)
-
-
-for _yaml_class in (_Loader, _Dumper):
-    _yaml_class.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-    )
+    return to_yaml(config.to_dict())
 
 
 def _read(path: Path) -> str:
@@ -281,16 +275,6 @@ def _read(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         cause = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError(f"the configuration `{path}` cannot be read: {cause}\ngive the path of a YAML file") from None
-
-
-def _parse_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise ConfigError(f"{where} is not valid YAML{line}: {problem}") from None
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
@@ -307,13 +291,14 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         target = target[key]
         if not isinstance(target, dict):
             raise ConfigError(f"`--set {path}`: `{'.'.join(parents[:depth])}` must be a mapping, got {shown(target)}")
-    target[last] = _parse_yaml(text, f"the value of `--set {path}`")
+    target[last] = parse_yaml(text, f"the value of `--set {path}`")
 
 
 def _check_override_path(path: str) -> None:
     known = _known_paths()
-    # Below an `args` the keys belong to a class that is not imported here: `fill_args` checks them.
-    if path in known or any(path.startswith(f"{name}.") and name.endswith(".args") for name in known):
+    # Below these the keys belong to a class that is not imported here: `fill_args` checks them.
+    free = [name for name in known if name.endswith(".args") or name == "retrain.space"]
+    if path in known or any(path.startswith(f"{name}.") for name in free):
         if all(path.split(".")):
             return
     raise ConfigError(f"`--set {path}`: no such key, {closest(path, [name for name in known if '.' in name])}")
@@ -329,11 +314,12 @@ def _known_paths() -> list[str]:
 
 
 def _without_null(key: str, value: Any) -> Any:
-    """Takes a section or an ``args`` whose lines are all commented out (YAML: null) for an empty one."""
+    """Takes a section, an ``args`` or ``retrain.space`` whose lines are all commented out (YAML: null) for empty."""
     if value is None and key != "seed":
         return {}
-    if isinstance(value, dict) and "args" in value and value["args"] is None:
-        return {**value, "args": {}}
+    inner = "space" if key == "retrain" else "args"
+    if isinstance(value, dict) and inner in value and value[inner] is None:
+        return {**value, inner: {}}
     return value
 
 

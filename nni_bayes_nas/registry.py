@@ -34,11 +34,19 @@ STRATEGIES: dict[str, tuple[str, str]] = {
 SEARCH_SPACES: dict[str, tuple[str, str]] = {
     "cell": (
         "nni_bayes_nas.search_spaces.cell:CellSpace",
-        "searched cells for images of 8x8 and 28x28, built from NNI's Cell; sizes span a factor of 6 and more",
+        "searched cells for images of 8x8 to 224x224, built from NNI's Cell; sizes span a factor of 6 and more",
     ),
     "chain": (
         "nni_bayes_nas.search_spaces.chain:ChainSpace",
         "a short chain of operation choices; small, for tests and first steps",
+    ),
+    "nasbench201": (
+        "nni_bayes_nas.search_spaces.nasbench201:NasBench201Space",
+        "the cell of NAS-Bench-201 (six choices of five operations) in a network of any width and depth",
+    ),
+    "dense": (
+        "nni_bayes_nas.search_spaces.dense:DenseSpace",
+        "fully connected layers for vectors: skipped, of low rank, full or wide; sizes span a factor of 6 and more",
     ),
 }
 
@@ -50,12 +58,38 @@ PLANS: dict[str, tuple[str, str]] = {
 }
 
 DATA_SETS: dict[str, tuple[str, str]] = {
-    "digits": ("nni_bayes_nas.experiment.data:load_digits", "1797 handwritten digits, 8x8, embedded: no network"),
+    "digits": (
+        "nni_bayes_nas.experiment.data_sets:load_digits",
+        "1797 handwritten digits, 8x8, embedded: no network",
+    ),
     "mnist": (
-        "nni_bayes_nas.experiment.data:load_mnist",
+        "nni_bayes_nas.experiment.data_sets:load_mnist",
         "MNIST, 28x28, from data.root; data.download: true fetches it",
     ),
-    "npz": ("nni_bayes_nas.experiment.data:load_npz", "arrays x and y (and x_test, y_test) of the file data.path"),
+    "fashion_mnist": (
+        "nni_bayes_nas.experiment.data_sets:load_fashion_mnist",
+        "Fashion-MNIST, 28x28, from data.root; data.download: true fetches it",
+    ),
+    "cifar10": (
+        "nni_bayes_nas.experiment.data_sets:load_cifar10",
+        "CIFAR-10, 3x32x32, from data.root; data.download: true fetches it",
+    ),
+    "cifar100": (
+        "nni_bayes_nas.experiment.data_sets:load_cifar100",
+        "CIFAR-100, 3x32x32, from data.root; data.download: true fetches it",
+    ),
+    "image_folder": (
+        "nni_bayes_nas.experiment.data_sets:load_image_folder",
+        "images in one folder per class under data.root, resized to data.image_size",
+    ),
+    "diabetes": (
+        "nni_bayes_nas.experiment.data_sets:load_diabetes",
+        "442 patients, 10 features, for data.task: regression; embedded: no network",
+    ),
+    "npz": (
+        "nni_bayes_nas.experiment.data_sets:load_npz",
+        "arrays x and y (and x_test, y_test) of the file data.path; images or vectors",
+    ),
 }
 
 

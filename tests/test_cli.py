@@ -16,7 +16,7 @@ from nni_bayes_nas.cli import main
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.errors import ConfigError, RunError
 
-COMMANDS = ["run", "search", "report", "list", "trial", "nnictl-env"]
+COMMANDS = ["run", "search", "report", "export", "list", "trial", "nnictl-env"]
 # The limits are 1 s and 2 s on a quiet machine; the best of three tries forgives a busy one.
 TRIES = 3
 
@@ -130,6 +130,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["report"], "RUN"),
         (["report", "."], "no summary.json"),
         (["report", "nowhere"], "no summary.json"),
+        (["export", "."], "--architecture"),
+        (["export", ".", "--architecture", "s0-lam-1"], "no summary.json"),
+        (["export", ".", "--architecture", "s0-lam-1", "--format", "pt"], "did you mean `pt2`?"),
+        (["export", ".", "--architecture", "s0-lam-1", "--seed", "one"], "--seed"),
     ],
 )
 def test_what_a_user_may_get_wrong(

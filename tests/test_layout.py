@@ -19,6 +19,7 @@ RANKS = {
     "errors": 0,
     "coercion": 0,
     "config": 0,
+    "yaml_text": 0,
     "registry": 0,
     "architecture": 0,
     "bayes": 1,

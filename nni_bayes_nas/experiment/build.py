@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import warnings
 from typing import Any
 
@@ -11,9 +12,12 @@ import torch
 from torch import nn
 
 from nni_bayes_nas import registry
+from nni_bayes_nas.architecture import Architecture
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.errors import ConfigError, DataError, NniBayesNasError, SpaceError
+from nni_bayes_nas.experiment.augment import check_augmentation
 from nni_bayes_nas.experiment.data import DataSplits, data_arguments, halves, load_data
+from nni_bayes_nas.experiment.tasks import evaluation_module, task_of
 
 with warnings.catch_warnings():
     # nni/nas/nn/pytorch/layers.py (v3.0) warns about classes that torch has gained since; none of them is a layer.
@@ -21,22 +25,50 @@ with warnings.catch_warnings():
     import nni.nas.nn.pytorch
     import nni.nas.strategy
 
-_FROM_DATA = ("in_channels", "num_classes")
+_FROM_DATA = ("in_channels", "in_features", "num_classes", "num_outputs")
 _FROM_SEARCH = ("warmup_epochs", "gradient_clip_val", "seed", "input_shape")
 
 
-def space_arguments(config: Config, data: DataSplits) -> tuple[Any, dict[str, Any]]:
-    """The class of the space and all its arguments; channels and classes come from the data unless they are given."""
+def space_arguments(config: Config, data: DataSplits, *, retraining: bool = False) -> tuple[Any, dict[str, Any]]:
+    """The class of the space and all its arguments; those of `_FROM_DATA` come from the data unless given."""
     cls = registry.resolve("search space", config.space.name, registry.SEARCH_SPACES)
     args = registry.fill_args(cls, config.space.args, "space.args", given=_FROM_DATA)
+    if retraining:
+        args = {**args, **_retraining_arguments(cls, config)}
     accepted = registry.accepted_names(cls)
-    from_data = {"in_channels": data.shape[0], "num_classes": data.num_classes}
+    from_data = {
+        "in_channels": data.shape[0],
+        "in_features": math.prod(data.shape),
+        "num_classes": data.num_classes,
+        "num_outputs": data.num_classes,
+    }
     return cls, {**{k: v for k, v in from_data.items() if k in accepted}, **args}
 
 
-def build_space(config: Config, data: DataSplits, seed: int) -> Any:
-    """A fresh instance of the model space; its initial weights depend on the seed alone."""
-    cls, args = space_arguments(config, data)
+def _retraining_arguments(cls: Any, config: Config) -> dict[str, Any]:
+    """What retraining changes of the space's arguments, checked against the class."""
+    changed = dict(config.retrain.space)
+    if config.retrain.drop_path > 0:
+        if "drop_path" not in registry.accepted_names(cls):
+            raise ConfigError(
+                f"`retrain.drop_path` needs a space with an argument drop_path, but `{config.space.name}` has none; "
+                "set it to 0, or give your space that argument (final probability) and a method set_progress"
+            )
+        changed["drop_path"] = config.retrain.drop_path
+    filled = registry.fill_args(cls, {**config.space.args, **changed}, "retrain.space", given=_FROM_DATA)
+    return {name: filled[name] for name in changed}
+
+
+def build_space(config: Config, data: DataSplits, seed: int, *, retraining: bool = False) -> Any:
+    """A fresh instance of the model space; its initial weights depend on the seed alone.
+
+    Args:
+        config: The configuration.
+        data: Gives the sizes of inputs and outputs.
+        seed: Of the initial weights.
+        retraining: At the scale of `retrain.space` instead of that of the search.
+    """
+    cls, args = space_arguments(config, data, retraining=retraining)
     torch.manual_seed(seed)
     space = _call(cls, args, SpaceError, f"space `{config.space.name}`")
     if not isinstance(space, nni.nas.nn.pytorch.ModelSpace):
@@ -45,6 +77,30 @@ def build_space(config: Config, data: DataSplits, seed: int) -> Any:
             f"{type(space).__name__}; derive your class from ModelSpace."
         )
     return space
+
+
+def build_network(
+    config: Config, data: DataSplits, seed: int, architecture: Architecture, *, training: bool = False
+) -> nn.Module:
+    """The network that is retrained for an architecture: at the scale of `retrain.space`, with new weights.
+
+    Args:
+        config: The configuration.
+        data: Gives the sizes of inputs and outputs.
+        seed: Of the initial weights.
+        architecture: Its choices.
+        training: Whether to keep what serves in training only (an auxiliary classifier).
+    """
+    network: nn.Module = architecture.build(build_space(config, data, seed, retraining=True))
+    if not training:
+        drop_training_parts(network)
+    return network
+
+
+def drop_training_parts(network: Any) -> None:
+    """Takes away what serves in training only, if the network has a method `drop_training_parts` that says how."""
+    if hasattr(network, "drop_training_parts"):
+        network.drop_training_parts()
 
 
 def build_strategy(config: Config, data: DataSplits, seed: int) -> Any:
@@ -105,7 +161,13 @@ def effective(config: Config) -> Config:
             args=registry.fill_args(strategy, config.strategy.args, "strategy.args", given=_FROM_SEARCH),
         ),
         data=dataclasses.replace(config.data, args=data_arguments(config.data)[1]),
+        retrain=dataclasses.replace(config.retrain, space=_retrain_space(space, config)),
     )
+
+
+def _retrain_space(cls: Any, config: Config) -> dict[str, Any]:
+    changed = _retraining_arguments(cls, config)
+    return {name: changed[name] for name in config.retrain.space}
 
 
 def validate(config: Config) -> Config:
@@ -120,15 +182,55 @@ def validate(config: Config) -> Config:
     strategy = build_strategy(config, data, config.seed)
     halves(data.train, config.search.structure_fraction, config.seed)
     supernet = strategy.mutate_model(copy.deepcopy(space))
-    x, _ = data.train[:2]
-    logits = _forward(space, x, data)
+    _check_outputs(config, data, space)
+    strategy.measure(supernet, data.shape)
+    _check_retraining(config, data, space)
+    return config
+
+
+def _check_outputs(config: Config, data: DataSplits, space: nn.Module) -> None:
+    logits = _forward(space, data.train[:2][0], data)
     if logits.ndim != 2 or logits.shape[1] != data.num_classes:
         raise DataError(
-            f"the classes of the data must fit the space, but data `{config.data.name}` have {data.num_classes} "
-            f"classes and the space gives {tuple(logits.shape[1:])} outputs; set space.args.num_classes."
+            f"the {data.task} data must fit the space, but data `{config.data.name}` have "
+            f"{task_of(data).misfit(data, tuple(logits.shape[1:]))}"
         )
-    strategy.measure(supernet, data.shape)
-    return config
+
+
+def _check_retraining(config: Config, data: DataSplits, space: Any) -> None:
+    """Refuses what the retrain trials would stumble over, and parts of a search that only they can use."""
+    if parts := getattr(space, "training_parts", ()):
+        raise ConfigError(
+            f"`space.args.{parts[0]}` serves in retraining only, but it is set for the search; set it in retrain.space"
+        )
+    settings = config.retrain
+    check_augmentation(settings, data.shape)
+    evaluation_module(
+        data, settings, label_smoothing=settings.label_smoothing, auxiliary_weight=settings.auxiliary_weight
+    )
+    if not settings.space and not settings.drop_path:
+        return
+    other = build_space(config, data, config.seed, retraining=True)
+    _check_outputs(config, data, other)
+    found, offered = space.simplify(), other.simplify()
+    unfit = sorted(str(label) for label in {*found, *offered} if not _fits(found.get(label), offered.get(label)))
+    if unfit:
+        raise ConfigError(
+            f"`retrain.space` must take the architectures that the search finds, but {len(unfit)} of their choices "
+            f"are others there: {', '.join(unfit[:3])}{', ...' if len(unfit) > 3 else ''}\n"
+            "leave out what decides the choices; for other numbers of cells share them: space.args.share=all or stage"
+        )
+
+
+def _fits(found: Any, offered: Any) -> bool:
+    """Whether whatever a search chooses for one label can be chosen in the space of the retraining."""
+    if found is None or offered is None or type(found) is not type(offered):
+        return False
+    values, other = getattr(found, "values", None), getattr(offered, "values", None)
+    if values is None or other is None:
+        return repr(found) == repr(offered)
+    same = getattr(found, "n_chosen", None) == getattr(offered, "n_chosen", None)
+    return same and all(value in other for value in values)
 
 
 def _forward(space: nn.Module, x: torch.Tensor, data: DataSplits) -> torch.Tensor:
@@ -138,8 +240,10 @@ def _forward(space: nn.Module, x: torch.Tensor, data: DataSplits) -> torch.Tenso
             logits: torch.Tensor = space(x)
     except Exception as error:
         said = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        remedy = "check space.args.in_channels, the stem and the size of the images."
+        if len(data.shape) == 1:
+            remedy = "vectors need a space of fully connected layers: set space.name=dense, or one of your own."
         raise DataError(
-            f"the data must fit the space, but a forward pass of objects of shape {data.shape} failed: "
-            f"{said}; check space.args.in_channels, the stem and the size of the images."
+            f"the data must fit the space, but a forward pass of objects of shape {data.shape} failed: {said}; {remedy}"
         ) from error
     return logits

@@ -1,10 +1,9 @@
-"""Data: digits (embedded), MNIST, npz files, a user's own function; and loaders that repeat bit for bit."""
+"""Splits and loaders: training, validation and test data, standardized, in batches that repeat bit for bit."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,21 +14,38 @@ from torch.utils.data import Sampler, TensorDataset
 from nni_bayes_nas import registry
 from nni_bayes_nas.config import DataConfig
 from nni_bayes_nas.errors import DataError, NniBayesNasError
+from nni_bayes_nas.experiment.tasks import Task, task_of
 
 _SPLIT_SEED = 20_261_122  # one split for all seeds: test objects of one run are never training objects of another
+_CHUNK = 4096  # objects that are standardized at a time: double precision for all of them may not fit the memory
 
 
 @dataclass(frozen=True)
 class DataSplits:
-    """Training, validation and test data: x `(n, channels, height, width)` float32, y `(n,)` int64.
+    """Training, validation and test data.
 
-    Inputs are standardized per channel with the mean and sd of the training set.
+    x is `(n, features)` or `(n, channels, height, width)` float32, standardized per feature or channel with the mean
+    and sd of the training set. y is `(n,)`: class numbers, int64; or for regression targets standardized with the
+    training mean and sd, float32.
+
+    Attributes:
+        num_classes: Outputs that a network needs: one per class, or 1 for regression.
+        mean: What was subtracted from x, float32, `(1, features)` or `(1, channels, 1, 1)`.
+        sd: What x was divided by, as `mean`.
+        task: Name of the task.
+        target_mean: What was subtracted from the targets; 0 for classes.
+        target_sd: What they were divided by; 1 for classes.
     """
 
     train: TensorDataset
     val: TensorDataset
     test: TensorDataset
     num_classes: int
+    mean: Tensor
+    sd: Tensor
+    task: str = "classification"
+    target_mean: float = 0.0
+    target_sd: float = 1.0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -51,28 +67,44 @@ def load_data(config: DataConfig) -> DataSplits:
     except Exception as error:
         said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise DataError(f"data `{config.name}` must load, but loading failed: {said}") from error
-    x, y, x_test, y_test = _arrays(raw, config.name)
-    num_classes = int(y.max()) + 1
+    task = task_of(config)
+    x, y, x_test, y_test = _arrays(raw, config.name, task)
+    del raw
+    n_objects, outputs = len(x), task.outputs(y)
     order = np.random.default_rng(_SPLIT_SEED)
     if x_test is None or y_test is None:
-        keep, held = _stratified(y, config.test_fraction, order)
+        keep, held = task.split(y, config.test_fraction, order)
         x, y, x_test, y_test = x[keep], y[keep], x[held], y[held]
-    train, val = _stratified(y, config.val_fraction, order)
-    if config.limit is not None:
-        train = train[: config.limit]
-    for part, n in (("training", len(train)), ("validation", len(val)), ("test", len(x_test))):
-        if n == 0:
+    train, val = task.split(y, config.val_fraction, order)
+    train, val = train[: config.limit], val[: config.val_limit]
+    for part, n, least in (
+        ("training", len(train), 1),
+        ("validation", len(val), task.least),
+        ("test", len(x_test), task.least),
+    ):
+        if n < least:
             raise DataError(
-                f"the {part} set of data `{config.name}` must not be empty, got no object of {len(x)}; "
-                "change data.val_fraction, data.test_fraction or data.limit."
+                f"the {part} set of data `{config.name}` must have at least {least} object(s), got {n} of {n_objects}; "
+                "change data.val_fraction, data.test_fraction, data.limit or data.val_limit."
             )
-    mean = x[train].mean((0, 2, 3), keepdims=True)
-    sd = x[train].std((0, 2, 3), keepdims=True) + 1e-6
+    mean, sd = _moments(x[train])
+    target_mean, target_sd = task.scale(y[train])
 
-    def dataset(inputs: Any, targets: Any) -> TensorDataset:
-        return TensorDataset(torch.from_numpy((inputs - mean) / sd).float(), torch.from_numpy(targets).long())
+    def dataset(inputs: Any, part: Any, targets: Any) -> TensorDataset:
+        encoded = task.encode(targets[part], target_mean, target_sd)
+        return TensorDataset(_standardized(inputs, part, mean, sd), torch.from_numpy(encoded))
 
-    return DataSplits(dataset(x[train], y[train]), dataset(x[val], y[val]), dataset(x_test, y_test), num_classes)
+    return DataSplits(
+        dataset(x, train, y),
+        dataset(x, val, y),
+        dataset(x_test, np.arange(len(x_test)), y_test),
+        outputs,
+        torch.from_numpy(mean).float(),
+        torch.from_numpy(sd).float(),
+        task.name,
+        target_mean,
+        target_sd,
+    )
 
 
 def data_arguments(config: DataConfig) -> tuple[Any, dict[str, Any]]:
@@ -89,91 +121,67 @@ def data_arguments(config: DataConfig) -> tuple[Any, dict[str, Any]]:
     return loader, {}
 
 
-def load_digits(config: DataConfig) -> tuple[Any, Any]:
-    """scikit-learn's digits: 1,797 real 8x8 images in 10 classes (Alpaydin & Kaynak, 1998); no network."""
-    from sklearn import datasets
-
-    digits = datasets.load_digits()
-    return digits.images[:, None] / 16.0, digits.target
-
-
-def load_mnist(config: DataConfig) -> tuple[Any, Any, Any, Any]:
-    """MNIST through torchvision: 60,000 + 10,000 images, 28x28."""
-    from torchvision.datasets import MNIST
-
-    if config.root is None:
-        raise DataError("data.root must name the folder that holds MNIST, got none; add e.g. --set data.root=data.")
-    parts = []
-    for train in (True, False):
-        try:
-            data = MNIST(config.root, train=train, download=config.download)
-        except RuntimeError as error:
-            raise DataError(
-                f"data.root must hold MNIST where data.download is false, but {config.root!r} does not "
-                f"({str(error).splitlines()[0]}); set data.download=true or another data.root."
-            ) from error
-        parts += [data.data.numpy()[:, None] / 255.0, data.targets.numpy()]
-    return parts[0], parts[1], parts[2], parts[3]
-
-
-def load_npz(config: DataConfig) -> tuple[Any, ...]:
-    """A NumPy archive at `data.path` with x, y and, if there is a test set of its own, x_test, y_test."""
-    if config.path is None or not Path(config.path).is_file():
-        raise DataError(
-            f"data.path must name an .npz file, got {config.path!r}; write one with numpy.savez(path, x=x, y=y)."
-        )
-    with np.load(config.path, allow_pickle=False) as archive:
-        names = set(archive.files)
-        if not {"x", "y"} <= names or len(names & {"x_test", "y_test"}) == 1:
-            raise DataError(
-                f"data.path must hold the arrays x and y, and both or none of x_test and y_test, got {sorted(names)}."
-            )
-        return tuple(archive[n] for n in ("x", "y", "x_test", "y_test") if n in names)
-
-
-def _arrays(raw: Any, name: str) -> tuple[Any, Any, Any, Any]:
+def _arrays(raw: Any, name: str, task: Task) -> tuple[Any, Any, Any, Any]:
     if not isinstance(raw, (tuple, list)) or len(raw) not in (2, 4):
         raise DataError(f"data `{name}` must give (x, y) or (x, y, x_test, y_test), got {type(raw).__name__}.")
     arrays = [a.numpy() if isinstance(a, Tensor) else np.asarray(a) for a in raw]
     for x, y in zip(arrays[::2], arrays[1::2], strict=True):
-        if x.ndim != 4 or not np.issubdtype(x.dtype, np.number):
+        if x.ndim not in (2, 4) or not np.issubdtype(x.dtype, np.number) or np.iscomplexobj(x) or 0 in x.shape[1:]:
             raise DataError(
-                f"x of data `{name}` must be numbers (n, channels, height, width), got {x.dtype} {x.shape}."
+                f"x of data `{name}` must be numbers (n, features) or (n, channels, height, width), "
+                f"got {x.dtype} {x.shape}; for gray images add the axis of the channel: x[:, None]."
             )
-        if y.ndim != 1 or len(y) != len(x) or not np.issubdtype(y.dtype, np.integer) or (len(y) and y.min() < 0):
+        if y.ndim != 1 or len(y) != len(x):
             raise DataError(
-                f"y of data `{name}` must be {len(x)} class numbers 0, 1, ..., one per object, got {y.dtype} {y.shape}."
+                f"y of data `{name}` must be {len(x)} targets (n,), one per object, got {y.dtype} {y.shape}."
             )
-        if not np.isfinite(x).all():
+        if np.issubdtype(x.dtype, np.floating) and not np.isfinite(x).all():
             raise DataError(
                 f"x of data `{name}` must be finite, but it has NaN or infinite values; clean the data first."
             )
-    if len(arrays[0]) < 10 or int(arrays[1].max()) < 1:
-        raise DataError(f"data `{name}` must have at least 10 objects in 2 classes, got {len(arrays[0])} objects.")
-    if len(arrays) == 4:
-        if arrays[2].shape[1:] != arrays[0].shape[1:]:
-            raise DataError(
-                f"x_test of data `{name}` must have objects of the shape of x, {arrays[0].shape[1:]}, "
-                f"got {arrays[2].shape[1:]}."
-            )
-        if len(arrays[3]) and int(arrays[3].max()) > int(arrays[1].max()):
-            raise DataError(
-                f"y_test of data `{name}` must hold classes of y, 0 to {int(arrays[1].max())}, "
-                f"got {int(arrays[3].max())}."
-            )
-    x, y = arrays[0].astype(np.float64), arrays[1]
-    return (x, y, None, None) if len(arrays) == 2 else (x, y, arrays[2].astype(np.float64), arrays[3])
+    task.check(arrays[1], name)
+    if len(arrays) == 2:
+        return arrays[0], arrays[1], None, None
+    if arrays[2].shape[1:] != arrays[0].shape[1:] or (arrays[2].dtype == np.uint8) != (arrays[0].dtype == np.uint8):
+        raise DataError(
+            f"x_test of data `{name}` must have objects of the shape of x, {arrays[0].dtype} {arrays[0].shape[1:]}, "
+            f"got {arrays[2].dtype} {arrays[2].shape[1:]}."
+        )
+    task.check_test(arrays[1], arrays[3], name)
+    return arrays[0], arrays[1], arrays[2], arrays[3]
 
 
-def _stratified(y: Any, fraction: float, rng: np.random.Generator) -> tuple[Any, Any]:
-    """Indices of the rest and of the held-out `fraction`, each class split alike; both shuffled."""
-    rest, held = [], []
-    for label in np.unique(y):
-        members = rng.permutation(np.flatnonzero(y == label))
-        n = round(len(members) * fraction)
-        held.append(members[:n])
-        rest.append(members[n:])
-    return rng.permutation(np.concatenate(rest)), rng.permutation(np.concatenate(held))
+def _moments(x: Any) -> tuple[Any, Any]:
+    """Mean and standard deviation per channel or feature in double precision, shaped to be broadcast against `x`.
+
+    8-bit values count as v / 255; their sums are exact and need no copy in double precision.
+    """
+    axes = (0, *range(2, x.ndim))
+    if x.dtype == np.uint8:
+        counts = np.zeros((x.shape[1], 256), dtype=np.int64)
+        for start in range(0, len(x), _CHUNK):
+            chunk = x[start : start + _CHUNK]
+            counts += np.stack([np.bincount(chunk[:, c].ravel(), minlength=256) for c in range(x.shape[1])])
+        levels = np.arange(256) / 255.0
+        mean = (counts @ levels) / counts.sum(1)
+        spread = (counts * (levels - mean[:, None]) ** 2).sum(1) / counts.sum(1)
+        shape = (1, -1) + (1,) * (x.ndim - 2)
+        mean, sd = mean.reshape(shape), np.sqrt(spread).reshape(shape)
+    else:
+        mean, sd = x.mean(axes, keepdims=True, dtype=np.float64), x.std(axes, keepdims=True, dtype=np.float64)
+    if x.ndim == 4:
+        return mean, sd + 1e-6
+    # A feature that never varies in the training data says nothing: it must not explode where it does vary.
+    return mean, np.where(sd > 1e-9 * np.abs(mean), sd, 1.0)
+
+
+def _standardized(x: Any, part: Any, mean: Any, sd: Any) -> Tensor:
+    result = np.empty((len(part), *x.shape[1:]), dtype=np.float32)
+    for start in range(0, len(part), _CHUNK):
+        chunk = x[part[start : start + _CHUNK]]
+        values = chunk / 255.0 if chunk.dtype == np.uint8 else chunk.astype(np.float64)
+        result[start : start + _CHUNK] = (values - mean) / sd
+    return torch.from_numpy(result)
 
 
 class EpochBatches(Sampler[Tensor]):
@@ -211,9 +219,14 @@ class EpochBatches(Sampler[Tensor]):
 
 
 def batches(data: TensorDataset, batch_size: int, *, seed: int | None) -> Any:
-    """A data loader of whole batches; shuffled if a seed is given."""
+    """A data loader of whole batches; shuffled if a seed is given.
+
+    Without a seed no batch holds a single object, which batch normalization of vectors cannot take: it grows instead.
+    """
     from nni.nas.evaluator.pytorch import DataLoader
 
+    while seed is None and len(data) % batch_size == 1 < len(data):
+        batch_size += 1
     return DataLoader(data, sampler=EpochBatches(len(data), batch_size, seed), batch_size=None)
 
 

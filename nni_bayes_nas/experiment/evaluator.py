@@ -1,20 +1,23 @@
-"""The training that a search and a retraining share: one Lightning module, one trainer, one row of metrics an epoch."""
+"""The training that search and retraining share: a Lightning module per task, a trainer, a row of metrics an epoch."""
 
 from __future__ import annotations
 
 import inspect
 import json
 import logging
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
 from nni.nas.evaluator.pytorch import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from torch import Tensor, nn
+from torchmetrics import MeanSquaredError, MetricCollection, R2Score
+from torchmetrics.classification import MulticlassPrecision
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from nni_bayes_nas.bayes import objective
@@ -24,54 +27,108 @@ CHECKPOINT = "last.ckpt"
 METRICS = "metrics.jsonl"
 
 
-class ClassificationModule(LightningModule):  # type: ignore[misc]
-    """Cross-entropy, SGD with Nesterov momentum, cosine schedule over all steps.
+class SupervisedModule(LightningModule):  # type: ignore[misc]
+    """A network, its loss, and what is measured: SGD with Nesterov momentum, cosine schedule over all steps.
 
     Unlike NNI's own `ClassificationModule` (nni/nas/evaluator/pytorch/lightning.py) it never reports to NNI: a trial
     sends exactly one final result, which the trial command sends.
+
+    Terms that are means over objects are averaged over batches; terms that are not (precision, R^2) are accumulated
+    over the epoch and logged with its last batch. Several validation loaders must be equally long: they follow each
+    other, so that batch 0 begins the next one.
+
+    Args:
+        learning_rate: At the first step.
+        momentum: Of Nesterov.
+        weight_decay: L2 decay of the network's weights.
+        auxiliary_weight: Factor of the loss of the network's attribute `auxiliary_logits`, where that is not None
+            after a forward pass in training (Szegedy et al., 2015, arXiv 1409.4842).
     """
 
-    def __init__(self, *, num_classes: int, learning_rate: float, momentum: float, weight_decay: float) -> None:
+    metrics: nn.ModuleDict
+
+    def __init__(
+        self, *, learning_rate: float, momentum: float, weight_decay: float, auxiliary_weight: float = 0.0
+    ) -> None:
         super().__init__()
-        self.num_classes = num_classes
         self.learning_rate = learning_rate
         self.momentum = momentum
         self.weight_decay = weight_decay
+        self.auxiliary_weight = auxiliary_weight
+
+    def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """What is minimized: a mean over objects, in nats."""
+        raise NotImplementedError
+
+    def means(self, outputs: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Terms of an evaluation that are means over objects."""
+        raise NotImplementedError
+
+    def collect(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Predictions and targets as the epoch's metrics take them."""
+        return outputs, y
+
+    def undecayed(self) -> list[nn.Parameter]:
+        """Parameters that the weight decay leaves alone."""
+        return []
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits."""
-        logits: Tensor = self.model(x)
-        return logits
+        """The network's outputs."""
+        outputs: Tensor = self.model(x)
+        return outputs
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Mean cross-entropy, in nats."""
+        """Mean loss, with that of the auxiliary head; the logged one is without."""
         x, y = batch
-        loss = nn.functional.cross_entropy(self(x), y)
+        loss = self.loss(self(x), y)
         objective.check_finite("train_loss", loss, step=self.trainer.global_step)
         self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(y))
-        return loss
+        auxiliary = getattr(self.model, "auxiliary_logits", None) if self.auxiliary_weight else None
+        if auxiliary is None:
+            return loss
+        extra = self.loss(auxiliary, y)
+        objective.check_finite("auxiliary_loss", extra, step=self.trainer.global_step)
+        return loss + self.auxiliary_weight * extra
 
-    def _evaluate(self, batch: Any, stage: str) -> None:
+    def _evaluate(self, batch: Any, batch_idx: int, stage: str) -> None:
         x, y = batch
-        logits = self(x)
-        accuracy = multiclass_accuracy(logits, y, self.num_classes, average="micro")
-        loss = nn.functional.cross_entropy(logits, y)
-        objective.check_finite(f"{stage}_loss", loss, step=self.trainer.global_step)
-        self.log(f"{stage}_loss", loss, batch_size=len(y))
-        self.log(f"{stage}_accuracy", accuracy, batch_size=len(y))
+        outputs = self(x)
+        for name, value in self.means(outputs, y).items():
+            objective.check_finite(f"{stage}_{name}", value, step=self.trainer.global_step)
+            self.log(f"{stage}_{name}", value, batch_size=len(y))
+        metrics: Any = self.metrics[stage]
+        if batch_idx == 0:
+            metrics.reset()
+        metrics.update(*self.collect(outputs, y))
+        if batch_idx == self._batches(stage) - 1:
+            for name, value in metrics.compute().items():
+                self.log(f"{stage}_{name}", value, batch_size=1)
+
+    def _batches(self, stage: str) -> int:
+        trainer = self.trainer
+        if stage == "test":
+            lengths = trainer.num_test_batches
+        else:
+            lengths = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+        return int(lengths[0])
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Loss and accuracy on the validation data."""
-        self._evaluate(batch, "val")
+        """Terms on the validation data."""
+        self._evaluate(batch, batch_idx, "val")
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Loss and accuracy on the test data."""
-        self._evaluate(batch, "test")
+        """Terms on the test data."""
+        self._evaluate(batch, batch_idx, "test")
 
     def configure_optimizers(self) -> Any:
         """SGD and a cosine schedule to zero, stepped per batch."""
+        apart = self.undecayed()
+        spared = {id(p) for p in apart}
+        groups: list[Any] = [{"params": [p for p in self.parameters() if p.requires_grad and id(p) not in spared]}]
+        if apart:
+            groups.append({"params": apart, "weight_decay": 0.0})
         optimizer = torch.optim.SGD(
-            [p for p in self.parameters() if p.requires_grad],
+            groups,
             self.learning_rate,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
@@ -81,6 +138,83 @@ class ClassificationModule(LightningModule):  # type: ignore[misc]
             optimizer, max(1, int(self.trainer.estimated_stepping_batches))
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class ClassificationModule(SupervisedModule):
+    """Cross-entropy; accuracy, and precision averaged over the classes (`torchmetrics.MulticlassPrecision`, macro).
+
+    Args:
+        num_classes: Outputs of the network.
+        label_smoothing: Share of the target that is spread evenly over the classes, in training only
+            (Szegedy et al., 2016, arXiv 1512.00567).
+        options: As `SupervisedModule`.
+    """
+
+    def __init__(self, *, num_classes: int, label_smoothing: float = 0.0, **options: float) -> None:
+        super().__init__(**options)
+        self.num_classes = num_classes
+        self.label_smoothing = label_smoothing
+        self.metrics = nn.ModuleDict(
+            {
+                stage: MetricCollection({"precision": MulticlassPrecision(num_classes, average="macro")})
+                for stage in ("val", "test")
+            }
+        )
+
+    def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Mean cross-entropy with the smoothed labels."""
+        return nn.functional.cross_entropy(outputs, y, label_smoothing=self.label_smoothing)
+
+    def means(self, outputs: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy with the labels themselves, and accuracy."""
+        accuracy = multiclass_accuracy(outputs, y, self.num_classes, average="micro")
+        return {"loss": nn.functional.cross_entropy(outputs, y), "accuracy": accuracy}
+
+
+class RegressionModule(SupervisedModule):
+    """Gaussian likelihood p(y | x) = N(f(x), s^2) with one learned s; R^2 and root mean squared error.
+
+    In units of the targets' standard deviation s^2 = least_sd^2 + exp(2 log_sd); log_sd is learned with the weights.
+
+    The network predicts standardized targets z = (y - mean) / target_sd, and that is what batches hold. Loss and
+    `nll` are -log p of y itself, in nats in the units of y: those of z plus log target_sd. `rmse` is in the units of y.
+
+    Args:
+        target_sd: Of the training targets.
+        options: As `SupervisedModule`.
+    """
+
+    # Of the targets' standard deviation: where the network interpolates, the likelihood has no maximum in s.
+    least_sd: ClassVar[float] = 1e-3
+
+    def __init__(self, *, target_sd: float, **options: float) -> None:
+        super().__init__(**options)
+        self.target_sd = target_sd
+        self.log_sd = nn.Parameter(torch.zeros(()))
+        self.metrics = nn.ModuleDict(
+            {
+                stage: MetricCollection({"r2": R2Score(), "rmse": MeanSquaredError(squared=False)})
+                for stage in ("val", "test")
+            }
+        )
+
+    def undecayed(self) -> list[nn.Parameter]:
+        """The logarithm of s: decay would pull s towards 1."""
+        return [self.log_sd]
+
+    def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Mean negative log-likelihood of y, `outputs` `(batch, 1)`, standardized targets `(batch,)`."""
+        variance = torch.exp(2 * self.log_sd) + self.least_sd**2
+        squares = (y - outputs.squeeze(-1)) ** 2 / variance
+        return 0.5 * (squares.mean() + torch.log(2 * math.pi * variance)) + math.log(self.target_sd)
+
+    def means(self, outputs: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Negative log-likelihood."""
+        return {"nll": self.loss(outputs, y)}
+
+    def collect(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Deviations from the training mean in the units of y: neither term depends on the mean."""
+        return self.target_sd * outputs.squeeze(-1), self.target_sd * y
 
 
 class EpochLog(Callback):
@@ -129,9 +263,16 @@ class SeedEpochs(Callback):
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Seed by (seed, epoch)."""
-        torch.manual_seed(self.seed * 1_000_003 + trainer.current_epoch)
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seed by (seed, epoch) at the first batch.
+
+        Not at the start of the epoch: a data loader draws from the same generator when its iteration starts, which
+        Lightning does before that in a training that resumes, and after it in an undisturbed one.
+        """
+        if batch_idx == 0:
+            torch.manual_seed(self.seed * 1_000_003 + trainer.current_epoch)
 
 
 def last_terms(directory: Path) -> dict[str, float]:
@@ -198,3 +339,4 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*try to wrap PyTorch DataLoader with nni.trace.*")
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step.*")
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from nni_bayes_nas.experiment.record import Record, refuse_other_run
 from nni_bayes_nas.experiment.resources import Resources
 from nni_bayes_nas.experiment.search import run_search
 from nni_bayes_nas.experiment.summary import summarize
+from nni_bayes_nas.experiment.tasks import task_of
 
 
 def search_in_process(config: Config, output: Path, resume: bool, command: str) -> None:
@@ -58,7 +60,8 @@ def search_in_process(config: Config, output: Path, resume: bool, command: str) 
             _write(record, config, ledger, "running")
             directory = record.trial_directory(spec.name)
             directory.mkdir(parents=True, exist_ok=True)
-            result = run_search(config, {"trial": spec.name, **spec.parameters}, directory, _print_row)
+            report = partial(_print_row, title=task_of(config.data).title)
+            result = run_search(config, {"trial": spec.name, **spec.parameters}, directory, report)
             ledger.done(spec.name, result)
             record.collect_metrics(ledger.order())
         _write(record, config, ledger, "done")
@@ -91,6 +94,6 @@ def _write(record: Record, config: Config, ledger: Ledger, status: str, cause: s
     record.write_summary(summarize(config, ledger, experiment=None, status=status, cause=cause))
 
 
-def _print_row(row: dict[str, Any]) -> None:
+def _print_row(row: dict[str, Any], title: str = "score") -> None:
     shown = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name not in ("default", "epoch"))
-    print(f"epoch {row['epoch']}: validation accuracy {row['default']:.4f}, {shown}", flush=True)
+    print(f"epoch {row['epoch']}: validation {title} {row['default']:.4f}, {shown}", flush=True)

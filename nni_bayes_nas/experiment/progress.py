@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from nni_bayes_nas.experiment.record import read_json
+from nni_bayes_nas.experiment.tasks import TASKS
 
 
 class Progress:
@@ -57,8 +58,8 @@ class Progress:
             with (self.output / "trials" / name / "metrics.jsonl").open(encoding="utf-8") as file:
                 rows = deque(file, maxlen=4)
             row = next(row for row in map(json.loads, reversed(rows)) if "terms" in row)
-            accuracy = row["terms"].get("val_accuracy")
-            return f" epoch {row['epoch']}" + (f" (validation {accuracy:.3f})" if accuracy is not None else "")
+            score = next((row["terms"][t.val_score] for t in TASKS.values() if t.val_score in row["terms"]), None)
+            return f" epoch {row['epoch']}" + (f" (validation {score:.3f})" if score is not None else "")
         return "" if read_json(self.output / "trials" / name / "pid") else " starting"
 
 
@@ -75,7 +76,7 @@ def _event(entry: dict[str, Any], before: tuple[str, int] | None) -> str | None:
 
 
 def _measured(result: dict[str, Any]) -> str:
-    words = {"params": "{:,} parameters", "test_accuracy": "test accuracy {:.4f}"}
+    words = {"params": "{:,} parameters", **{t.test_score: f"test {t.title} {{:.4f}}" for t in TASKS.values()}}
     parts = [words[key].format(result[key]) for key in words if isinstance(result.get(key), (int, float))]
     if not parts and isinstance(result.get("default"), (int, float)):
         parts = [f"{result['default']:.4f}"]

@@ -7,20 +7,44 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Callback
 
 from nni_bayes_nas.architecture import Architecture
 from nni_bayes_nas.complexity.measure import count_macs, count_parameters
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.experiment import evaluator as evaluation
-from nni_bayes_nas.experiment.build import build_space
+from nni_bayes_nas.experiment.augment import Augment, augmentation
+from nni_bayes_nas.experiment.build import build_network, drop_training_parts
 from nni_bayes_nas.experiment.data import batches, load_data
+from nni_bayes_nas.experiment.tasks import evaluation_module, task_of
+
+
+class TrainingProgress(Callback):
+    """Tells the network at every epoch how much of the training is over, if it has a method `set_progress`.
+
+    Args:
+        network: The network.
+        epochs: Of the whole training.
+    """
+
+    def __init__(self, network: Any, epochs: int) -> None:
+        self.network = network
+        self.epochs = epochs
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """0 in the first epoch, (epochs - 1) / epochs in the last, as in DARTS (Liu, Simonyan & Yang, 2019)."""
+        if hasattr(self.network, "set_progress"):
+            self.network.set_progress(trainer.current_epoch / self.epochs)
 
 
 def run_retrain(
     config: Config, parameters: dict[str, Any], directory: Path, report: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
     """Train an architecture on the training set; goes on from the checkpoint in `directory`, if there is one.
+
+    The network is that of `retrain.space`; an auxiliary classifier is gone before anything is counted or saved.
 
     Args:
         config: The configuration.
@@ -39,36 +63,35 @@ def run_retrain(
     data = load_data(config.data)
     device = evaluation.pick_device(config.experiment.device)
     architecture = Architecture(parameters["choices"])
-    network = architecture.build(build_space(config, data, seed))
+    network = build_network(config, data, seed, architecture, training=True)
     (directory / "architecture.json").write_text(architecture.to_json(), encoding="utf-8")
-    module = evaluation.ClassificationModule(
-        num_classes=data.num_classes,
-        learning_rate=settings.learning_rate,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
+    task = task_of(data)
+    module = evaluation_module(
+        data, settings, label_smoothing=settings.label_smoothing, auxiliary_weight=settings.auxiliary_weight
     )
     module.set_model(network)
 
     def intermediate(terms: dict[str, Any]) -> None:
-        report({"default": terms["val_accuracy"], "epoch": terms["epoch"]})
+        report({"default": terms[task.val_score], "epoch": terms["epoch"]})
 
     log = evaluation.EpochLog(directory, "retrain", intermediate)
-    trainer = evaluation.trainer(
-        directory, settings.epochs, device, [evaluation.SeedEpochs(seed), log], clip=settings.gradient_clip
-    )
+    callbacks = [evaluation.SeedEpochs(seed), TrainingProgress(network, settings.epochs), log]
+    augment = augmentation(settings)
+    if augment is not None:
+        callbacks.append(Augment(augment))
+    trainer = evaluation.trainer(directory, settings.epochs, device, callbacks, clip=settings.gradient_clip)
     trainer.fit(
         module,
         batches(data.train, settings.batch_size, seed=seed),
         batches(data.val, 256, seed=None),
         **evaluation.resume_arguments(directory),
     )
+    drop_training_parts(network)
     val = trainer.validate(module, batches(data.val, 256, seed=None), verbose=False)[0]
     test = trainer.test(module, batches(data.test, 256, seed=None), verbose=False)[0]
     torch.save(network.state_dict(), directory / "model.pt")
     return {
-        "default": val["val_accuracy"],
-        "val_accuracy": val["val_accuracy"],
-        "test_accuracy": test["test_accuracy"],
+        **task.result({**val, **test}),
         "params": count_parameters(network),
         "macs": count_macs(network, data.shape),
         "lambda": parameters.get("lambda"),

@@ -178,13 +178,13 @@ def _finish(output: Path) -> int:
         raise RunError(f"the run is done, but its report could not be made: see {output / 'report.log'}")
     for row in summary.get("failures", []):
         print(f"left out: {row['trial']} died {row['attempts']} times ({row['cause']})")
-    columns = {"lambda": ".4g", "params": ",d", "test_accuracy_mean": ".4f"}
+    columns = {"lambda": ".4g", "params": ",d", "test_score_mean": ".4f"}
     rows = [
-        (row["id"], *(_number(row[key], form) for key, form in columns.items()))
+        (row["id"], *(_number(row.get(key), form) for key, form in columns.items()))
         for row in summary.get("architectures", [])
     ]
     if rows:
-        header = ("architecture", "lambda", "parameters", "test accuracy")
+        header = ("architecture", "lambda", "parameters", f"test {(summary.get('score') or {}).get('title', 'score')}")
         widths = [max(len(line[column]) for line in [header, *rows]) for column in range(len(header))]
         for line in [header, *rows]:
             print("  ".join(f"{text:<{width}}" for text, width in zip(line, widths, strict=True)).rstrip())

@@ -20,6 +20,8 @@ from nni_bayes_nas.config import Config
 from nni_bayes_nas.experiment import evaluator as evaluation
 from nni_bayes_nas.experiment.build import build_space, build_strategy, effective
 from nni_bayes_nas.experiment.data import DataSplits, batches, halves, load_data
+from nni_bayes_nas.experiment.derived import SharedWeights
+from nni_bayes_nas.experiment.tasks import evaluation_module, task_of
 
 _CURVE_POINTS = 33
 _RANDOM_TRIES = 60
@@ -74,6 +76,7 @@ def run_search(
     )
     strategy(space, SequentialExecutionEngine())
     module = strategy.oneshot_module
+    searched = time.perf_counter()
     with count_optimizer_steps() as after:
         reader = Reader(config, data, strategy, seed)
         architectures = [reader.derived(lam) for lam in strategy.lambdas(config.search.lambdas)]
@@ -82,18 +85,19 @@ def run_search(
     terms = evaluation.mean_over_loaders({k: float(v) for k, v in module.trainer.callback_metrics.items()})
     if not terms:
         terms = evaluation.last_terms(directory)
-    axis = strategy.axis
+    axis, score = strategy.axis, task_of(data).val_score
     (directory / "architecture.json").write_text(Architecture(architectures[0]["choices"]).to_json(), encoding="utf-8")
     return {
-        "default": terms.get("val_accuracy", 0.0),
+        "default": terms.get(score, 0.0),
         "search": {
             "id": str(parameters["trial"]).removeprefix("search-"),
             "strategy": config.strategy.name,
             "seed": seed,
             "seconds": round(time.perf_counter() - started, 2),
+            "reading_seconds": round(time.perf_counter() - searched, 2),
             "steps": int(module.trainer.current_epoch) * int(_steps_per_epoch(config, data)),
             "optimizer_steps_after_search": after.steps,
-            "val_accuracy": terms.get("val_accuracy"),
+            score: terms.get(score),
             "terms": terms,
             "lambda_range": None if axis is None else [axis.low, axis.high],
             "cost": strategy.cost_kind,
@@ -112,20 +116,15 @@ def _evaluator(
 ) -> Any:
     settings = config.search
     weights, structure = halves(data.train, settings.structure_fraction, seed)
-    module = evaluation.ClassificationModule(
-        num_classes=data.num_classes,
-        learning_rate=settings.learning_rate,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-    )
+    score = task_of(data).val_score
 
     def intermediate(terms: dict[str, Any]) -> None:
         kept = ("epoch", "entropy", "expected_cost_min_lambda", "expected_cost_max_lambda")
-        report({"default": terms["val_accuracy"], **{k: terms[k] for k in kept if k in terms}})
+        report({"default": terms[score], **{k: terms[k] for k in kept if k in terms}})
 
     log = evaluation.EpochLog(directory, "search", intermediate, rows=_weight_rows)
     return nni.nas.evaluator.pytorch.Lightning(
-        module,
+        evaluation_module(data, settings),
         evaluation.trainer(directory, settings.epochs, device, [log]),
         train_dataloaders=batches(weights, settings.batch_size, seed=seed),
         val_dataloaders={
@@ -153,7 +152,10 @@ class Reader:
         self.strategy = strategy
         self.shape = data.shape
         self.space = build_space(config, data, seed)
+        self.shared = SharedWeights(strategy, halves(data.train, config.search.structure_fraction, seed)[0], data.val)
+        self.score = task_of(data).score
         self.generator = torch.Generator().manual_seed(seed)
+        self._one_hot: dict[str, float] = {}
         self._sizes: dict[str, tuple[int, int]] = {}
 
     def size(self, choices: dict[str, Any]) -> tuple[int, int]:
@@ -164,18 +166,27 @@ class Reader:
             self._sizes[architecture.key] = count_parameters(network), count_macs(network, self.shape)
         return self._sizes[architecture.key]
 
-    @torch.no_grad()
+    def one_hot_score(self, choices: dict[str, Any]) -> float:
+        """Validation score of an architecture with the weights of the search."""
+        key = Architecture(choices).key
+        if key not in self._one_hot:
+            self._one_hot[key] = self.shared.one_hot(choices)[self.score]
+        return self._one_hot[key]
+
     def derived(self, lam: float | None) -> dict[str, Any]:
-        """The architecture at lambda."""
+        """The architecture at lambda, and what the search knows of it without another optimizer step."""
         choices = Architecture(self.strategy.export(lam)).canonical()
         params, macs = self.size(choices)
         return {
             "lambda": lam,
             "origin": "mean" if lam is None else "lambda",
             "choices": choices,
-            "log_prob": float(self.strategy.structure.log_prob(choices, lam)),
+            "log_prob": float(self.strategy.structure.log_prob(choices, lam).detach()),
             "params": params,
             "macs": macs,
+            "price": self.shared.price(lam),
+            f"mixture_{self.score}": self.shared.mixture(lam)[self.score],
+            f"one_hot_{self.score}": self.one_hot_score(choices),
         }
 
     @torch.no_grad()

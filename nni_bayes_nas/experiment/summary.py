@@ -4,6 +4,7 @@ from typing import Any
 
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.experiment.plan import Ledger
+from nni_bayes_nas.experiment.tasks import task_of
 
 
 def summarize(
@@ -25,6 +26,8 @@ def summarize(
         "name": config.experiment.name,
         "space": config.space.name,
         "data": config.data.name,
+        "task": config.data.task,
+        "score": task_of(config.data).describe(),
         "seed": config.seed,
         "experiment": {
             "id": experiment,

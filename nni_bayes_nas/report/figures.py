@@ -1,4 +1,4 @@
-"""The plots of a report: accuracy against size, the curve over λ, learning curves."""
+"""The plots of a report: the score against size, the curve over λ, learning curves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from nni_bayes_nas.report.canvas import INK, MUTED, SERIES, epoch_axis, log_axis, render, short_count
-from nni_bayes_nas.report.read import Row, RunFolder
+from nni_bayes_nas.report.read import Row, RunFolder, Score
 from nni_bayes_nas.report.tables import distinct, lam, plural, retrained, seeds_text
 
 
@@ -34,8 +34,9 @@ class Plot:
 
 
 def accuracy_plot(run: RunFolder) -> Plot | None:
-    """Test and validation accuracy against parameters, families over λ joined; `None` if nothing was retrained."""
-    shown = [r for r in run.architectures if _positive(r.get("params")) and _has_accuracy(r)]
+    """Test and validation score against parameters, families over λ joined; `None` if nothing was retrained."""
+    score = run.score
+    shown = [r for r in run.architectures if _positive(r.get("params")) and _has_score(r, score)]
     if not shown:
         return None
     searches = _search_order(run)
@@ -47,20 +48,22 @@ def accuracy_plot(run: RunFolder) -> Plot | None:
             color = SERIES[index % len(SERIES)]
             family = [r for r in shown if r.get("search") == search and r.get("origin") != "random"]
             name = f"search {search}" if several else "over λ" if _lams(family) else "searched"
-            _family(axes, family, color, name, labels="all" if not several else "ends" if index == 0 else "none")
+            _family(axes, family, score, color, name, labels="all" if not several else "ends" if index == 0 else "none")
         random = [r for r in shown if r.get("origin") == "random"]
         if random:
             gray: Any = {"color": MUTED, "linestyle": "none"}
-            _bars(axes, random, "test_accuracy", MUTED, marker="D", size=5.5, label="random, matched size")
+            _bars(axes, random, score, MUTED, marker="D", size=5.5, label="random, matched size")
             for row in random:
-                validation = retrained(row, "val_accuracy").mean
+                validation = retrained(row, score.val).mean
                 if validation is not None:
-                    axes.plot(row["params"], 100 * validation, marker="D", markersize=4.5, fillstyle="none", **gray)
+                    axes.plot(
+                        row["params"], score.factor * validation, marker="D", markersize=4.5, fillstyle="none", **gray
+                    )
         axes.plot(
             [], [], marker="o", markersize=5, fillstyle="none", color=INK, linestyle="none", label="hollow: validation"
         )
         axes.set_xlabel("parameters (log scale)")
-        axes.set_ylabel("accuracy (%)")
+        axes.set_ylabel(score.axis)
         axes.margins(x=0.1, y=0.1)
         log_axis(axes, "x", [float(r["params"]) for r in shown], short_count)
         figure.legend(loc="outside upper left", ncols=3, columnspacing=1.2)
@@ -71,34 +74,34 @@ def accuracy_plot(run: RunFolder) -> Plot | None:
     if numbers and len(searches) > 1:
         numbers += " (only the ends of the first search)"
     caption = (
-        f"Filled: test accuracy of the retrained networks, {seeds_text(run)}{numbers}. "
+        f"Filled: test {score.title} of the retrained networks, {seeds_text(run)}{numbers}. "
         f"The size of the test set is not recorded in the run folder, so its sampling error is not shown.{missing}"
     )
-    return Plot("Accuracy against parameters", render("accuracy", draw, height=4.1), caption)
+    return Plot(f"{score.heading} against parameters", render("score", draw, height=4.1), caption)
 
 
-def _family(axes: Axes, family: list[Row], color: str, name: str, *, labels: str) -> None:
+def _family(axes: Axes, family: list[Row], score: Score, color: str, name: str, *, labels: str) -> None:
     ordered = sorted(family, key=lambda r: r["lambda"] if isinstance(r.get("lambda"), int | float) else math.inf)
-    _bars(axes, ordered, "test_accuracy", color, marker="o", size=6.5, label=name, joined=True)
+    _bars(axes, ordered, score, color, marker="o", size=6.5, label=name, joined=True)
     for row in ordered:
-        validation = retrained(row, "val_accuracy").mean
+        validation = retrained(row, score.val).mean
         if validation is not None:
-            axes.plot(row["params"], 100 * validation, marker="o", markersize=5, fillstyle="none", color=color)
+            axes.plot(row["params"], score.factor * validation, marker="o", markersize=5, fillstyle="none", color=color)
     # Equal networks lie on one point, which gets one label.
     groups = distinct(ordered)
     labeled = {"all": groups, "ends": groups[:: max(len(groups) - 1, 1)], "none": []}[labels]
     for group in labeled:
         lams = _lams(group)
-        accuracy = retrained(group[0], "test_accuracy").mean
-        if accuracy is None:
-            accuracy = retrained(group[0], "val_accuracy").mean
-        if accuracy is None:
+        value = retrained(group[0], score.test).mean
+        if value is None:
+            value = retrained(group[0], score.val).mean
+        if value is None:
             continue
         ends = dict.fromkeys((lams[0], lams[-1])) if lams else {}
-        text = "–".join(f"{value:.2g}" for value in ends) or str(group[0].get("origin", ""))
+        text = "–".join(f"{end:.2g}" for end in ends) or str(group[0].get("origin", ""))
         axes.annotate(
             text,
-            (group[0]["params"], 100 * accuracy),
+            (group[0]["params"], score.factor * value),
             xytext=(6, -11),
             textcoords="offset points",
             fontsize=8.5,
@@ -107,16 +110,16 @@ def _family(axes: Axes, family: list[Row], color: str, name: str, *, labels: str
 
 
 def _bars(
-    axes: Axes, rows: list[Row], key: str, color: str, *, marker: str, size: float, label: str, joined: bool = False
+    axes: Axes, rows: list[Row], score: Score, color: str, *, marker: str, size: float, label: str, joined: bool = False
 ) -> None:
-    points = [(float(row["params"]), m) for row in rows if (m := retrained(row, key)).mean is not None]
+    points = [(float(row["params"]), m) for row in rows if (m := retrained(row, score.test)).mean is not None]
     if not points:
         return
     x = [p for p, _ in points]
-    y = [100 * (m.mean or 0.0) for _, m in points]
+    y = [score.factor * (m.mean or 0.0) for _, m in points]
     style = "-" if joined and len(points) > 1 else "none"
     axes.plot(x, y, marker=marker, markersize=size, color=color, linestyle=style, linewidth=1.3, label=label)
-    spread = [(p, 100 * (m.mean or 0.0), 100 * m.sd) for p, m in points if m.sd is not None]
+    spread = [(p, v, score.factor * m.sd) for (p, m), v in zip(points, y, strict=True) if m.sd is not None]
     if spread:
         p, mean, sd = zip(*spread, strict=True)
         axes.errorbar(p, mean, yerr=sd, fmt="none", ecolor=color, elinewidth=1, capsize=2.5)
@@ -177,10 +180,12 @@ _SEARCH_PANELS = (
             "train_loss": ("training", SERIES[0]),
             "structure_loss": ("structure", SERIES[1]),
             "val_loss": ("validation", SERIES[2]),
+            "val_nll": ("validation", SERIES[2]),
         },
         1.0,
     ),
     ("Search: validation accuracy", "accuracy (%)", {"val_accuracy": ("supernet", SERIES[0])}, 100.0),
+    ("Search: validation R²", "R²", {"val_r2": ("supernet", SERIES[0])}, 1.0),
     ("Search: entropy of the structure", "entropy (nats)", {"entropy": ("entropy", SERIES[0])}, 1.0),
     (
         "Search: expected cost at both ends of λ",
@@ -242,8 +247,9 @@ def search_plots(run: RunFolder) -> list[Plot]:
 
 
 def retrain_plot(run: RunFolder) -> Plot | None:
-    """Validation accuracy per epoch of every retraining, colored by λ; `None` without metrics."""
-    trials = {t: s["val_accuracy"] for t in run.trials("retrain") if "val_accuracy" in (s := run.per_epoch(t))}
+    """Validation score per epoch of every retraining, colored by λ; `None` without metrics."""
+    score, factor = run.score, run.score.factor
+    trials = {t: s[score.val] for t in run.trials("retrain") if score.val in (s := run.per_epoch(t))}
     if not trials:
         return None
     found = {trial: run.architecture_of(trial) for trial in trials}
@@ -264,24 +270,24 @@ def retrain_plot(run: RunFolder) -> Plot | None:
             else:
                 color, name, style = SERIES[0], str(row.get("origin")) if row is not None else "other", "-"
             _epochs_line(
-                axes, epochs, [100 * v for v in values], color, style, "_" + name if name in named else name, width
+                axes, epochs, [factor * v for v in values], color, style, "_" + name if name in named else name, width
             )
             named.add(name)
         epoch_axis(axes)
-        axes.set_ylabel("accuracy (%)")
+        axes.set_ylabel(score.axis)
         late = [
             v for epochs, values in trials.values() for e, v in zip(epochs, values, strict=True) if e >= epochs[-1] / 4
         ]
         top = max(late)
         axes.set_ylim(
-            100 * (min(late) - 0.08 * (top - min(late) + 0.01)), 100 * (top + 0.06 * (top - min(late) + 0.01))
+            factor * (min(late) - 0.08 * (top - min(late) + 0.01)), factor * (top + 0.06 * (top - min(late) + 0.01))
         )
         figure.legend(loc="outside upper left", ncols=5, columnspacing=1.0, handlelength=1.2)
 
     light = ", light = large λ" if lams else ""
     caption = f"One line per trial ({len(trials)}){light}; the first quarter of the epochs may lie below the axis. "
-    caption += "Test accuracy, read once at the end, is not shown."
-    return Plot("Retraining: validation accuracy", render("retrain", draw), caption)
+    caption += f"Test {score.title}, read once at the end, is not shown."
+    return Plot(f"Retraining: validation {score.title}", render("retrain", draw), caption)
 
 
 def _shades(n: int) -> list[str]:
@@ -304,8 +310,8 @@ def _lams(rows: Iterable[Row]) -> list[float]:
     return sorted(float(r["lambda"]) for r in rows if _number(r.get("lambda")))
 
 
-def _has_accuracy(row: Row) -> bool:
-    return retrained(row, "test_accuracy").n > 0 or retrained(row, "val_accuracy").n > 0
+def _has_score(row: Row, score: Score) -> bool:
+    return retrained(row, score.test).n > 0 or retrained(row, score.val).n > 0
 
 
 def _number(value: object) -> bool:

@@ -72,6 +72,7 @@ def render_report(run: RunFolder) -> str:
     learning_plots = [*search_plots(run), *(plot for plot in (retrain_plot(run),) if plot is not None)]
     return environment.get_template("report.html").render(
         title=str(title),
+        score=run.score,
         folder=run.path.name,
         status=str(run.summary.get("status", "unknown")),
         sentences=tables.headline(run),
@@ -86,7 +87,7 @@ def render_report(run: RunFolder) -> str:
         ],
         pictures=_pictures(run),
         n_architectures=len(run.architectures),
-        architecture_columns=tables.ARCHITECTURE_COLUMNS,
+        architecture_columns=tables.architecture_columns(run),
         architecture_rows=tables.architecture_rows(run),
         search_columns=tables.SEARCH_COLUMNS,
         search_rows=tables.search_rows(run),
@@ -107,8 +108,9 @@ def _pictures(run: RunFolder) -> list[Picture]:
     for group in tables.distinct(run.architectures):
         first = group[0]
         facts = [f"{tables.count(first.get('params'))} parameters", f"{tables.macs(first.get('macs'))} MACs"]
-        tested = tables.retrained(first, "test_accuracy")
-        facts.append(f"test {tables.percent(tested)}" if tested.n else "not retrained")
+        tested = tables.retrained(first, run.score.test)
+        shown = tables.scored(tested, run.score.percent)
+        facts.append(f"test {shown}" if tested.n else "not retrained")
         name = ", ".join(str(row.get("id", "?")) for row in group)
         svg = Markup(draw_architecture(first.get("choices") or {}))
         random = all(row.get("origin") == "random" for row in group)

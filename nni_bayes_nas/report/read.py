@@ -18,6 +18,48 @@ _RETRAIN_NAME = re.compile(r"^retrain-(?P<search>.+)-(?P<kind>[a-z]+?)(?P<index>
 
 
 @dataclass(frozen=True)
+class Score:
+    """The number by which networks are compared, as `summary.json` names it; accuracy in folders that do not say.
+
+    Attributes:
+        term: "accuracy", "r2".
+        title: In words: "accuracy", "R²".
+        percent: Whether it is a share, shown as per cent.
+        beside: Further columns of the table: (key of a retraining, heading, whether it is a share).
+    """
+
+    term: str = "accuracy"
+    title: str = "accuracy"
+    percent: bool = True
+    beside: tuple[tuple[str, str, bool], ...] = ()
+
+    @property
+    def val(self) -> str:
+        """Key of the value on the validation data."""
+        return f"val_{self.term}"
+
+    @property
+    def test(self) -> str:
+        """Key of the value on the test data."""
+        return f"test_{self.term}"
+
+    @property
+    def factor(self) -> float:
+        """What values are multiplied with to be drawn."""
+        return 100.0 if self.percent else 1.0
+
+    @property
+    def axis(self) -> str:
+        """Label of an axis."""
+        return f"{self.title} (%)" if self.percent else self.title
+
+    @property
+    def heading(self) -> str:
+        """The title at the beginning of a line."""
+        return self.title[:1].upper() + self.title[1:]
+
+
+@dataclass(frozen=True)
 class RunFolder:
     """What one run folder holds.
 
@@ -36,6 +78,16 @@ class RunFolder:
     config_text: str | None = None
     environment: Row = field(default_factory=dict)
     metrics: dict[str, list[Row]] = field(default_factory=dict)
+
+    @property
+    def score(self) -> Score:
+        """What the run's networks are compared by."""
+        said = self.summary.get("score")
+        if not isinstance(said, dict) or not isinstance(said.get("term"), str):
+            return Score()
+        term, title = said["term"], str(said.get("title", said["term"]))
+        beside = [tuple(item) for item in said.get("beside") or [] if isinstance(item, list) and len(item) == 3]
+        return Score(term, title, bool(said.get("percent")), tuple((str(k), str(t), bool(p)) for k, t, p in beside))
 
     @property
     def searches(self) -> list[Row]:

@@ -42,7 +42,7 @@ def measure(values: list[Any]) -> Measure:
 
 
 def retrained(architecture: Row, key: str) -> Measure:
-    """One number (`test_accuracy`, `val_accuracy`, `seconds`) of an architecture over its retrainings."""
+    """One number (`test_accuracy`, `val_r2`, `seconds`, ...) of an architecture over its retrainings."""
     return measure([row.get(key) for row in architecture.get("retrain") or [] if isinstance(row, dict)])
 
 
@@ -58,6 +58,22 @@ def percent(value: Measure | float | None, digits: int = 2) -> str:
         return DASH
     sd = "" if value.sd is None else f" ± {100 * value.sd:.{digits}f}"
     return f"{100 * value.mean:.{digits}f}{sd} %"
+
+
+def scored(value: Measure | float | None, share: bool) -> str:
+    """A score: as per cent if it is a share, else with four significant digits, with ± sd where there is one.
+
+    >>> scored(0.98333, True), scored(-0.0344, False), scored(Measure(57.21, 0.5, 3), False)
+    ('98.33 %', '−0.0344', '57.21 ± 0.5')
+    """
+    if share:
+        return percent(value)
+    if not isinstance(value, Measure):
+        value = measure([value])
+    if value.mean is None:
+        return DASH
+    sd = "" if value.sd is None else f" ± {value.sd:.2g}"
+    return f"{value.mean:.4g}".replace("-", "−") + sd
 
 
 def count(value: Any) -> str:
@@ -203,8 +219,9 @@ def headline(run: RunFolder) -> list[str]:
         sentences.append(f"{plural(len(random), 'random architecture')} of matched size as the baseline.")
     best = best_by_validation(run)
     if best is not None:
-        name = f"Best by validation accuracy: {best.get('id', '?')}, {count(best.get('params'))} parameters"
-        sentences.append(f"{name}, test accuracy {percent(retrained(best, 'test_accuracy'))}.")
+        score = run.score
+        name = f"Best by validation {score.title}: {best.get('id', '?')}, {count(best.get('params'))} parameters"
+        sentences.append(f"{name}, test {score.title} {scored(retrained(best, score.test), score.percent)}.")
     return sentences
 
 
@@ -214,10 +231,10 @@ def _epochs(run: RunFolder, section: str, text: str = "") -> str:
 
 
 def best_by_validation(run: RunFolder) -> Row | None:
-    """The searched architecture with the highest mean validation accuracy; test data play no part in the choice."""
+    """The searched architecture with the highest mean validation score; test data play no part in the choice."""
     family = [row for row in run.architectures if row.get("origin") != "random"]
-    scored = [(m, row) for row in family if (m := retrained(row, "val_accuracy").mean) is not None]
-    return max(scored, key=lambda pair: pair[0])[1] if scored else None
+    found = [(m, row) for row in family if (m := retrained(row, run.score.val).mean) is not None]
+    return max(found, key=lambda pair: pair[0])[1] if found else None
 
 
 def tiles(run: RunFolder) -> list[tuple[str, str, str]]:
@@ -231,8 +248,8 @@ def tiles(run: RunFolder) -> list[tuple[str, str, str]]:
         ("Trial time", duration(trial_seconds(run)), "sum over finished trials"),
     ]
     if best is not None:
-        tested = retrained(best, "test_accuracy")
-        rows.append(("Test accuracy", percent(tested), f"{best.get('id', '?')}, best by validation"))
+        tested = scored(retrained(best, run.score.test), run.score.percent)
+        rows.append((f"Test {run.score.title}", tested, f"{best.get('id', '?')}, best by validation"))
     sizes = [r["params"] for r in run.architectures if r.get("origin") == "lambda" and r.get("params")]
     if sizes and min(sizes) > 0:
         rows.append(
@@ -245,24 +262,15 @@ def tiles(run: RunFolder) -> list[tuple[str, str, str]]:
     return rows
 
 
-ARCHITECTURE_COLUMNS = (
-    "Architecture",
-    "λ",
-    "Origin",
-    "Parameters",
-    "MACs",
-    "log p (nats)",
-    "Validation",
-    "Test",
-    "Seeds",
-    "Time",
-    "Trials",
-)
+def architecture_columns(run: RunFolder) -> list[str]:
+    """Headings of the table of all architectures; what is measured beside the score has columns of its own."""
+    known = ["Architecture", "λ", "Origin", "Parameters", "MACs", "log p (nats)", "Validation", "Test"]
+    return [*known, *(heading for _, heading, _ in run.score.beside), "Seeds", "Time", "Trials"]
 
 
 def architecture_rows(run: RunFolder) -> list[list[str]]:
-    """The table of all architectures, one row each in the summary's order, cells as in `ARCHITECTURE_COLUMNS`."""
-    rows = []
+    """The table of all architectures, one row each in the summary's order, cells as in `architecture_columns`."""
+    rows, score = [], run.score
     for row in run.architectures:
         results = [r for r in row.get("retrain") or [] if isinstance(r, dict)]
         seconds = [float(r["seconds"]) for r in results if isinstance(r.get("seconds"), int | float)]
@@ -275,8 +283,9 @@ def architecture_rows(run: RunFolder) -> list[list[str]]:
                 count(row.get("params")),
                 macs(row.get("macs")),
                 f"{log_prob:.2f}".replace("-", "−") if isinstance(log_prob, int | float) else DASH,
-                percent(retrained(row, "val_accuracy")),
-                percent(retrained(row, "test_accuracy")),
+                scored(retrained(row, score.val), score.percent),
+                scored(retrained(row, score.test), score.percent),
+                *(scored(retrained(row, key), share) for key, _, share in score.beside),
                 ", ".join(str(r.get("seed", "?")) for r in results) or DASH,
                 duration(sum(seconds)) if seconds else DASH,
                 ", ".join(str(r.get("trial") or "?") for r in results) or DASH,
@@ -311,7 +320,7 @@ def search_rows(run: RunFolder) -> list[list[str]]:
                 number(row.get("seed")),
                 number(row.get("steps")),
                 number(row.get("optimizer_steps_after_search")),
-                percent(row.get("val_accuracy")),
+                scored(row.get(run.score.val), run.score.percent),
                 duration(row.get("seconds")),
                 cost or DASH,
                 ", ".join(f"{key} {number(value)}" for key, value in (terms or {}).items()) or DASH,

@@ -61,6 +61,21 @@ def test_nas_experiment(tmp_path: Path) -> None:
     assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[-1]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_own_data(tmp_path: Path, task: str) -> None:
+    """Distinct networks from large to small, each with its scores; a second run begins anew."""
+    command = [str(EXAMPLES / "04_own_data.py"), "--task", task, "--epochs", "6"]
+    out = run(*command, cwd=tmp_path, home=tmp_path / "home")
+    again = run(*command, cwd=tmp_path, home=tmp_path / "home")
+    rows = re.findall(r"^ *(\d+) parameters, .*validation (\S+), test (\S+), layers", out, flags=re.MULTILINE)
+    sizes = [int(size) for size, _, _ in rows]
+    assert len(sizes) >= 2 and sizes == sorted(set(sizes), reverse=True)
+    assert rows == re.findall(r"^ *(\d+) parameters, .*validation (\S+), test (\S+), layers", again, re.MULTILINE)
+    if task == "classification":
+        assert all(float(test) > 0.9 for _, _, test in rows)
+
+
 def test_the_example_fits_a_page() -> None:
     assert len((EXAMPLES / "01_nas_experiment.py").read_text(encoding="utf-8").splitlines()) <= 80
 

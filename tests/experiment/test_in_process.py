@@ -48,7 +48,7 @@ def test_interrupted_then_resumed(
     output = tmp_path / "runs" / "small"
     seen: list[str] = []
 
-    def interrupt(row: dict[str, Any]) -> None:
+    def interrupt(row: dict[str, Any], title: str) -> None:
         seen.append(read_json(output / "summary.json")["status"])
         raise OSError("no space left")
 

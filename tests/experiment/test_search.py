@@ -135,5 +135,5 @@ def test_mistakes_are_refused_before_time_is_spent(
 def test_the_effective_configuration_has_all_defaults() -> None:
     config = validate(Config.from_dict({"space": {"name": "chain"}}))
     assert config.space.args == {"width": 8, "depth": 3}
-    assert config.strategy.args["hypernet"] == "piecewise_linear"
+    assert config.strategy.args["hypernet"] == "price"
     assert validate(Config.from_dict(config.to_dict())) == config

@@ -22,11 +22,32 @@ def test_sd_only_with_two_seeds_and_with_n_minus_one():
 @pytest.mark.parametrize(("repeats", "shown"), [(1, False), (2, True), (3, True)])
 def test_sd_in_the_table_follows_the_seeds(run_folder, repeats, shown):
     run = read_run(run_folder(repeats=repeats, with_metrics=False))
-    column = tables.ARCHITECTURE_COLUMNS.index("Test")
+    columns = tables.architecture_columns(run)
+    column = columns.index("Test")
     rows = tables.architecture_rows(run)
     assert len(rows) == len(run.architectures)
     assert all(("±" in row[column]) is shown for row in rows)
-    assert all(len(row) == len(tables.ARCHITECTURE_COLUMNS) for row in rows)
+    assert all(len(row) == len(columns) for row in rows)
+
+
+def test_score_and_further_columns_are_those_of_the_summary(run_folder, edit_summary):
+    folder = run_folder(with_metrics=False)
+    assert tables.architecture_columns(read_run(folder))[-5:] == ["Validation", "Test", "Seeds", "Time", "Trials"]
+    beside = [["test_rmse", "Test RMSE", False], ["test_share", "Share", True], ["broken"]]
+
+    def change(summary):
+        summary["score"] = {"term": "r2", "title": "R²", "percent": False, "beside": beside}
+        summary["architectures"] = summary["architectures"][:1]
+        values = {"val_r2": -0.25, "test_r2": 0.5, "test_rmse": 54.321, "test_share": 0.25, "seconds": 1.0}
+        summary["architectures"][0]["retrain"] = [{"seed": 0, **values}]
+
+    edit_summary(folder, change)
+    run = read_run(folder)
+    (row,) = tables.architecture_rows(run)
+    shown = dict(zip(tables.architecture_columns(run), row, strict=True))
+    assert (shown["Validation"], shown["Test"]) == ("−0.25", "0.5")
+    assert (shown["Test RMSE"], shown["Share"]) == ("54.32", "25.00 %")
+    assert ("Test R²", "0.5") in [tile[:2] for tile in tables.tiles(run)]
 
 
 def test_few_seeds_are_said_to_be_few(run_folder):

@@ -8,6 +8,7 @@ from typing import Any
 
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.experiment.plan import Ledger, Result, TrialSpec
+from nni_bayes_nas.experiment.tasks import task_of
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class SearchAndRetrain:
     """
 
     def __init__(self, config: Config) -> None:
+        self.task = task_of(config.data)
         self.seeds = [config.seed + i for i in range(config.search.searches)]
         self.retrain_seeds = [config.seed + i for i in range(config.retrain.repeats)]
 
@@ -100,12 +102,14 @@ class SearchAndRetrain:
             if result is None:
                 continue
             measured = measured or result
-            keys = ("val_accuracy", "test_accuracy", "seconds")
-            values = {key: result.get(key) for key in keys}
+            values = {key: result.get(key) for key in (*self.task.retrain_terms, "seconds")}
             retrain.append({"seed": seed, **values, "trial": ledger.entries[name]["job"], "name": name})
         # Counted on the network that was retrained; until then, what the search counted.
         counted = measured or found.row
-        accuracies = [row["test_accuracy"] for row in retrain if row["test_accuracy"] is not None]
+        score = self.task.test_score
+        scores = [row[score] for row in retrain if row[score] is not None]
+        mean = statistics.fmean(scores) if scores else None
+        sd = statistics.stdev(scores) if len(scores) > 1 else None
         row = found.row
         return {
             "id": found.id,
@@ -116,10 +120,12 @@ class SearchAndRetrain:
             "log_prob": row.get("log_prob"),
             "params": counted.get("params"),
             "macs": counted.get("macs"),
-            **({"matches": row["matches"]} if "matches" in row else {}),
+            **{key: row[key] for key in row if key.startswith(("matches", "price", "mixture_", "one_hot_"))},
             "retrain": retrain,
-            "test_accuracy_mean": statistics.fmean(accuracies) if accuracies else None,
-            "test_accuracy_sd": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+            f"{score}_mean": mean,
+            f"{score}_sd": sd,
+            "test_score_mean": mean,
+            "test_score_sd": sd,
         }
 
 

@@ -1,0 +1,164 @@
+"""Splits and standardization: vectors, images of 8 bits, regression targets; what does not fit is refused."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nni_bayes_nas.config import Config, DataConfig
+from nni_bayes_nas.errors import ConfigError, DataError
+from nni_bayes_nas.experiment.build import validate
+from nni_bayes_nas.experiment.data import DataSplits, load_data
+
+
+def npz(folder: Path, **arrays: Any) -> DataConfig:
+    """Arrays in a file; what is no array is an option of the data."""
+    options = {name: arrays.pop(name) for name in list(arrays) if not isinstance(arrays[name], np.ndarray)}
+    np.savez(folder / "a.npz", **arrays)
+    return DataConfig(name="npz", path=str(folder / "a.npz"), **options)
+
+
+def parts(data: DataSplits) -> list[torch.Tensor]:
+    return [tensor for part in (data.train, data.val, data.test) for tensor in part.tensors]
+
+
+def test_the_split_of_digits_never_changes() -> None:
+    """Numbers in results of earlier versions stay comparable: the same objects, the same bits."""
+    hashes = [hashlib.sha256(t.numpy().tobytes()).hexdigest()[:12] for t in parts(load_data(DataConfig()))]
+    assert hashes[1::2] == ["b8e9519ca082", "2ea13c4d4b82", "a5dac5e438be"]
+    assert hashes[::2] == ["02101f31ce83", "3e31d8524b75", "8a8a9ad47372"]
+
+
+def test_vectors_are_standardized_per_feature(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal([1e3, 0.0, -5.0], [1e2, 1e-3, 4.0], (200, 3)).astype(np.float32)
+    x = np.concatenate([x, np.full((200, 1), 0.1, np.float32)], 1)
+    data = load_data(npz(tmp_path, x=x, y=np.arange(200) % 4))
+    train = data.train.tensors[0].double()
+    assert data.shape == (4,) and data.num_classes == 4
+    assert torch.allclose(train.mean(0), torch.zeros(4).double(), atol=1e-3)
+    assert torch.allclose(train[:, :3].std(0, correction=0), torch.ones(3).double(), atol=1e-3)
+    # A feature that never varies must not explode.
+    assert float(train[:, 3].abs().max()) < 1e-6
+
+
+def test_images_of_8_bits_are_standardized_as_floats_are(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (120, 3, 5, 4), dtype=np.uint8)
+    y = np.arange(120) % 3
+    small = load_data(npz(tmp_path, x=x, y=y))
+    large = load_data(npz(tmp_path, x=x / 255.0, y=y))
+    assert all(torch.equal(a, b) for a, b in zip(parts(small), parts(large), strict=True))
+    assert small.train.tensors[0].dtype == torch.float32
+
+
+def test_test_data_of_their_own_take_the_moments_of_the_training_data(tmp_path: Path) -> None:
+    x, y = np.random.default_rng(0).normal(size=(50, 2)), np.arange(50) % 2
+    data = load_data(npz(tmp_path, x=x, y=y, x_test=x + 10.0, y_test=y))
+    assert len(data.test) == 50 and torch.equal(data.test.tensors[1], torch.from_numpy(y))
+    assert float(data.test.tensors[0].mean()) > 5.0
+
+
+def test_regression_targets_are_standardized_with_the_training_data(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(100, 2)), rng.normal(1e6, 30.0, 100)
+    data = load_data(npz(tmp_path, x=x, y=y, task="regression"))
+    assert data.task == "regression" and data.num_classes == 1
+    train = data.train.tensors[1]
+    assert train.dtype == torch.float32 and abs(float(train.mean())) < 1e-5
+    assert float(train.std(correction=0)) == pytest.approx(1.0, abs=1e-5)
+    back = torch.cat(parts(data)[1::2]).double() * data.target_sd + data.target_mean
+    assert np.allclose(np.sort(back.numpy()), np.sort(y), atol=1e-3)
+
+
+def test_every_object_keeps_its_target(tmp_path: Path) -> None:
+    y = np.random.default_rng(0).normal(size=90)
+    for limits in ({}, {"limit": 20, "val_limit": 5}):
+        data = load_data(npz(tmp_path, x=np.stack([y, 2 * y], 1), y=y, task="regression", **limits))
+        for part in (data.train, data.val, data.test):
+            assert torch.allclose(part.tensors[0][:, 0] * 0 + part.tensors[1], part.tensors[0][:, 1], atol=0.5)
+            order = part.tensors[0][:, 0].argsort()
+            assert torch.equal(order, part.tensors[1].argsort())
+
+
+def test_val_limit_keeps_the_first_validation_objects() -> None:
+    full, cut = load_data(DataConfig()), load_data(DataConfig(val_limit=50))
+    assert len(cut.val) == 50
+    assert all(torch.equal(a[:50], b) for a, b in zip(full.val.tensors, cut.val.tensors, strict=True))
+    assert torch.equal(full.train.tensors[0], cut.train.tensors[0])
+    assert torch.equal(full.test.tensors[0], cut.test.tensors[0])
+
+
+def test_class_numbers_may_be_regression_targets() -> None:
+    data = load_data(DataConfig(task="regression"))
+    assert data.num_classes == 1 and len(torch.unique(data.train.tensors[1])) == 10
+
+
+GOOD = np.random.default_rng(0).normal(size=(40, 3))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"x": GOOD, "y": GOOD[:, 0]}, r"class numbers.*data\.task: regression"),
+        ({"x": GOOD, "y": np.array(["a", "b"] * 20)}, r"class numbers.*return_inverse"),
+        ({"x": GOOD, "y": np.arange(40) % 2 - 1}, "class numbers"),
+        ({"x": GOOD, "y": np.zeros(40, int)}, "2 classes"),
+        ({"x": GOOD, "y": np.array(["a", "b"] * 20), "task": "regression"}, r"real numbers.*classification"),
+        ({"x": GOOD, "y": np.where(np.arange(40) == 3, np.nan, 1.0), "task": "regression"}, "y of .* must be finite"),
+        ({"x": GOOD, "y": np.ones(40), "task": "regression"}, "targets differ"),
+        ({"x": GOOD, "y": GOOD[:, :1], "task": "regression"}, r"targets \(n,\), one per object"),
+        ({"x": GOOD, "y": GOOD[:9, 0], "task": "regression"}, "one per object"),
+        ({"x": GOOD[:9], "y": GOOD[:9, 0], "task": "regression"}, "at least 10 objects"),
+        ({"x": np.where(GOOD > 2, np.inf, GOOD), "y": np.arange(40) % 2}, "x of .* must be finite"),
+        ({"x": GOOD[:, :, None], "y": np.arange(40) % 2}, r"\(n, features\)"),
+        ({"x": GOOD + 0j, "y": np.arange(40) % 2}, r"\(n, features\)"),
+        ({"x": GOOD[:, :0], "y": np.arange(40) % 2}, r"\(n, features\)"),
+        ({"x": GOOD, "y": GOOD[:, 0], "task": "regression", "val_limit": 1}, "at least 2 object"),
+        ({"x": GOOD, "y": np.arange(40) % 2, "x_test": GOOD, "y_test": GOOD[:, 0]}, "classes of y"),
+        ({"x": GOOD, "y": np.arange(40) % 2, "x_test": GOOD, "y_test": np.arange(40) % 2 - 1}, "classes of y"),
+        ({"x": GOOD, "y": GOOD[:, 0], "x_test": GOOD, "y_test": np.full(40, np.inf), "task": "regression"}, "y_test"),
+    ],
+)
+def test_data_that_do_not_fit_the_task_are_refused(tmp_path: Path, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        load_data(npz(tmp_path, **values))
+    assert len(str(caught.value).splitlines()) <= 3
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"data": {"name": "diabetes", "task": "regression"}}, r"shape \(10,\).*space\.name=dense"),
+        ({"data": {"name": "diabetes", "task": "regression"}, "space": {"name": "chain"}}, "space.name=dense"),
+        ({"data": {"name": "diabetes"}, "space": {"name": "dense"}}, r"data\.task: regression"),
+        (
+            {"data": {"task": "regression"}, "space": {"name": "chain", "args": {"num_classes": 10}}},
+            "one real target.*10 outputs",
+        ),
+        ({"space": {"name": "dense", "args": {"in_features": 3}}}, "forward pass"),
+    ],
+)
+def test_spaces_that_do_not_fit_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        validate(Config.from_dict(values))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"task": "regresion"}, "did you mean 'regression'"),
+        ({"val_limit": 0}, "data.val_limit"),
+        ({"image_size": 0}, "data.image_size"),
+        ({"grayscale": "yes"}, "true or false"),
+    ],
+)
+def test_options_of_the_data_are_checked(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Config.from_dict({"data": values})
+
+
+def test_regression_takes_spaces_of_images_too() -> None:
+    validate(Config.from_dict({"data": {"task": "regression"}, "space": {"name": "chain"}}))
