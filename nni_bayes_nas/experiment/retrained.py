@@ -1,0 +1,134 @@
+"""A retrained network of a run folder: found without torch, rebuilt with its weights."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nni_bayes_nas.architecture import Architecture
+from nni_bayes_nas.coercion import closest
+from nni_bayes_nas.config import Config, load_config
+from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.experiment.record import read_json
+from nni_bayes_nas.experiment.tasks import Task, task_of
+from nni_bayes_nas.registry import check_names
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from nni_bayes_nas.experiment.data import DataSplits
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """One retraining of one architecture of a run.
+
+    Attributes:
+        config: The configuration of the run.
+        architecture: The row of the architecture in summary.json.
+        row: The row of the retraining in it.
+        directory: `RUN/trials/NAME`, which holds architecture.json and model.pt.
+    """
+
+    config: Config
+    architecture: dict[str, Any]
+    row: dict[str, Any]
+    directory: Path
+
+    @property
+    def score(self) -> tuple[str, float]:
+        """What the task maximizes, in words, and its value on the validation data."""
+        task = task_of(self.config.data)
+        return f"validation {task.title}", _score(self.row, task)
+
+
+def find_retraining(run: Path, architecture: str, seed: int | None = None) -> Retraining:
+    """The retraining of an architecture with this seed; without a seed, the one of the best validation score.
+
+    Raises:
+        ConfigError: The folder holds no run, the run has no such architecture or did not retrain it (with this seed),
+            or the weights are not in the folder.
+    """
+    summary = read_json(run / "summary.json")
+    if not isinstance(summary, dict):
+        raise ConfigError(
+            f"`{run}` is no run folder: it has no summary.json\n"
+            "give the folder that `nni-bayes-nas run` wrote, for example runs/demo"
+        )
+    rows = {row["id"]: row for row in summary.get("architectures", [])}
+    if architecture not in rows:
+        raise ConfigError(f"`{run}` has no architecture `{architecture}`, {closest(architecture, rows)}")
+    retrained = {int(row["seed"]): row for row in rows[architecture].get("retrain", []) if row.get("name")}
+    if not retrained:
+        raise ConfigError(_not_retrained(run, architecture, summary))
+    config = load_config(run / "config.yaml")
+    check_names(config)
+    if seed is None:
+        task = task_of(config.data)
+        # max keeps the first of equals, so that the choice repeats.
+        seed = max(retrained, key=lambda number: _score(retrained[number], task))
+    if seed not in retrained:
+        seeds = ", ".join(str(s) for s in sorted(retrained))
+        raise ConfigError(f"`--seed` must be one of {seeds}: with these `{architecture}` was retrained, got {seed}")
+    row = retrained[seed]
+    directory = run / "trials" / str(row["name"])
+    for name in ("model.pt", "architecture.json"):
+        if not (directory / name).is_file():
+            raise ConfigError(
+                f"`{architecture}` needs the file {directory / name}, which is not there:\n"
+                "the trial ran where this folder is not visible, or its files were removed\n"
+                f"copy trials/{row['name']} from the machine that ran it, or retrain on a disk that both see"
+            )
+    return Retraining(config, rows[architecture], row, directory)
+
+
+def rebuild(retraining: Retraining) -> tuple[nn.Module, DataSplits]:
+    """The network as it was retrained, with its weights, in evaluation mode on the CPU; and the data of its run.
+
+    Raises:
+        ConfigError: The space or the data are not what they were, or a file of the trial cannot be read.
+    """
+    import torch
+
+    from nni_bayes_nas.experiment.build import build_network
+    from nni_bayes_nas.experiment.data import load_data
+
+    config, directory = retraining.config, retraining.directory
+    # The choices as the trial was given them: architecture.json orders the slots of a node anew, and the names of the
+    # weights count the slots.
+    architecture = Architecture(retraining.architecture["choices"])
+    trained = Architecture.from_json((directory / "architecture.json").read_text(encoding="utf-8"))
+    if trained.key != architecture.key:
+        raise ConfigError(
+            f"{directory / 'architecture.json'} must hold the choices of `{retraining.architecture['id']}`, "
+            "but it is another architecture's\nwrite summary.json anew: nni-bayes-nas run with --resume"
+        )
+    data = load_data(config.data)
+    # As run_retrain builds it, and leaves it at the end.
+    network = build_network(config, data, int(retraining.row["seed"]), architecture)
+    path = directory / "model.pt"
+    try:
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:
+        said = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"{path} must hold the weights of the network that config.yaml describes, but loading failed:\n{said}\n"
+            "use the code and the data of the run, or retrain"
+        ) from error
+    return network.eval(), data
+
+
+def _score(row: dict[str, Any], task: Task) -> float:
+    value = row.get(task.val_score)
+    return -math.inf if value is None else float(value)
+
+
+def _not_retrained(run: Path, architecture: str, summary: dict[str, Any]) -> str:
+    start = f"`{architecture}` must have been retrained, but `{run}` has no retraining of it"
+    if summary.get("status") == "running":
+        return f"{start} yet: the run still goes on\nwait for its retrain trials, or resume it with --resume"
+    if (summary.get("experiment") or {}).get("id") is None:
+        return f"{start}: `nni-bayes-nas search` only searches\nrun the same configuration with `nni-bayes-nas run`"
+    return f"{start}: its retrain trials failed, see `failures` in summary.json\nchoose another one, or run again"
