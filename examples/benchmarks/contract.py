@@ -1,0 +1,121 @@
+"""What every benchmark shares: its options, its data, its targets and its result file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from nni_bayes_nas.experiment.environment import describe
+from nni_bayes_nas.experiment.record import write_text
+
+STEMS = {"digits": 8, "mnist": 28, "fashion_mnist": 28, "cifar10": 32}
+"""The stem of the cell space for the images of a data set; the benchmarks know these."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A line of the issue as a number: `value` must reach `limit`."""
+
+    name: str
+    what: str
+    value: float | None
+    limit: float
+    better: Literal["higher", "lower"]
+
+    @property
+    def holds(self) -> bool:
+        """False also where nothing was measured."""
+        if self.value is None:
+            return False
+        return self.value >= self.limit if self.better == "higher" else self.value <= self.limit
+
+    def row(self) -> dict[str, Any]:
+        """As the result file holds it."""
+        value = None if self.value is None else round(self.value, 5)
+        return {**asdict(self), "value": value, "holds": self.holds}
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return f"{self.name:<16}{'not run':>9}  {self.what}"
+        sign = ">=" if self.better == "higher" else "<="
+        verdict = "holds" if self.holds else "FAILS"
+        return f"{self.name:<16}{self.value:>9.4g} {sign} {self.limit:<8.4g}{verdict}  {self.what}"
+
+
+def parse(description: str | None, presets: dict[str, Any], seeds: dict[str, int]) -> argparse.Namespace:
+    """The options of a benchmark.
+
+    Args:
+        description: The script's docstring.
+        presets: By name.
+        seeds: Default number of seeds by preset.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=presets, default="smoke")
+    parser.add_argument("--seeds", type=int, metavar="N", help=f"default: {seeds}")
+    parser.add_argument("--data", choices=STEMS, help="default: digits for smoke, else mnist")
+    parser.add_argument("--root", metavar="DIR", help="folder that holds the data (torchvision), not for digits")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
+    options = parser.parse_args()
+    options.seeds = seeds[options.preset] if options.seeds is None else options.seeds
+    options.data = options.data or ("digits" if options.preset == "smoke" else "mnist")
+    if options.seeds < 1:
+        parser.error("--seeds must be at least 1")
+    if options.data != "digits" and options.root is None:
+        parser.error(f"--data {options.data} needs --root DIR")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    return options
+
+
+def data_section(options: argparse.Namespace, limit: int | None, val_limit: int | None, **more: Any) -> dict[str, Any]:
+    """`data` of the configuration: `limit` images for training, `val_limit` for validation."""
+    section = {"name": options.data, "limit": limit, "val_limit": val_limit, **more}
+    return section if options.data == "digits" else {**section, "root": str(Path(options.root).resolve())}
+
+
+def write_result(
+    options: argparse.Namespace,
+    name: str,
+    rows: list[dict[str, Any]],
+    targets: list[Target],
+    *,
+    seconds: float,
+    workers: int,
+    complete: bool = True,
+) -> dict[str, Any]:
+    """Write and give back the result; a row a line, so that a long file stays readable."""
+    command = shlex.join(["python", f"examples/benchmarks/{name}.py", *sys.argv[1:]])
+    here = Path(__file__).resolve().parent
+    environment = describe(None, here, _gpus(options.preset), workers, 1)
+    del environment["command"], environment["code_directory"]
+    result: dict[str, Any] = {
+        "schema": 1,
+        "benchmark": name,
+        "preset": options.preset,
+        "command": command,
+        "complete": complete,
+        "environment": {**environment, "load_average": [round(load, 2) for load in os.getloadavg()]},
+        "seconds": round(seconds, 1),
+    }
+    lists = {"rows": rows, "targets": [target.row() for target in targets]}
+    head = json.dumps(result, indent=1)[:-2]
+    body = ",\n".join(
+        f' "{key}": [\n' + ",\n".join(f"  {json.dumps(item, allow_nan=False)}" for item in items) + "\n ]"
+        for key, items in lists.items()
+    )
+    write_text(options.output, f"{head},\n{body}\n}}\n")
+    return {**result, **lists}
+
+
+def _gpus(preset: str) -> int:
+    if preset != "gpu":
+        return 0
+    import torch
+
+    return int(torch.cuda.device_count())

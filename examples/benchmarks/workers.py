@@ -1,0 +1,215 @@
+"""Runs searches and retrainings, two at a time in processes of one thread each; what is finished is not run again.
+
+Every finished job is a line of a file beside the result, under a key that is made of all that decides its outcome:
+kind, configuration and parameters. A benchmark that is killed goes on with the jobs that are missing. A job that was
+running starts afresh, so that its seconds are those of the whole job, unless it is marked to go on from its
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+import multiprocessing
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nni_bayes_nas.config import Config
+from nni_bayes_nas.experiment import processes
+from nni_bayes_nas.experiment.record import read_rows, write_rows
+from nni_bayes_nas.experiment.trial import KINDS, set_threads
+from nni_bayes_nas.registry import resolve
+
+Outcome = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One search or retraining.
+
+    Attributes:
+        name: For the log and the folder; unique in a benchmark.
+        kind: "search" or "retrain", or package.module:function of the same form.
+        config: Of the experiment, plain types.
+        parameters: Of the trial.
+        order: Jobs with smaller values start first.
+        keep: Go on from the checkpoint of an attempt that was killed.
+    """
+
+    name: str
+    kind: str
+    config: dict[str, Any]
+    parameters: dict[str, Any]
+    order: tuple[int, ...] = ()
+    keep: bool = False
+
+    @property
+    def key(self) -> str:
+        """Equal for jobs that must have the same outcome, on one machine."""
+        parts = json.dumps([self.kind, self.config, self.parameters], sort_keys=True)
+        return hashlib.sha256(parts.encode()).hexdigest()[:24]
+
+
+class Store:
+    """The finished jobs of a benchmark, in FILE.jobs.jsonl beside its result."""
+
+    def __init__(self, output: Path) -> None:
+        self.path = output.with_suffix(".jobs.jsonl")
+        rows = read_rows(self.path)
+        # A line that a kill cut off would swallow the next one.
+        write_rows(self.path, rows)
+        self.rows = {row["key"]: row for row in rows}
+        self._run, self._started = f"{time.time():.0f}-{os.getpid()}", time.perf_counter()
+
+    def add(self, job: Job, outcome: Outcome) -> Outcome:
+        """Keep an outcome."""
+        elapsed = round(time.perf_counter() - self._started, 1)
+        row = {"key": job.key, "name": job.name, "run": self._run, "elapsed": elapsed, **outcome}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows[job.key] = row
+        return row
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the benchmark up to its last finished job, over all its attempts."""
+        last: dict[str, float] = {}
+        for row in self.rows.values():
+            last[row["run"]] = max(last.get(row["run"], 0.0), row["elapsed"])
+        return sum(last.values())
+
+
+class Workers:
+    """A pool of processes with one thread each; a context manager.
+
+    Args:
+        store: Of finished jobs.
+        folder: Where the jobs have their folders, which go when the jobs are done.
+        n: Jobs at a time.
+        log: Called with a line per finished job.
+    """
+
+    def __init__(self, store: Store, folder: Path, n: int = 2, log: Callable[[str], None] = print) -> None:
+        self.store = store
+        self.folder = folder
+        self.n = n
+        self.log = log
+        self._pool: ProcessPoolExecutor | None = None
+        self._failed = False
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        if kind is None and not self._failed:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def run(
+        self, jobs: Iterable[Job], follow: Callable[[Job, Outcome], Iterable[Job]] = lambda job, outcome: ()
+    ) -> dict[str, Outcome]:
+        """Run jobs and those that follow from them.
+
+        Args:
+            jobs: To begin with.
+            follow: Called with every finished job; gives further jobs.
+
+        Returns:
+            Outcomes by name: "result", "epochs" (the terms of every epoch), "seconds" and "cpu_seconds" of the job;
+            or "error", which is not kept: such a job is tried again by the next attempt.
+        """
+        outcomes: dict[str, Outcome] = {}
+        waiting: list[tuple[tuple[int, ...], int, Job]] = []
+        count = 0
+
+        def push(more: Iterable[Job]) -> None:
+            nonlocal count
+            for job in more:
+                count += 1
+                heapq.heappush(waiting, (job.order, count, job))
+
+        def done(job: Job, outcome: Outcome) -> None:
+            outcomes[job.name] = outcome
+            push(follow(job, outcome))
+
+        push(jobs)
+        running: dict[Future[Outcome], Job] = {}
+        while waiting or running:
+            while waiting and len(running) < self.n:
+                job = heapq.heappop(waiting)[2]
+                if job.key in self.store.rows:
+                    done(job, self.store.rows[job.key])
+                else:
+                    running[self._submit(job)] = job
+            finished, _ = wait(running, return_when=FIRST_COMPLETED) if running else ((), ())
+            for future in finished:
+                job = running.pop(future)
+                done(job, self._collect(job, future))
+                self.log(f"[{self.store.seconds:6.0f} s] {job.name}: {_line(outcomes[job.name])}")
+        return outcomes
+
+    def _submit(self, job: Job) -> Future[Outcome]:
+        if self._pool is None:
+            # A fresh interpreter, not a fork of this one: torch's threads do not survive a fork.
+            context = multiprocessing.get_context("spawn")
+            set_threads(1)
+            self._pool = ProcessPoolExecutor(self.n, context, initializer=_prepare)
+        return self._pool.submit(_work, job, str(self.folder / f"{job.name}-{job.key[:8]}"))
+
+    def _collect(self, job: Job, future: Future[Outcome]) -> Outcome:
+        error = future.exception()
+        if error is not None:
+            self._failed = True
+            return {"error": f"{type(error).__name__}: {error}"}
+        return self.store.add(job, future.result())
+
+
+def _line(outcome: Outcome) -> str:
+    if "error" in outcome:
+        return outcome["error"]
+    result = outcome["result"]
+    size = f"{result['params']} parameters, " if "params" in result else ""
+    return f"{size}score {result.get('default', 0):.4f}, {outcome['seconds']:.1f} s"
+
+
+def _prepare() -> None:
+    """Once per process: one thread, no warnings, no life after the parent."""
+    import logging
+    import warnings
+
+    processes.die_with_parent()
+    warnings.filterwarnings("ignore")
+    import torch
+
+    torch.set_num_threads(1)
+    logging.getLogger("nni").setLevel(logging.ERROR)
+
+
+def _work(job: Job, folder: str) -> Outcome:
+    directory = Path(folder)
+    if not job.keep:
+        shutil.rmtree(directory, ignore_errors=True)
+    resumed = directory.exists()
+    directory.mkdir(parents=True, exist_ok=True)
+    function = resolve("kind of trial", job.kind, KINDS)
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = function(Config.from_dict(job.config), job.parameters, directory, lambda row: None)
+    outcome = {
+        "seconds": round(time.perf_counter() - wall, 2),
+        "cpu_seconds": round(time.process_time() - cpu, 2),
+        "resumed": resumed,
+        "epochs": [row["terms"] for row in read_rows(directory / "metrics.jsonl") if "terms" in row],
+        "result": {key: value for key, value in result.items() if key != "config"},
+    }
+    shutil.rmtree(directory, ignore_errors=True)
+    return outcome
