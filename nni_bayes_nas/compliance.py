@@ -127,7 +127,9 @@ class StrategyCompliance:
         strategy.mutate_model(build_space(config, data, 0))
         first = strategy.export(strategy.lambdas(2)[0])
         for _ in range(3):
-            strategy.structure.draw(torch.rand(8) if strategy.axis is not None else torch.zeros(()))
+            strategy.structure.draw(
+                torch.zeros(()) if strategy.axis is None else strategy.axis.positions(torch.rand(8))
+            )
             assert strategy.export(strategy.lambdas(2)[0]) == first
 
     def test_refuses_choices_that_it_cannot_relax(self) -> None:

@@ -16,16 +16,17 @@ from nni_bayes_nas.complexity.axis import stratified
 from nni_bayes_nas.errors import NumericsError, SpaceError
 from nni_bayes_nas.layers.normalization import batch_statistics
 
+from .price_range import GRID_POINTS, PriceRange
 from .second_order import hypergradient, step_settings
 from .structure import Structure
 from .structure_loss import NormalizedCost, StructureLoss
 from .supernet import Binding
 
 _Draws = list[dict[str, Tensor]]
-# An automatic range of lambda moves by this much (in log lambda) per step and unit of cost it is away from its target,
-# during this share of the structure steps; then it stands, so that lambda means one thing.
-_RANGE_RATE = 0.1
-_RANGE_SHARE = 0.6
+# An automatic range of lambda is looked for until this share of the structure steps is over; during its second half,
+# every few steps the loss is taken on a grid of lambda.
+_EXPLORATION = 0.5
+_OBSERVED_EVERY = 4
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class StepOptions:
             warm-up. With mixing "marginals" the gap between mixture and derived network closes with it.
         one_hot_passes: Passes of single architectures in a weight step, beside the mixture's: one at each end of the
             range of lambda, the others between (the sandwich rule, Yu & Huang, 2019, arXiv 1903.05134). They are
-            drawn from the law sharpened by the mixing temperature, and cost what the architecture costs.
-        order: 1, or 2: the structure step differentiates through a virtual weight step.
+            drawn from the law in the warm-up and derived after it, and cost what the architecture costs.
+        order: 1, or 2: the structure step differentiates through a virtual weight step (of the mixture, not clipped).
         second_order: "exact" or "finite_difference".
     """
 
@@ -106,6 +107,8 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
         self.validation_points = validation_points
         self.arc_weight_decay = arc_weight_decay
         self.seed = seed
+        self.current_step = 0
+        self.price_range = PriceRange()
 
     # -- structure -------------------------------------------------------------------------------------------------
 
@@ -121,9 +124,16 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
 
     @property
     def progress(self) -> float:
-        """Share of the structure steps that are over, by epochs; 0 in the warm-up, 1 in the last epoch."""
-        last = max(1, int(self.trainer.max_epochs or 1) - 1 - self.warmup_epochs)
-        return float(min(1.0, max(0, int(self.trainer.current_epoch) - self.warmup_epochs) / last))
+        """Share of the structure steps that are over; 0 in the warm-up, 1 in the last step."""
+        first = self.warmup_epochs * self.steps_per_epoch
+        last = int(self.trainer.max_epochs or 1) * self.steps_per_epoch - 1
+        return float(min(1.0, max(0, self.current_step - first) / max(1, last - first)))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch; 1 in Lightning's sanity check, when they are not counted yet."""
+        batches = self.trainer.num_training_batches
+        return int(batches) if batches < float("inf") else 1
 
     @property
     def final_temperature(self) -> float:
@@ -150,7 +160,7 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
     # -- steps -----------------------------------------------------------------------------------------------------
 
     def _generator(self, step: int, phase: int) -> torch.Generator:
-        return torch.Generator().manual_seed(((self.seed * 4 + phase) * 1_000_003 + step) % (2**63))
+        return torch.Generator().manual_seed(((self.seed * 8 + phase) * 1_000_003 + step) % (2**63))
 
     def positions(self, n_objects: int, step: int, phase: int) -> list[Tensor]:
         """Positions u for the passes of a step: one `(n_objects,)` tensor, or `lambdas_per_step` scalars."""
@@ -170,7 +180,7 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """One structure step on the "val" batch (after the warm-up), then one weight step on the "train" batch."""
-        step = self.trainer.current_epoch * int(self.trainer.num_training_batches) + batch_idx
+        step = self.current_step = self.trainer.current_epoch * self.steps_per_epoch + batch_idx
         if self.trainer.current_epoch >= self.warmup_epochs:
             self._structure_step(batch, batch_idx, step)
         with torch.no_grad():
@@ -201,7 +211,7 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
                 task = validation()
                 gradients = list(torch.autograd.grad(task, knots, allow_unused=True, materialize_grads=True))
         temperature = self.temperature(self.structure_loss.temperature)
-        terms = self.structure_loss.terms(self.costs, positions, temperature)
+        terms = self.structure_loss.terms(self.costs, positions, temperature, exploring=self.exploring)
         total = objective.total({"task": task.detach(), **terms}, self.structure_loss.factors(), step=step)
         if terms:
             added = torch.autograd.grad(total, knots, allow_unused=True, materialize_grads=True)
@@ -211,7 +221,7 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
             objective.check_finite("gradient of the structure", gradient, step=step)
             parameter.grad = gradient
         optimizer.step()
-        self._move_range(temperature)
+        self._look_for_range(batch["val"], batch_idx, step)
         logged = {f"structure_{name}": value.detach() for name, value in {"task": task, **terms}.items()}
         self.log_dict({**logged, "structure_loss": total.detach()}, on_step=False, on_epoch=True)
 
@@ -229,14 +239,23 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
             **settings,
         )
 
+    @property
+    def exploring(self) -> bool:
+        """Whether the range of lambda is still looked for."""
+        return self.structure.range_is_automatic and self.progress < _EXPLORATION
+
     @torch.no_grad()
-    def _move_range(self, temperature: float) -> None:
-        """Dual ascent on the ends of an automatic range: towards the lambda whose networks have the size asked for."""
-        if not self.structure.range_is_automatic or self.progress > _RANGE_SHARE:
+    def _look_for_range(self, batch: Any, batch_idx: int, step: int) -> None:
+        """Observe loss and cost on a grid of lambda; set the range from all observations so far."""
+        if not self.exploring or self.progress < _EXPLORATION / 2 or step % _OBSERVED_EVERY:
             return
-        ends = self.structure.reference.new_tensor([0.0, 1.0])
-        excess = self.costs.expected(ends, temperature) - self.structure_loss.target(ends)
-        self.structure.move_range(_RANGE_RATE * excess)
+        grid = torch.linspace(0, 1, GRID_POINTS).to(self.structure.reference)
+        with self._muted():
+            losses = torch.stack([self.task_loss(batch, batch_idx, self.draws([u], step, 0)) for u in grid])
+        self.price_range.observe(self.costs.expected(grid), losses)
+        found = self.price_range.range()
+        if found is not None:
+            self.structure.set_range(*found)
 
     def task_loss(self, batch: Any, batch_idx: int, draws: _Draws) -> Tensor:
         """Mean of the evaluator's training loss over passes with the given mixing weights."""
@@ -249,10 +268,11 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
     def weight_loss(self, batch: Any, batch_idx: int, draws: _Draws, step: int) -> Tensor:
         """Mean of the evaluator's training loss over the mixtures and over single architectures."""
         losses = [self.task_loss(batch, batch_idx, draws)]
-        temperature = self.temperature(self.step_options.mixing_temperature)
-        generator = self._generator(step, 3)
+        generator = self._generator(step, 4)
         for u in self.one_hot_positions(generator):
-            choices = self.structure.sample_at(u, temperature, generator)
+            # In the warm-up all options must learn; then what will be derived.
+            warm = self.trainer.current_epoch >= self.warmup_epochs
+            choices = self.structure.derive_at(u) if warm else self.structure.sample_at(u, 1.0, generator)
             # Logged is the mixture's loss: that of single architectures has another scale.
             with self.binding.only(choices, self.structure.reference), self._muted():
                 losses.append(self._pass(batch, batch_idx))
@@ -263,8 +283,9 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
         n, reference, axis = self.step_options.one_hot_passes, self.structure.reference, self.structure.axis
         if axis is None:
             return [reference.new_zeros(())] * n
-        ends = torch.tensor([0.0, 1.0])[: min(n, 2)]
-        inner = stratified(max(0, n - 2), generator)
+        # A single pass goes anywhere, not always to the same end.
+        ends = torch.tensor([0.0, 1.0]) if n > 1 else torch.empty(0)
+        inner = stratified(n - len(ends), generator)
         return list(axis.positions(torch.cat([ends, inner])).to(reference).unbind())
 
     def _pass(self, batch: Any, batch_idx: int) -> Tensor:

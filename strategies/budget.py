@@ -30,8 +30,9 @@ class WithinBudget:
 def largest_within(size_at: Callable[[float], float], budget: float, what: str) -> float:
     """Fraction of the range of lambda whose derived network is the largest within the budget.
 
-    The sizes on an even grid of 65 fractions are looked at first. Between the first of the largest that fit and its
-    neighbour at smaller lambda, which does not fit, bisection finds larger ones that the grid has missed.
+    The sizes on an even grid of 65 fractions are looked at first. Then, wherever one of two neighbours fits and the
+    other does not, bisection finds larger ones that the grid has missed. Sizes need not fall with the fraction; what
+    comes and goes between two neighbours that both fit is not seen. Among equal sizes the lowest fraction of the grid.
 
     Args:
         size_at: Size of the network derived at a fraction of the range, in [0, 1].
@@ -46,21 +47,22 @@ def largest_within(size_at: Callable[[float], float], budget: float, what: str) 
     if not fitting:
         raise ConfigError(
             f"a budget must leave room for the smallest derived network, which has {min(sizes):,.6g} {what}, got "
-            f"{budget:,.6g}; raise the budget, or search with a smaller end of target_range."
+            f"{budget:,.6g}; raise the budget, or search again for smaller networks."
         )
     best = max(fitting, key=lambda i: (sizes[i], -i))
     fits, largest = best / (GRID_POINTS - 1), sizes[best]
-    if best == 0 or sizes[best - 1] <= budget:
-        return fits
-    too_large = (best - 1) / (GRID_POINTS - 1)
-    inside = fits
-    for _ in range(_BISECTIONS):
-        middle = (too_large + inside) / 2
-        size = size_at(middle)
-        if size > budget:
-            too_large = middle
-        else:
-            inside = middle
+    for i in range(GRID_POINTS - 1):
+        if (sizes[i] <= budget) == (sizes[i + 1] <= budget):
+            continue
+        inside, too_large = (i, i + 1) if sizes[i] <= budget else (i + 1, i)
+        low, high = inside / (GRID_POINTS - 1), too_large / (GRID_POINTS - 1)
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            size = size_at(middle)
+            if size > budget:
+                high = middle
+                continue
+            low = middle
             if size > largest:
                 fits, largest = middle, size
     return fits

@@ -145,7 +145,7 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
         """
         check_relaxable(model)
         labels = set(model.simplify())
-        self._binding = Binding()
+        self._binding, self._costs = Binding(), {}
         # DARTS.mutate_model would make architecture parameters of its own, which nothing here uses.
         supernet = super(DARTS, self).mutate_model(model)
         covered = {label for unit in self._binding.units.values() for label in _sample_labels(unit)}
@@ -175,9 +175,7 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
         """The search module."""
         assert self.input_shape is not None
         self.measure(self._mutating, self.input_shape)
-        if self.step.order == 2 and self.step.second_order == "exact":
-            self._binding.weights = self.structure.mean(None)
-            check_double_backward(self._mutating, torch.zeros(2, *self.input_shape))
+        self.check_order(self._mutating, self.input_shape)
         return self.module_class(
             training_module,
             structure=self.structure,
@@ -235,6 +233,7 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
 
     def measure(self, supernet: nn.Module, input_shape: Sequence[int]) -> dict[CostKind, CostModel]:
         """Cost of every part of the supernet; also finds the cheapest and the dearest architecture."""
+        first = not self._costs
         self._costs = cost_models(supernet, self._binding, input_shape, self.latency_table)
         units = list(self._binding.units.values())
         bounds = [extreme_architecture(self.cost, units, sign)[1] for sign in (-1.0, 1.0)]
@@ -244,11 +243,22 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
                 f"{bounds[0]:g} {self.cost_kind}; "
                 "add operations of other sizes, or search with RegularizedDARTS and penalty=0."
             )
-        low, high = self.cost_bounds = (bounds[0], bounds[1] if bounds[1] > bounds[0] else bounds[0] + 1.0)
-        n_knots = int(self._structure_options.get("n_knots", 5))
-        targets = self.loss.target(torch.linspace(0, 1, n_knots)).tolist()
-        self.structure.set_costs(self.cost, [low + (high - low) * target for target in targets])
+        self.cost_bounds = (bounds[0], bounds[1] if bounds[1] > bounds[0] else bounds[0] + 1.0)
+        if first:  # later the prices are learned ones
+            knots = torch.linspace(0, 1, int(self._structure_options.get("n_knots", 5))).double()
+            targets = self.normalized_cost.absolute(self.loss.target(knots), self.loss.target_scale)
+            self.structure.set_costs(self.cost, targets.tolist())
         return self._costs
+
+    def check_order(self, supernet: nn.Module, input_shape: Sequence[int]) -> None:
+        """Refuse operations without a double backward, where the structure step differentiates through them.
+
+        Raises:
+            SpaceError: Names operation and module.
+        """
+        if self.step.order == 2 and self.step.second_order == "exact":
+            self._binding.weights = self.structure.mean(None)
+            check_double_backward(supernet, torch.zeros(2, *input_shape))
 
     @property
     def normalized_cost(self) -> NormalizedCost:
@@ -292,6 +302,8 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
                 f"give one budget of max_params, max_macs and max_latency, got {len(given)}; call once for each."
             )
         kind, budget = given[0]
+        if not self._costs:
+            raise RuntimeError("sizes are known only after the model space was measured; run the strategy first.")
         if kind not in self._costs:
             raise ConfigError("max_latency needs the cost of a latency table; search with cost='latency'.")
 
@@ -316,6 +328,8 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
 
         Fewer if a fine grid of lambda has fewer; a strategy without lambda has one. None gives all of 33 positions.
         """
+        if limit is not None and limit < 1:
+            raise ConfigError(f"limit must be at least 1, got {limit}; None gives all networks of a grid.")
         wanted = points = limit or _FAMILY_POINTS
         family = self._family(points)
         while limit is not None and len(family) < wanted and points < _FINEST_POINTS and self.axis is not None:

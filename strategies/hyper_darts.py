@@ -12,9 +12,9 @@ from .bilevel import StepOptions
 from .costs import CostKind
 from .differentiable import DifferentiableStrategy
 from .relaxations import Mixing, Relaxation
-from .structure_loss import Complexity, StructureLoss
+from .structure_loss import Complexity, Scale, StructureLoss
 
-# Where an automatic range begins; the search moves it by decades within an epoch.
+# What an automatic range is before the search has found one.
 _FIRST_RANGE = (1e-3, 1.0)
 
 
@@ -25,28 +25,31 @@ class HyperDARTS(DifferentiableStrategy):
     E_u[L_train(alpha(u))].
     With complexity "target", C(u) = (E[cost](u) - c(u))^2 with c falling linearly from target_range[0] at the smallest
     lambda to target_range[1] at the largest; with "penalty", C(u) = lambda * E[cost](u) (Yakovlev et al., DARTS-CC).
-    E[cost] is normalized to [0, 1] between the cheapest and the dearest architecture of the space. After the search any
+    E[cost] is normalized to [0, 1] between the cheapest and the dearest architecture of the space, for the target on
+    the logarithm of the cost. After the search any
     lambda of the range gives an architecture without an optimizer step: `export(lam)`, `list_models(limit=k)`,
     `for_budget(max_params=n)`.
 
     Args:
         lambda_range: Lowest (largest networks) and highest (smallest networks) lambda. "auto", for complexity
-            "penalty": the search moves both ends until the networks there have the sizes of `target_range`, or until
-            lambda no longer decides.
+            "penalty": in the first half of the search sizes follow the target, and the slopes of validation loss
+            against cost tell which lambda matter; the second half is penalized with them.
         axis: "log", normalized; "literal": the seed's, alpha = lambda b1 + b2 with lambda as it is.
         hypernet: "price": a score per option and one price on its cost that never falls with u, so that sizes as
             derived never grow with lambda where the cost is a sum over the choices; "linear", "piecewise_linear" or
             "mlp" in u: every option for itself.
         n_knots: Knots of the price, or of a piecewise linear hypernetwork.
-        relaxation: "softmax"; "gumbel" with noise per step and label; "sigmoid" (Fair DARTS) with `zero_one`;
-            "identity": the raw alpha of the seed.
+        relaxation: "softmax"; "gumbel" with noise per step and label (and object, where every object has its lambda);
+            "sigmoid" (Fair DARTS) with `zero_one`; "identity": the raw alpha of the seed.
         mixing: "marginals": every option is weighted by its probability to be part of the architecture, so that the
             mixture becomes the derived network as the temperature falls; "probabilities", as in DARTS.
         mixing_temperature: Of the mixing weights at the end of the search; it falls from 1.
         one_hot_passes: Passes of single architectures per weight step, at both ends of the range of lambda and between.
         complexity: "target", "penalty" or "none".
         complexity_weight: Factor of the complexity term; None takes 20 for "target" and 1 for "penalty".
-        target_range: Normalized expected cost at the lowest and at the highest lambda.
+        target_scale: "log": the same step of log lambda divides the size by the same factor; "linear": it takes away
+            the same number of parameters.
+        target_range: Normalized expected cost at the lowest and at the highest lambda, on that scale.
         temperature: At the end of the search, of the sharpened law that the complexity terms see beside the law itself;
             it falls from 1.
         monotonicity: Factor of the term that punishes sizes growing with lambda; left out for "price" where the cost is
@@ -85,7 +88,8 @@ class HyperDARTS(DifferentiableStrategy):
         one_hot_passes: int = 3,
         complexity: Complexity = "target",
         complexity_weight: float | None = None,
-        target_range: tuple[float, float] = (0.95, 0.05),
+        target_scale: Scale = "log",
+        target_range: tuple[float, float] = (0.98, 0.02),
         temperature: float = 0.1,
         monotonicity: float = 20.0,
         zero_one: float | None = None,
@@ -105,7 +109,7 @@ class HyperDARTS(DifferentiableStrategy):
         input_shape: Sequence[int] | None = None,
         mutation_hooks: list[Any] | None = None,
     ) -> None:
-        _check(hypernet, axis, complexity, n_knots, target_range, validation_points)
+        _check(hypernet, axis, complexity, n_knots, target_scale, target_range, validation_points)
         raw = relaxation in ("sigmoid", "identity")
         if hypernet == "price" and raw:
             raise ConfigError(
@@ -134,6 +138,7 @@ class HyperDARTS(DifferentiableStrategy):
             loss=StructureLoss(
                 complexity,
                 complexity_weight,
+                target_scale=target_scale,
                 target_range=(target_range[0], target_range[1]),
                 temperature=temperature,
                 monotonicity=monotonicity,
@@ -173,6 +178,7 @@ def _check(
     axis: str,
     complexity: str,
     n_knots: int,
+    target_scale: str,
     target_range: tuple[float, float],
     validation_points: Sequence[float],
 ) -> None:
@@ -180,6 +186,7 @@ def _check(
         ("hypernet", hypernet, ("price", "linear", "piecewise_linear", "mlp")),
         ("axis", axis, ("log", "literal")),
         ("complexity", complexity, ("target", "penalty", "none")),
+        ("target_scale", target_scale, ("log", "linear")),
     ):
         if value not in known:
             raise ConfigError(f"{name} must be one of {', '.join(known)}, got {value!r}.")

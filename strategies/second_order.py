@@ -23,7 +23,7 @@ class StepSettings(TypedDict):
     learning_rate: float
     momentum: float
     momentum_buffers: list[Tensor | None]
-    weight_decay: float
+    weight_decay: float | list[float]
     nesterov: bool
 
 
@@ -36,7 +36,7 @@ def hypergradient(
     learning_rate: float,
     momentum: float = 0.0,
     momentum_buffers: Sequence[Tensor | None] | None = None,
-    weight_decay: float = 0.0,
+    weight_decay: float | Sequence[float] = 0.0,
     nesterov: bool = False,
     method: Method,
     module: nn.Module | None = None,
@@ -64,7 +64,7 @@ def hypergradient(
         learning_rate: xi, the learning rate of the weights.
         momentum: b.
         momentum_buffers: m_0, one per weight; None (in the list, or for all) before the first step.
-        weight_decay: d, factor of the L2 decay of the weights.
+        weight_decay: d, factor of the L2 decay of the weights; one for all, or one per weight.
         nesterov: As in `torch.optim.SGD`.
         method: How the product with the second derivative is taken. "exact" holds the graph of L_tr and of its
             gradient while L_val is computed.
@@ -84,9 +84,10 @@ def hypergradient(
         loss = run(train_loss)
         gradients = torch.autograd.grad(loss, weights, create_graph=method == "exact", allow_unused=True)
         buffers = [None] * len(weights) if momentum_buffers is None else momentum_buffers
+        decays = list(weight_decay) if isinstance(weight_decay, Sequence) else [weight_decay] * len(weights)
         steps = [
-            None if g is None else _sgd_step(w, g.detach(), buffer, momentum, weight_decay, nesterov)
-            for w, g, buffer in zip(weights, gradients, buffers, strict=True)
+            None if g is None else _sgd_step(w, g.detach(), buffer, momentum, decay, nesterov)
+            for w, g, buffer, decay in zip(weights, gradients, buffers, decays, strict=True)
         ]
         run.move(steps, -learning_rate)
         val = run(val_loss)
@@ -121,28 +122,30 @@ def step_settings(optimizer: torch.optim.Optimizer, weights: Sequence[nn.Paramet
     are, as a step of plain gradient descent.
 
     Raises:
-        ConfigError: If groups of weights have different settings, or SGD dampens or maximizes.
+        ConfigError: If groups of weights have different settings but for the decay, or SGD dampens or maximizes.
     """
     inner = getattr(optimizer, "optimizer", optimizer)  # Lightning wraps it
-    names = ("lr", "momentum", "weight_decay", "nesterov", "dampening", "maximize")
+    names = ("lr", "momentum", "nesterov", "dampening", "maximize")
     settings = {tuple(group.get(name, 0) for name in names) for group in inner.param_groups}
     if len(settings) != 1:
         raise ConfigError(
-            f"order=2 needs one learning rate, momentum and weight decay for all weights, got {len(settings)} kinds of "
+            f"order=2 needs one learning rate and momentum for all weights, got {len(settings)} kinds of "
             "parameter groups; use one group, or order=1."
         )
-    rate, momentum, decay, nesterov, dampening, maximize = settings.pop()
+    rate, momentum, nesterov, dampening, maximize = settings.pop()
     if dampening or maximize:
         raise ConfigError(
             f"order=2 needs an optimizer without dampening and maximize, got {dampening} and {maximize}; use order=1."
         )
     if not isinstance(inner, torch.optim.SGD):
         momentum, nesterov = 0.0, False
+    decay = {id(p): float(group.get("weight_decay", 0)) for group in inner.param_groups for p in group["params"]}
+    decays = [decay.get(id(w), 0.0) for w in weights]
     return StepSettings(
         learning_rate=float(rate),
         momentum=float(momentum),
         momentum_buffers=[inner.state[w].get("momentum_buffer") if w in inner.state else None for w in weights],
-        weight_decay=float(decay),
+        weight_decay=decays[0] if len(set(decays)) == 1 else decays,
         nesterov=bool(nesterov),
     )
 

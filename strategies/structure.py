@@ -23,10 +23,6 @@ from .relaxations import (
     mixing_weights,
 )
 
-# An automatic range of lambda: at least half a decade wide, in natural logarithms, and within float32.
-_NARROWEST = 1.15
-_WIDEST = 46.0
-
 
 class Structure(nn.Module):
     """Distribution over the architectures of a space, as a function of u, the position of lambda.
@@ -95,11 +91,9 @@ class Structure(nn.Module):
         low, high = self.log_range.exp().tolist()
         return LambdaAxis(low, high)
 
-    def move_range(self, by: Tensor) -> None:
-        """Add to the logarithms of the ends of an automatic range, `(2,)`; it keeps at least half a decade."""
-        moved = self.log_range + by.to(self.log_range)
-        moved[1] = torch.maximum(moved[1], moved[0] + _NARROWEST)
-        self.log_range.copy_(moved.clamp(-_WIDEST, _WIDEST))
+    def set_range(self, low: float, high: float) -> None:
+        """Set the ends of an automatic range."""
+        self.log_range.copy_(self.log_range.new_tensor([low, high]).log())
 
     def _in_groups(self) -> list[tuple[int, int]]:
         return [self.shapes[i] for _, members in self._groups for i in members]
@@ -158,9 +152,10 @@ class Structure(nn.Module):
             sharp = [(x / temperature) for x in self._log_probs(self.logits(u))]
         choices: dict[str, Any] = {}
         for unit, logs in zip(self.units, sharp, strict=True):
-            # A node's rows keep their scale: the law of its edges depends on the ratios between them.
-            scale = logs.logsumexp((-2, -1) if isinstance(unit, law.Node) else -1, keepdim=True)
-            choices.update(law.sample(unit, (logs - scale).exp().cpu(), generator))
+            # A node's rows keep their ratios, on which the law of its edges depends; "none" does not count there.
+            inside = logs[..., :-1].logsumexp((-2, -1), keepdim=True) if isinstance(unit, law.Node) else None
+            scale = logs.logsumexp(-1, keepdim=True) if inside is None else inside
+            choices.update(law.sample(unit, (logs - scale).clamp_max(0.0).exp().cpu(), generator))
         return choices
 
     def draw(self, u: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> dict[str, Tensor]:
@@ -282,10 +277,19 @@ class Structure(nn.Module):
 
     def export(self, lam: float | None = None, *, extrapolate: bool = False) -> dict[str, Any]:
         """The derived architecture at lambda: argmax of the mean, top-k edges."""
-        flat = self.logits(self.position(lam, extrapolate=extrapolate), extrapolate=extrapolate)
-        # Logarithms: far from the best option probabilities underflow to ties.
-        log_probs = [p.detach() for p in self._log_probs(flat)]
-        return {k: v for unit, p in zip(self.units, log_probs, strict=True) for k, v in law.derive(unit, p).items()}
+        return self._derive(self.logits(self.position(lam, extrapolate=extrapolate), extrapolate=extrapolate))
+
+    def derive_at(self, u: Tensor) -> dict[str, Any]:
+        """The derived architecture at a position of lambda, `()`."""
+        return self._derive(self.logits(u))
+
+    def _derive(self, flat: Tensor) -> dict[str, Any]:
+        # Logarithms: far from the best option probabilities underflow to ties. Weights that are not shares of a row are
+        # compared as they are, as in Fair DARTS.
+        raw = self.relaxation in ("sigmoid", "identity")
+        values = self._split(self._blocks(flat)) if raw else self._log_probs(flat)
+        derived = [law.derive(unit, v.detach().cpu()) for unit, v in zip(self.units, values, strict=True)]
+        return {label: choice for part in derived for label, choice in part.items()}
 
 
 def _hypernet(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,8 +14,10 @@ from nni_bayes_nas.complexity.expected import CostModel
 from .relaxations import zero_one_loss
 from .structure import Structure
 
+Scale = Literal["linear", "log"]
 Complexity = Literal["none", "penalty", "target"]
 _MONOTONICITY_POINTS = 65
+_EXPLORATION_WEIGHT = 20.0
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,10 @@ class StructureLoss:
     Attributes:
         complexity: "none"; "penalty": lambda * E[cost]; "target": (E[cost] - c(u))^2 with c falling linearly in u.
             E[cost] is normalized to [0, 1] between the cheapest and the dearest architecture.
+        target_scale: Whether the target is set on the normalized cost or on its normalized logarithm: then the same
+            step of u divides the size by the same factor.
         complexity_weight: Factor of the complexity term.
-        target_range: c(0) and c(1). With an automatic range of lambda, what its two ends are moved to.
+        target_range: c(0) and c(1).
         temperature: At which the law is sharpened by the end of the search; it falls from 1. The complexity
             term is the mean of that under the law and that under the sharpened one, which sees the derived networks.
         monotonicity: Factor of sum_i max(0, E[cost](u_{i+1}) - E[cost](u_i)) over a grid of lambda: sizes that grow
@@ -37,6 +42,7 @@ class StructureLoss:
 
     complexity: Complexity = "none"
     complexity_weight: float = 1.0
+    target_scale: Scale = "linear"
     target_range: tuple[float, float] = (0.95, 0.05)
     temperature: float = 1.0
     monotonicity: float = 0.0
@@ -58,17 +64,21 @@ class StructureLoss:
         first, last = self.target_range
         return first + (last - first) * fractions
 
-    def terms(self, costs: NormalizedCost, positions: list[Tensor], temperature: float) -> dict[str, Tensor]:
+    def terms(
+        self, costs: NormalizedCost, positions: list[Tensor], temperature: float, *, exploring: bool = False
+    ) -> dict[str, Tensor]:
         """The terms at the positions of a step, `()` or `(batch,)` each.
 
         Args:
             costs: E[cost] of the structure.
             positions: Of lambda, one tensor per pass.
             temperature: Of the sharpened law in this step.
+            exploring: Whether the range of lambda is still looked for: until it is known, sizes follow the target.
         """
         structure, terms = costs.structure, {}
         if self.complexity != "none":
-            terms["complexity"] = torch.stack([self._complexity(costs, u, temperature) for u in positions]).mean()
+            term = self._exploration if exploring else self._complexity
+            terms["complexity"] = torch.stack([term(costs, u, temperature) for u in positions]).mean()
             # At a price sizes cannot grow where they are sums.
             guaranteed = structure.per_node and costs.cost.is_sum
             if self.monotonicity and structure.axis is not None and not guaranteed:
@@ -81,13 +91,25 @@ class StructureLoss:
         return terms
 
     def _complexity(self, costs: NormalizedCost, u: Tensor, temperature: float) -> Tensor:
-        expected = [costs.expected(u, t) for t in dict.fromkeys((1.0, temperature))]
-        axis = costs.structure.axis
         if self.complexity == "target":
-            target = self.target(u if axis is None else axis.fractions(u))
-            return torch.stack([(cost - target).square().mean() for cost in expected]).mean()
+            return self._miss(costs, u, temperature)
+        axis = costs.structure.axis
         price = self.penalty if axis is None else axis.to_lambda(u)
-        return torch.stack([(price * cost).mean() for cost in expected]).mean()
+        return torch.stack([(price * costs.expected(u, t)).mean() for t in _laws(temperature)]).mean()
+
+    def _exploration(self, costs: NormalizedCost, u: Tensor, temperature: float) -> Tensor:
+        return _EXPLORATION_WEIGHT * self._miss(costs, u, temperature)
+
+    def _miss(self, costs: NormalizedCost, u: Tensor, temperature: float) -> Tensor:
+        axis = costs.structure.axis
+        target = self.target(u if axis is None else axis.fractions(u))
+        expected = [costs.expected(u, t, self.target_scale) for t in _laws(temperature)]
+        return torch.stack([(cost - target).square().mean() for cost in expected]).mean()
+
+
+def _laws(temperature: float) -> list[float]:
+    """The law itself and the sharpened one, once if they are the same."""
+    return list(dict.fromkeys((1.0, temperature)))
 
 
 @dataclass(frozen=True)
@@ -98,7 +120,25 @@ class NormalizedCost:
     cost: CostModel
     bounds: tuple[float, float]
 
-    def expected(self, u: Tensor, temperature: float = 1.0) -> Tensor:
-        """E[cost] at u under the law sharpened by the temperature; `(*batch,)`."""
+    def expected(self, u: Tensor, temperature: float = 1.0, scale: Scale = "linear") -> Tensor:
+        """E[cost] at u under the law sharpened by the temperature, normalized on a linear or log scale; `(*batch,)`."""
         low, high = self.bounds
-        return (self.structure.expected_cost(self.cost, u, temperature) - low) / (high - low)
+        cost = self.structure.expected_cost(self.cost, u, temperature)
+        if scale == "linear":
+            return (cost - low) / (high - low)
+        offset = self._offset
+        return ((cost + offset) / (low + offset)).log() / math.log((high + offset) / (low + offset))
+
+    def absolute(self, normalized: Tensor, scale: Scale = "linear") -> Tensor:
+        """The cost that is normalized to these values; any shape."""
+        low, high = self.bounds
+        if scale == "linear":
+            return low + (high - low) * normalized
+        offset = self._offset
+        return (low + offset) * ((high + offset) / (low + offset)) ** normalized - offset
+
+    @property
+    def _offset(self) -> float:
+        # The cheapest architecture may cost nothing at all.
+        low, high = self.bounds
+        return 0.0 if low > 1e-3 * high else 1e-3 * high

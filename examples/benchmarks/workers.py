@@ -28,6 +28,8 @@ from nni_bayes_nas.experiment.trial import KINDS, set_threads
 from nni_bayes_nas.registry import resolve
 
 Outcome = dict[str, Any]
+# Raised when a search or a training changes what it does: finished jobs of the old kind are then done again.
+_ALGORITHM = 1
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,12 @@ class Job:
     @property
     def key(self) -> str:
         """Equal for jobs that must have the same outcome, on one machine."""
-        parts = json.dumps([self.kind, self.config, self.parameters], sort_keys=True)
+        # Here, not above: it imports torch, whose threads a worker must set before.
+        from nni_bayes_nas.experiment.build import effective
+
+        # With the defaults filled in: a default that changes makes it another job.
+        config = effective(Config.from_dict(self.config)).to_dict()
+        parts = json.dumps([_ALGORITHM, self.kind, config, self.parameters], sort_keys=True)
         return hashlib.sha256(parts.encode()).hexdigest()[:24]
 
 

@@ -121,9 +121,8 @@ def build_strategy(config: Config, data: DataSplits, seed: int) -> Any:
         )
     arguments = {**{k: v for k, v in given.items() if k in accepted}, **args}
     strategy = _call(cls, arguments, ConfigError, f"strategy `{config.strategy.name}`")
-    missing = [
-        name for name in ("mutate_model", "measure", "structure", "export", "lambdas") if not _has(strategy, name)
-    ]
+    needed = ("mutate_model", "measure", "check_order", "structure", "export", "lambdas")
+    missing = [name for name in needed if not _has(strategy, name)]
     if missing:
         raise ConfigError(
             f"strategy.name must mean a strategy that derives from nni_bayes_nas's DifferentiableStrategy, but "
@@ -184,6 +183,7 @@ def validate(config: Config) -> Config:
     supernet = strategy.mutate_model(copy.deepcopy(space))
     _check_outputs(config, data, space)
     strategy.measure(supernet, data.shape)
+    strategy.check_order(supernet, data.shape)
     _check_retraining(config, data, space)
     return config
 

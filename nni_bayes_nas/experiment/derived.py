@@ -20,6 +20,8 @@ _CALIBRATION, _EVALUATION = 1024, 2000
 _CALIBRATION_OF_MIXTURE, _EVALUATION_OF_MIXTURE = 512, 1000
 _PRICED = 512
 _RELATIVE_STEP = 0.01
+_LEAST_SLOPE = 1e-4
+_NO_SLOPE, _ROUNDING = 1e-100, 1e-5
 
 
 class SharedWeights:
@@ -64,9 +66,10 @@ class SharedWeights:
     def price(self, lam: float | None) -> float | None:
         """The implied price -dL_val / dE[cost] along the family at lambda, in nats per unit of normalized cost.
 
-        How much validation loss of the mixture a unit of cost saves where lambda stands; what lambda itself means under
-        complexity "penalty", once the search has converged. Both derivatives are taken along the direction in which
-        the logits move with lambda. None where the expected cost does not depend on lambda.
+        How much validation loss of the mixture a unit of cost saves where lambda stands. Under complexity "penalty" a
+        search that has converged balances it with lambda where the size moves with lambda; where the size stays, at an
+        end or on a plateau, it says what the nearest other network would save. Both derivatives are taken along the
+        direction in which the logits move with lambda. None where the expected cost does not depend on lambda.
         """
         axis, structure = self.strategy.axis, self.structure
         if axis is None:
@@ -74,22 +77,28 @@ class SharedWeights:
         low, high = axis.domain
         u, step = float(structure.position(lam)), _RELATIVE_STEP * (high - low)
         with torch.no_grad():
-            before, after = structure.logits(structure.reference.new_tensor([max(low, u - step), min(high, u + step)]))
-            flat = structure.logits(structure.position(lam))
+            ends = structure.reference.new_tensor([max(low, u - step), min(high, u + step)])
+            before, after = structure.logits(ends).double()
+            direction = after - before
+            # Double precision: where one option has nearly all the weight, both slopes are tiny, not their ratio.
+            flat = structure.logits(structure.position(lam)).double()
+        if float(direction.abs().max()) <= _ROUNDING * float(flat.abs().max()):
+            return None
         flat.requires_grad_(True)
         cheapest, dearest = self.strategy.cost_bounds
         expected = structure.expected_of(self.strategy.cost, flat, self.temperature) / (dearest - cheapest)
-        cost_slope = torch.autograd.grad(expected, flat)[0] @ (after - before)
-        if not float(cost_slope.abs()) > 1e-9:
+        cost_slope = torch.autograd.grad(expected, flat)[0] @ direction
+        if not float(cost_slope.abs()) > _NO_SLOPE:
             return None
         gradient = torch.zeros_like(flat)
         with recalibrated(self.network, self.network, []), batch_statistics(self.network):
             priced = self.validation[: _PRICED // _BATCH]
             for x, y in priced:
-                self.binding.weights = structure.weights_of(flat, self.temperature)
+                weights = structure.weights_of(flat, self.temperature)
+                self.binding.weights = {label: w.to(structure.reference) for label, w in weights.items()}
                 loss = self.module.loss(self.network(x), y)
                 gradient += torch.autograd.grad(loss, flat)[0] / len(priced)
-        return float(-(gradient @ (after - before)) / cost_slope)
+        return float(-(gradient @ direction) / cost_slope)
 
 
 def measure(

@@ -77,6 +77,8 @@ def run_search(
     strategy(space, SequentialExecutionEngine())
     module = strategy.oneshot_module
     searched = time.perf_counter()
+    if device == "gpu":
+        module.to("cuda")  # Lightning has moved it back
     with count_optimizer_steps() as after:
         reader = Reader(config, data, strategy, seed)
         architectures = [reader.derived(lam) for lam in strategy.lambdas(config.search.lambdas)]

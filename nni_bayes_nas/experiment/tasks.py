@@ -163,7 +163,10 @@ class Classification(Task):
 
     def misfit(self, data: DataSplits, outputs: Sequence[int]) -> str:
         """In the words of classes."""
-        return f"{data.num_classes} classes and the space gives {_times(outputs)} outputs; set space.args.num_classes."
+        return (
+            f"{data.num_classes} classes and the space gives {_times(outputs)} outputs; "
+            "set space.args.num_classes (dense: num_outputs)."
+        )
 
     def module(self, data: DataSplits, settings: SearchConfig | RetrainConfig, **options: float) -> SupervisedModule:
         """Cross-entropy."""
@@ -234,7 +237,7 @@ class Regression(Task):
         """In the words of outputs."""
         return (
             f"one real target each (data.task: regression) and the space gives {_times(outputs)} outputs instead of 1; "
-            "set space.args.num_classes to 1, or data.task: classification."
+            "set space.args.num_classes (dense: num_outputs) to 1, or data.task: classification."
         )
 
     def module(self, data: DataSplits, settings: SearchConfig | RetrainConfig, **options: float) -> SupervisedModule:

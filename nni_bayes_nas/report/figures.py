@@ -143,7 +143,9 @@ def curve_plot(run: RunFolder) -> Plot | None:
             family = [r for r in run.architectures if r.get("search") == name and _number(r.get("lambda"))]
             sized = [r for r in family if _number(r.get("params"))]
             ring: Any = {"marker": "o", "markersize": 8, "fillstyle": "none", "linestyle": "none"}
-            panels[0].plot([r["lambda"] for r in sized], [r["params"] for r in sized], color=color, **ring)
+            # What was retrained at another scale has another size than the curve, which is that of the search.
+            if not run.retrain_scale:
+                panels[0].plot([r["lambda"] for r in sized], [r["params"] for r in sized], color=color, **ring)
         panels[0].set_ylabel("parameters")
         panels[-1].set_xlabel("λ (log scale)")
         log_axis(panels[0], "x", [float(r["lambda"]) for rows in curves.values() for r in rows], lam)
@@ -160,7 +162,13 @@ def curve_plot(run: RunFolder) -> Plot | None:
         str(s["cost"]) + (f", {s['cost_kind']}" if s.get("cost_kind") else "") for s in run.searches if s.get("cost")
     }
     unit = f" Expected cost is that of the mixture ({'; '.join(sorted(costs))})." if costs else ""
-    caption = f"As read off, neither sorted nor smoothed; rings are the architectures of the table. {rises}.{unit} "
+    rings = "rings are the architectures of the table"
+    if run.retrain_scale:
+        rings = (
+            "sizes are those at the scale of the search; elsewhere, what was retrained is counted at the scale of the "
+            f"retraining (retrain.space: {run.retrain_scale})"
+        )
+    caption = f"As read off, neither sorted nor smoothed; {rings}. {rises}.{unit} "
     caption += "One line per search." if len(curves) > 1 else "One search: the spread between searches is not seen."
     return Plot("Parameters over λ, as read off", render("curve", draw, height=4.1), caption)
 

@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from nni_bayes_nas.experiment.record import write_text
-from nni_bayes_nas.report import tables
+from nni_bayes_nas.report import family, tables
 from nni_bayes_nas.report.figures import Plot, accuracy_plot, curve_plot, retrain_plot, search_plots
 from nni_bayes_nas.report.picture import draw_architecture
 from nni_bayes_nas.report.read import RunFolder, read_run
@@ -70,17 +70,23 @@ def render_report(run: RunFolder) -> str:
     title = run.setting("report", "title") or run.setting("experiment", "name") or run.path.name or "nni-bayes-nas"
     size_plots = [plot for plot in (accuracy_plot(run), curve_plot(run)) if plot is not None]
     learning_plots = [*search_plots(run), *(plot for plot in (retrain_plot(run),) if plot is not None)]
+    known_columns, known_rows = family.known_before(run)
     return environment.get_template("report.html").render(
         title=str(title),
         score=run.score,
         folder=run.path.name,
         status=str(run.summary.get("status", "unknown")),
-        sentences=tables.headline(run),
+        sentences=[*tables.headline(run), *filter(None, [family.found_ranges(run)])],
         tiles=tables.tiles(run),
         failures=run.failures,
         failed_count=(run.summary.get("experiment") or {}).get("trials_failed") or 0,
         size_figures=[_figure(plot) for plot in size_plots],
         has_curve=bool(run.curves),
+        known_columns=known_columns,
+        known_rows=known_rows,
+        known_sentences=family.explained(run),
+        known_text_columns=family.TEXT_COLUMNS,
+        scale_note=family.scale_note(run),
         learning_figures=[_figure(plot) for plot in learning_plots],
         weights=[
             (trial, maps) for trial in run.trials("search") if (maps := [Markup(m) for m in weight_maps(run, trial)])

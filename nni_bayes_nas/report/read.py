@@ -117,6 +117,12 @@ class RunFolder:
             value = value.get(key) if isinstance(value, dict) else None
         return value
 
+    @property
+    def retrain_scale(self) -> str:
+        """Arguments of the space that retraining changes, in words; empty where it is at the scale of the search."""
+        changed = self.setting("retrain", "space")
+        return ", ".join(f"{k} {v}" for k, v in changed.items()) if isinstance(changed, dict) else ""
+
     def per_epoch(self, trial: str) -> dict[str, tuple[list[int], list[float]]]:
         """Term -> (epochs, values) of one trial; where an epoch was repeated after a resume, its last row counts."""
         terms: dict[str, dict[int, float]] = {}

@@ -106,6 +106,18 @@ def lam(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, int | float) else DASH
 
 
+def lambda_range(search: Row) -> str:
+    """The range of λ of one search.
+
+    >>> lambda_range({"lambda_range": [0.001, 1.0]}), lambda_range({})
+    ('0.001 to 1', '–')
+    """
+    ends = search.get("lambda_range")
+    if not isinstance(ends, list) or len(ends) != 2:
+        return DASH
+    return " to ".join(lam(end) for end in ends)
+
+
 def duration(seconds: Any) -> str:
     """A time span in the two largest units.
 
@@ -210,9 +222,9 @@ def headline(run: RunFolder) -> list[str]:
         if sizes and min(sizes) == max(sizes):
             size = f", {count(sizes[0])} parameters"
         different = f"{len(distinct(family))} distinct" if len(family) > 1 else "one network"
+        trained = _epochs(run, "retrain", ", retrained for") if retrain_seeds(run) else ""
         sentences.append(
-            f"{plural(len(family), 'architecture')} read off without further training{at} "
-            f"({different}{size}){_epochs(run, 'retrain', ', retrained for')}."
+            f"{plural(len(family), 'architecture')} read off without further training{at} ({different}{size}){trained}."
         )
     random = [row for row in run.architectures if row.get("origin") == "random"]
     if random:
@@ -302,6 +314,7 @@ SEARCH_COLUMNS = (
     "Steps after search",
     "Validation",
     "Time",
+    "λ range",
     "Cost",
     "Last terms",
 )
@@ -322,6 +335,7 @@ def search_rows(run: RunFolder) -> list[list[str]]:
                 number(row.get("optimizer_steps_after_search")),
                 scored(row.get(run.score.val), run.score.percent),
                 duration(row.get("seconds")),
+                lambda_range(row),
                 cost or DASH,
                 ", ".join(f"{key} {number(value)}" for key, value in (terms or {}).items()) or DASH,
             ]

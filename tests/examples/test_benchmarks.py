@@ -176,16 +176,21 @@ def test_a_target_holds_by_its_direction() -> None:
 def test_finished_jobs_are_remembered(tmp_path: Path) -> None:
     """By all that decides their outcome, and without the line that a kill cut off."""
     workers = module("workers")
-    job = workers.Job("one", "search", {"a": 1}, {"seed": 0}, order=(1,))
+    job = workers.Job("one", "search", {"seed": 1}, {"seed": 0}, order=(1,))
     store = workers.Store(tmp_path / "out.json")
     store.add(job, {"seconds": 1.0})
     with store.path.open("a") as file:
         file.write('{"key": "cut')
     again = workers.Store(tmp_path / "out.json")
-    again.add(workers.Job("two", "search", {"a": 2}, {"seed": 0}), {"seconds": 1.0})
+    again.add(workers.Job("two", "search", {"seed": 2}, {"seed": 0}), {"seconds": 1.0})
     assert [row["name"] for row in workers.Store(tmp_path / "out.json").rows.values()] == ["one", "two"]
-    assert workers.Job("renamed", "search", {"a": 1}, {"seed": 0}).key == job.key
-    assert workers.Job("one", "search", {"a": 1}, {"seed": 1}).key != job.key
+    assert workers.Job("renamed", "search", {"seed": 1}, {"seed": 0}).key == job.key
+    assert workers.Job("one", "search", {"seed": 1}, {"seed": 1}).key != job.key
+    # A default that is spelled out changes nothing; another value does.
+    spelled = {"seed": 1, "strategy": {"args": {"complexity": "target"}}}
+    assert workers.Job("one", "search", spelled, {"seed": 0}).key == job.key
+    spelled["strategy"] = {"args": {"complexity": "penalty"}}
+    assert workers.Job("one", "search", spelled, {"seed": 0}).key != job.key
 
 
 @pytest.mark.slow

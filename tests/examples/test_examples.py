@@ -76,6 +76,26 @@ def test_own_data(tmp_path: Path, task: str) -> None:
         assert all(float(test) > 0.9 for _, _, test in rows)
 
 
+@pytest.mark.slow
+def test_size_budget(tmp_path: Path) -> None:
+    """Every network keeps to its budget, smaller budgets never give larger ones, and an impossible one is refused."""
+    command = [str(EXAMPLES / "03_size_budget.py"), "--epochs", "4", "--retrain-epochs", "6"]
+    out = run(*command, cwd=tmp_path, home=tmp_path / "home").replace(",", "")
+    rows = re.findall(r"^(max_\w+) +(\d+): +(\d+) parameters +(\d+) MACs lambda (\S+) (\S+)$", out, re.MULTILINE)
+    assert [row[0] for row in rows] == 5 * ["max_params"] + 3 * ["max_macs"]
+    for kind in ("max_params", "max_macs"):
+        column = 2 if kind == "max_params" else 3
+        budgets = [int(row[1]) for row in rows if row[0] == kind]
+        sizes = [int(row[column]) for row in rows if row[0] == kind]
+        assert all(size <= budget for size, budget in zip(sizes, budgets, strict=True))
+        assert sizes == sorted(sizes, reverse=True) and sizes[0] == budgets[0] > sizes[-1]
+    assert all(0 < float(row[5]) <= 1 for row in rows)
+    refused = re.search(r"^max_params +(\d+): refused: .*which has (\d+) parameters", out, re.MULTILINE)
+    assert refused is not None and int(refused[1]) < int(refused[2]) <= int(rows[4][2])
+    trained = re.search(r"within (\d+): (\d+) parameters test accuracy (\S+)$", out, re.MULTILINE)
+    assert trained is not None and int(trained[2]) <= int(trained[1]) and float(trained[3]) > 0.8
+
+
 def test_the_example_fits_a_page() -> None:
     assert len((EXAMPLES / "01_nas_experiment.py").read_text(encoding="utf-8").splitlines()) <= 80
 

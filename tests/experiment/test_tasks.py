@@ -168,3 +168,12 @@ def test_classification_keeps_its_names() -> None:
     assert terms.items() <= architecture["retrain"][0].items()
     assert architecture["test_accuracy_mean"] == architecture["test_score_mean"] == 0.7
     assert architecture["test_accuracy_sd"] is architecture["test_score_sd"] is None
+
+
+@pytest.mark.parametrize("second_order", ["exact", "finite_difference"])
+def test_order_2_follows_an_optimizer_that_spares_the_noise_its_decay(second_order: str, tmp_path: Path) -> None:
+    strategy = {"args": {"order": 2, "second_order": second_order, "one_hot_passes": 0}}
+    values = {**REGRESSION, "strategy": strategy, "search": {**REGRESSION["search"], "epochs": 3, "warmup_epochs": 1}}
+    result = run_search(Config.from_dict(values), {"trial": "search-s0", "seed": 0}, tmp_path, lambda row: None)
+    assert result["search"]["val_r2"] > -1 and result["search"]["optimizer_steps_after_search"] == 0
+    assert all(math.isfinite(row["one_hot_r2"]) for row in result["architectures"])

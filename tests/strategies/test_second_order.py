@@ -324,6 +324,22 @@ def test_parameters_without_a_part(method: Any) -> None:
     assert (w.item(), unused.item()) == (1.0, 2.0)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_weights_may_have_decays_of_their_own(method: Any) -> None:
+    """w' = 1 - 0.1 (2 a + d) with d = 0.5 and 0: L_val = 0.75^2 + 0.8^2, dL_val/da = -0.4 (0.75 + 0.8)."""
+    a, *w = (nn.Parameter(torch.ones((), dtype=torch.float64)) for _ in range(3))
+    loss, (gradient,) = hypergradient(
+        lambda: w[0] ** 2 + w[1] ** 2,
+        lambda: a * (w[0] ** 2 + w[1] ** 2),
+        w,
+        [a],
+        learning_rate=0.1,
+        weight_decay=[0.5, 0.0],
+        method=method,
+    )
+    assert float(loss) == pytest.approx(1.2025) and float(gradient) == pytest.approx(-0.62, abs=1e-9)
+
+
 def test_settings_of_an_optimizer() -> None:
     w = nn.Parameter(torch.ones(2))
     sgd = torch.optim.SGD([w], lr=0.1, momentum=0.9, weight_decay=1e-3, nesterov=True)
@@ -342,7 +358,10 @@ def test_settings_of_an_optimizer() -> None:
         "weight_decay": 0.1,
         "nesterov": False,
     }
-    two = torch.optim.SGD([{"params": [w]}, {"params": [nn.Parameter(torch.ones(1))], "lr": 0.2}], lr=0.1)
+    v = nn.Parameter(torch.ones(1))
+    spared = torch.optim.SGD([{"params": [v], "weight_decay": 0.0}, {"params": [w]}], lr=0.1, weight_decay=0.5)
+    assert step_settings(spared, [w, v])["weight_decay"] == [0.5, 0.0]
+    two = torch.optim.SGD([{"params": [w]}, {"params": [v], "lr": 0.2}], lr=0.1)
     for bad in (two, torch.optim.SGD([w], lr=0.1, momentum=0.9, dampening=0.5)):
         with pytest.raises(ConfigError, match="order=1"):
             step_settings(bad, [w])

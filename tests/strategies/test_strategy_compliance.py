@@ -27,3 +27,61 @@ class TestHyperDARTSOnCells(StrategyCompliance):
 class TestRegularizedDARTS(StrategyCompliance):
     name = "regularized_darts"
     args: ClassVar[dict[str, Any]] = {"l1": 1e-3, "penalty": 0.1}
+
+
+class TestHyperDARTSOnCellsWithDropout(StrategyCompliance):
+    """Noise of torch's own generator must repeat, and must not outlive a look at a derived network."""
+
+    name = "hyper_darts"
+    args: ClassVar[dict[str, Any]] = {"one_hot_passes": 2}
+    space: ClassVar[dict[str, Any]] = {
+        "name": "cell",
+        "args": {
+            "width": 4,
+            "n_cells": 2,
+            "n_nodes": 2,
+            "dropout": 0.3,
+            "operations": ["skip_connect", "sep_conv_3x3"],
+        },
+    }
+
+
+class TestHyperDARTSOrder2(StrategyCompliance):
+    name = "hyper_darts"
+    args: ClassVar[dict[str, Any]] = {"order": 2, "one_hot_passes": 1}
+
+
+class TestHyperDARTSOrder2ByFiniteDifference(StrategyCompliance):
+    name = "hyper_darts"
+    args: ClassVar[dict[str, Any]] = {"order": 2, "second_order": "finite_difference", "one_hot_passes": 0}
+
+
+class TestHyperDARTSWithAnAutomaticRange(StrategyCompliance):
+    """Where the range stands is part of a checkpoint, as are prices."""
+
+    name = "hyper_darts"
+    args: ClassVar[dict[str, Any]] = {"complexity": "penalty", "lambda_range": "auto"}
+
+
+class TestHyperDARTSGumbel(StrategyCompliance):
+    name = "hyper_darts"
+    args: ClassVar[dict[str, Any]] = {"relaxation": "gumbel", "hypernet": "mlp"}
+
+
+class TestHyperDARTSSigmoid(StrategyCompliance):
+    name = "hyper_darts"
+    args: ClassVar[dict[str, Any]] = {"relaxation": "sigmoid", "hypernet": "piecewise_linear"}
+
+
+class TestHyperDARTSLiterally(StrategyCompliance):
+    """The seed: alpha = lambda b1 + b2, and the raw sum of alpha times the operation."""
+
+    name = "hyper_darts"
+    args: ClassVar[dict[str, Any]] = {
+        "axis": "literal",
+        "hypernet": "linear",
+        "relaxation": "identity",
+        "complexity": "none",
+        "lambda_range": [1e-4, 0.1],
+        "l1": 1e-3,
+    }

@@ -1,0 +1,78 @@
+"""What a search says of its family before anything is retrained, and at which scale sizes are counted."""
+
+from __future__ import annotations
+
+from nni_bayes_nas.report.read import Row, RunFolder
+from nni_bayes_nas.report.tables import DASH, count, lam, lambda_range, retrained, scored
+
+TEXT_COLUMNS = ("Architecture",)
+
+
+def known_before(run: RunFolder) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of the family's table: price, scores with the weights of the search, score once retrained.
+
+    A column of which no row has a value is left out; without any of them there is no table.
+    """
+    score, family = run.score, [row for row in run.architectures if row.get("origin") != "random"]
+    cells = {
+        "Price": [_price(row) for row in family],
+        "Mixture": [scored(row.get(f"mixture_{score.term}"), score.percent) for row in family],
+        "One-hot": [scored(row.get(f"one_hot_{score.term}"), score.percent) for row in family],
+    }
+    known = {name: column for name, column in cells.items() if any(cell != DASH for cell in column)}
+    if not known:
+        return [], []
+    columns = {
+        "Architecture": [str(row.get("id", "?")) for row in family],
+        "λ": [lam(row.get("lambda")) for row in family],
+        "Parameters": [count(row.get("params")) for row in family],
+        **known,
+    }
+    if any(retrained(row, score.val).n for row in family):
+        columns["Retrained"] = [scored(retrained(row, score.val), score.percent) for row in family]
+    return list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
+
+
+def explained(run: RunFolder) -> list[str]:
+    """One sentence for each column of that table that needs one."""
+    score, shown = run.score, known_before(run)[0]
+    sentences = {
+        "Price": "Price: the validation loss, in nats, that a unit of cost would save at this λ, −dL/dE[cost]; cost is "
+        "0 for the cheapest network of the space and 1 for the dearest; – where λ does not move it."
+        + (" Under complexity: penalty it is λ itself where sizes move, up to noise." if _is_penalty(run) else ""),
+        "Mixture": f"Mixture: validation {score.title} of the supernet at this λ, all operations mixed by their "
+        "weights.",
+        "One-hot": f"One-hot: validation {score.title} of the derived network alone, with the weights of the search. "
+        "It is a hint; the network's own worth is seen once it is retrained.",
+        "Retrained": f"Retrained: validation {score.title} after training from scratch.",
+    }
+    return [sentence for name, sentence in sentences.items() if name in shown]
+
+
+def found_ranges(run: RunFolder) -> str:
+    """The ranges of λ that the searches have found by themselves, as a sentence; empty if they were given."""
+    if run.setting("strategy", "args", "lambda_range") != "auto":
+        return ""
+    ranges = [(str(search.get("id", "?")), lambda_range(search)) for search in run.searches]
+    known = [f"{text} ({name})" if len(ranges) > 1 else text for name, text in ranges if text != DASH]
+    return f"Range of λ found by the search itself (lambda_range: auto): {'; '.join(known)}." if known else ""
+
+
+def scale_note(run: RunFolder) -> str:
+    """Which sizes are counted at which scale, where retraining has its own; empty otherwise."""
+    if not run.retrain_scale:
+        return ""
+    return (
+        f"Retraining is at another scale than the search (retrain.space: {run.retrain_scale}): retrained networks are "
+        "counted at the scale of the retraining, all others at that of the search."
+    )
+
+
+def _price(row: Row) -> str:
+    price = row.get("price")
+    # A minus that is as wide as a plus.
+    return lam(price).replace("-", "−") if isinstance(price, int | float) else DASH
+
+
+def _is_penalty(run: RunFolder) -> bool:
+    return bool(run.setting("strategy", "args", "complexity") == "penalty")

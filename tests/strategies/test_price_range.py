@@ -1,0 +1,42 @@
+"""The automatic range of lambda: slopes of a known curve."""
+
+import pytest
+import torch
+
+from nni_bayes_nas.strategies.price_range import GRID_POINTS, PriceRange, hull_slopes
+
+
+def test_slopes_of_a_parabola() -> None:
+    costs = torch.linspace(0, 1, 5, dtype=torch.float64)
+    slopes = hull_slopes(costs, (1 - costs) ** 2)
+    # From E = 1 down: the chords of (1 - E)^2.
+    torch.testing.assert_close(slopes, torch.tensor([0.25, 0.75, 1.25, 1.75], dtype=torch.float64))
+
+
+def test_points_above_the_hull_do_not_matter() -> None:
+    costs = torch.tensor([0.0, 0.3, 0.5, 0.5, 1.0], dtype=torch.float64)
+    losses = torch.tensor([1.0, 5.0, 0.5, 0.7, 0.0], dtype=torch.float64)
+    assert hull_slopes(costs, losses).tolist() == pytest.approx([1.0])
+    # Any lambda below 1 takes the dearest, any above the cheapest.
+    for lam, best in ((0.9, 4), (1.1, 0)):
+        assert int((losses + lam * costs).argmin()) == best
+
+
+def test_the_range_holds_all_slopes_and_survives_a_checkpoint() -> None:
+    found = PriceRange()
+    assert found.range() is None
+    costs = torch.linspace(1, 0, GRID_POINTS)
+    for noise in (-0.1, 0.1):
+        found.observe(costs, (1 - costs) ** 2 + noise)
+    low, high = found.range() or (0.0, 0.0)
+    assert low == pytest.approx((1 / 8) / 2) and high == pytest.approx((2 - 1 / 8) * 2)
+    again = PriceRange()
+    again.load_state_dict(found.state_dict())
+    assert again.range() == (low, high)
+
+
+def test_no_range_where_larger_networks_are_worse() -> None:
+    found = PriceRange()
+    costs = torch.linspace(1, 0, GRID_POINTS)
+    found.observe(costs, costs)
+    assert found.range() is None
