@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from nni_bayes_nas.bayes import law, objective
 from nni_bayes_nas.complexity.axis import stratified
+from nni_bayes_nas.complexity.price_range import GRID_POINTS, PriceRange
 from nni_bayes_nas.errors import NumericsError, SpaceError
 from nni_bayes_nas.layers.normalization import batch_statistics
 
-from .price_range import GRID_POINTS, PriceRange
 from .second_order import hypergradient, step_settings
 from .structure import Structure
 from .structure_loss import NormalizedCost, StructureLoss

@@ -14,12 +14,12 @@ from torch import nn
 from nni_bayes_nas.architecture import Architecture
 from nni_bayes_nas.bayes import law
 from nni_bayes_nas.complexity.axis import Axis
+from nni_bayes_nas.complexity.budget import WithinBudget, largest_within
 from nni_bayes_nas.complexity.expected import CostModel
 from nni_bayes_nas.complexity.latency import read_latency_table
 from nni_bayes_nas.errors import ConfigError, SpaceError
 
 from .bilevel import BilevelModule, StepOptions
-from .budget import WithinBudget, largest_within
 from .costs import CostKind, cost_models, extreme_architecture
 from .relaxations import RELAXATIONS
 from .second_order import check_double_backward

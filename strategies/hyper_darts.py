@@ -12,7 +12,7 @@ from .bilevel import StepOptions
 from .costs import CostKind
 from .differentiable import DifferentiableStrategy
 from .relaxations import Mixing, Relaxation
-from .structure_loss import Complexity, Scale, StructureLoss
+from .structure_loss import TARGET_WEIGHT, Complexity, Scale, StructureLoss
 
 # What an automatic range is before the search has found one.
 _FIRST_RANGE = (1e-3, 1.0)
@@ -123,7 +123,7 @@ class HyperDARTS(DifferentiableStrategy):
                 f"complexity {complexity!r} on the {axis} axis; give a range such as (0.001, 1.0)."
             )
         if complexity_weight is None:
-            complexity_weight = 20.0 if complexity == "target" else 1.0
+            complexity_weight = TARGET_WEIGHT if complexity == "target" else 1.0
         if zero_one is None:
             zero_one = 1.0 if relaxation == "sigmoid" else 0.0
         super().__init__(

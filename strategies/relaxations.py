@@ -72,7 +72,7 @@ def mixing_weights(
     if relaxation == "sigmoid":
         return (logits / temperature).sigmoid()
     if mixing == "marginals" or isinstance(unit, law.Subset):
-        return law.sharpened_logs(unit, log_probs, temperature)
+        return law.sharpened(unit, log_probs, temperature)
     return (log_probs / temperature).softmax(-1)
 
 

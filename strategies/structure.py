@@ -153,8 +153,8 @@ class Structure(nn.Module):
         choices: dict[str, Any] = {}
         for unit, logs in zip(self.units, sharp, strict=True):
             # A node's rows keep their ratios, on which the law of its edges depends; "none" does not count there.
-            inside = logs[..., :-1].logsumexp((-2, -1), keepdim=True) if isinstance(unit, law.Node) else None
-            scale = logs.logsumexp(-1, keepdim=True) if inside is None else inside
+            counted = logs[..., :-1] if isinstance(unit, law.Node) else logs
+            scale = counted.logsumexp((-2, -1), keepdim=True)
             choices.update(law.sample(unit, (logs - scale).clamp_max(0.0).exp().cpu(), generator))
         return choices
 
@@ -201,17 +201,7 @@ class Structure(nn.Module):
     def expected_of(self, cost: CostModel, flat: Tensor, temperature: float = 1.0) -> Tensor:
         """As `expected_cost`, from outputs of the hypernetwork, `(*batch, n)`."""
         log_probs = self._log_probs(flat)
-        return cost.expected(
-            [law.sharpened_logs(u, p, temperature) for u, p in zip(self.units, log_probs, strict=True)]
-        )
-
-    def marginals(self, u: Tensor, temperature: float = 1.0) -> list[Tensor]:
-        """Probability of every option to be part of the architecture; one `(*batch, rows, options)` per unit.
-
-        Below temperature 1 the law is sharpened towards the derived architecture.
-        """
-        log_probs = self._log_probs(self.logits(u))
-        return [law.sharpened_logs(unit, p, temperature) for unit, p in zip(self.units, log_probs, strict=True)]
+        return cost.expected([law.sharpened(u, p, temperature) for u, p in zip(self.units, log_probs, strict=True)])
 
     def entropy(self, lam: float | None = None) -> Tensor:
         """Entropy of the law of architectures at lambda, in nats; `()`."""

@@ -17,7 +17,8 @@ from .structure import Structure
 Scale = Literal["linear", "log"]
 Complexity = Literal["none", "penalty", "target"]
 _MONOTONICITY_POINTS = 65
-_EXPLORATION_WEIGHT = 20.0
+# Factor of the target, here while a range is looked for and in HyperDARTS.
+TARGET_WEIGHT = 20.0
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class StructureLoss:
         return torch.stack([(price * costs.expected(u, t)).mean() for t in _laws(temperature)]).mean()
 
     def _exploration(self, costs: NormalizedCost, u: Tensor, temperature: float) -> Tensor:
-        return _EXPLORATION_WEIGHT * self._miss(costs, u, temperature)
+        return TARGET_WEIGHT * self._miss(costs, u, temperature)
 
     def _miss(self, costs: NormalizedCost, u: Tensor, temperature: float) -> Tensor:
         axis = costs.structure.axis

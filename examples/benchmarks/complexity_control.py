@@ -275,25 +275,19 @@ def main() -> int:
     options = parse(__doc__, PRESETS, SEEDS)
     benchmark = Benchmark(options)
     store = Store(options.output)
-    jobs: dict[str, Job] = {}
-
-    def follow(job: Job, outcome: Outcome) -> Iterable[Job]:
-        jobs[job.name] = job
-        return benchmark.derived(job, outcome)
-
     seeds = range(options.seeds)
     with Workers(store, options.output.with_suffix(".work")) as workers:
         start = [job for seed in seeds for job in [*benchmark.searches(seed), *benchmark.independent(seed)]]
-        outcomes = workers.run(start, follow)
+        outcomes = workers.run(start, benchmark.derived)
         failed = {name: outcome["error"] for name, outcome in outcomes.items() if "error" in outcome}
         # Seconds differ from training to training: a second round is seldom needed.
         while not failed and (more := [job for seed in seeds for job in benchmark.missing(seed, outcomes)]):
-            outcomes |= workers.run(more, follow)
+            outcomes |= workers.run(more, benchmark.derived)
             failed = {name: outcome["error"] for name, outcome in outcomes.items() if "error" in outcome}
     if failed:
         print(*(f"{name}: {error}" for name, error in failed.items()), sep="\n", file=sys.stderr)
         return 1
-    rows = result_rows(benchmark, seeds, jobs, outcomes)
+    rows = result_rows(benchmark, seeds, workers.jobs, outcomes)
     result = write_result(options, NAME, rows, targets(rows), seconds=store.seconds, workers=workers.n)
     print_tables(result["rows"])
     print(*targets(rows), sep="\n")

@@ -166,17 +166,11 @@ def main() -> int:
     options = parse(__doc__, PRESETS, SEEDS)
     benchmark = Benchmark(options)
     store = Store(options.output)
-    jobs: dict[str, Job] = {}
-
-    def follow(job: Job, outcome: Outcome) -> Iterable[Job]:
-        jobs[job.name] = job
-        return benchmark.trainings(job, outcome)
-
     with Workers(store, options.output.with_suffix(".work")) as workers:
-        outcomes = workers.run([benchmark.search(seed) for seed in range(options.seeds)], follow)
+        outcomes = workers.run([benchmark.search(seed) for seed in range(options.seeds)], benchmark.trainings)
     failed = {name: outcome["error"] for name, outcome in outcomes.items() if "error" in outcome}
-    done = [name for name in outcomes if name not in failed and jobs[name].kind == "retrain"]
-    rows = [training_row(jobs[name], outcomes[name]) for name in sorted(done)]
+    done = [name for name in outcomes if name not in failed and workers.jobs[name].kind == "retrain"]
+    rows = [training_row(workers.jobs[name], outcomes[name]) for name in sorted(done)]
     for name, error in failed.items():
         print(f"{name}: {error}")
     if not rows:

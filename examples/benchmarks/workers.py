@@ -103,6 +103,9 @@ class Workers:
         folder: Where the jobs have their folders, which go when the jobs are done.
         n: Jobs at a time.
         log: Called with a line per finished job.
+
+    Attributes:
+        jobs: All that have ended, by name.
     """
 
     def __init__(self, store: Store, folder: Path, n: int = 2, log: Callable[[str], None] = print) -> None:
@@ -110,6 +113,7 @@ class Workers:
         self.folder = folder
         self.n = n
         self.log = log
+        self.jobs: dict[str, Job] = {}
         self._pool: ProcessPoolExecutor | None = None
         self._failed = False
 
@@ -146,7 +150,7 @@ class Workers:
                 heapq.heappush(waiting, (job.order, count, job))
 
         def done(job: Job, outcome: Outcome) -> None:
-            outcomes[job.name] = outcome
+            self.jobs[job.name], outcomes[job.name] = job, outcome
             push(follow(job, outcome))
 
         push(jobs)

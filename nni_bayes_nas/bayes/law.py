@@ -126,7 +126,7 @@ def marginals(unit: Unit, probs: Tensor) -> Tensor:
     return kept.unsqueeze(-1) * _log_operations_given_kept(probs).exp()
 
 
-def sharpened(unit: Unit, probs: Tensor, temperature: float) -> Tensor:
+def sharpened(unit: Unit, log_probs: Tensor, temperature: float) -> Tensor:
     """Marginals of the law after every probability is raised to the power 1 / temperature.
 
     At temperature 1 it is `marginals`, towards 0 it is the derived architecture (`derive`): an edge's weight,
@@ -134,17 +134,12 @@ def sharpened(unit: Unit, probs: Tensor, temperature: float) -> Tensor:
 
     Args:
         unit: What is chosen.
-        probs: `(*batch, rows, width)`.
+        log_probs: Logarithms of the probabilities, noise added to them or not, `(*batch, rows, width)`.
         temperature: In (0, 1].
 
     Returns:
         `(*batch, rows, options)`.
     """
-    return sharpened_logs(unit, _log(probs), temperature)
-
-
-def sharpened_logs(unit: Unit, log_probs: Tensor, temperature: float) -> Tensor:
-    """As `sharpened`, from logarithms of the probabilities, noise added to them or not; `(*batch, rows, width)`."""
     logits = log_probs / temperature
     if isinstance(unit, Choice):
         return logits.softmax(-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ _TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
-class Axis:
+class Axis(ABC):
     """A range of lambda and the positions u in it that a hypernetwork sees.
 
     Attributes:
@@ -26,33 +27,33 @@ class Axis:
     high: float
 
     @property
+    @abstractmethod
     def domain(self) -> tuple[float, float]:
         """Positions of the lowest and of the highest lambda."""
-        raise NotImplementedError
 
+    @abstractmethod
     def to_u(self, lam: float, *, extrapolate: bool = False) -> float:
         """Position of lambda on the axis.
 
         Raises:
             ConfigError: Outside [low, high], where nothing was trained, unless `extrapolate`.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def to_lambda(self, u: Tensor) -> Tensor:
         """The value of lambda at positions u; any shape."""
-        raise NotImplementedError
 
+    @abstractmethod
     def grid(self, n: int) -> list[float]:
         """`n` values from low to high, both ends included, spaced as they are drawn."""
-        raise NotImplementedError
 
+    @abstractmethod
     def positions(self, fractions: Tensor) -> Tensor:
         """Positions at fractions in [0, 1] of the range, as it is drawn; any shape."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fractions(self, u: Tensor) -> Tensor:
         """Fractions of the range at positions u; any shape."""
-        raise NotImplementedError
 
     def positions_per_object(self, n: int, generator: torch.Generator) -> Tensor:
         """Positions for the objects of a mini-batch (`per_object`); `(n,)`."""

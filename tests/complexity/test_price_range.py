@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nni_bayes_nas.strategies.price_range import GRID_POINTS, PriceRange, hull_slopes
+from nni_bayes_nas.complexity.price_range import GRID_POINTS, PriceRange, hull_slopes
 
 
 def test_slopes_of_a_parabola() -> None:

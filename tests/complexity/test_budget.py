@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nni_bayes_nas.complexity.budget import largest_within
 from nni_bayes_nas.errors import ConfigError
-from nni_bayes_nas.strategies.budget import largest_within
 
 
 @given(
