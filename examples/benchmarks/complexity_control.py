@@ -194,7 +194,8 @@ class Benchmark:
         trained = {name: o for name, o in mine.items() if "params" in o["result"]}
 
         def of(start: str) -> list[Outcome]:
-            return [outcome for name, outcome in trained.items() if name.startswith(start)]
+            # By name: in the order in which they ended no second run would give the same file.
+            return [outcome for name, outcome in sorted(trained.items()) if name.startswith(start)]
 
         target = mine["target"]
         keys = [Architecture(row["choices"]).key for row in networks(target)]
@@ -259,13 +260,12 @@ def within(budget: float, seconds: Sequence[float]) -> int:
     return max(1, n)
 
 
-def result_rows(benchmark: Benchmark, seeds: Iterable[int], jobs: dict[str, Job], outcomes: dict[str, Outcome]) -> Any:
+def result_rows(benchmark: Benchmark, seeds: Iterable[int], outcomes: dict[str, Outcome]) -> Any:
     """Everything that was measured for the given seeds, as rows."""
     rows: list[dict[str, Any]] = []
     n_validation = len(load_data(Config.from_dict({"data": benchmark.data}).data).val)
     for seed in seeds:
-        searches = [name for name, job in jobs.items() if job.kind == "search" and name.startswith(f"s{seed}-")]
-        rows += [search_row(jobs[name], outcomes[name], n_validation) for name in searches]
+        rows += [search_row(job, outcomes[job.name], n_validation) for job in benchmark.searches(seed)]
         rows += front_rows(benchmark.reference, seed, benchmark.arms(seed, outcomes))
     return rows + comparison_rows(rows)
 
@@ -287,7 +287,7 @@ def main() -> int:
     if failed:
         print(*(f"{name}: {error}" for name, error in failed.items()), sep="\n", file=sys.stderr)
         return 1
-    rows = result_rows(benchmark, seeds, workers.jobs, outcomes)
+    rows = result_rows(benchmark, seeds, outcomes)
     result = write_result(options, NAME, rows, targets(rows), seconds=store.seconds, workers=workers.n)
     print_tables(result["rows"])
     print(*targets(rows), sep="\n")

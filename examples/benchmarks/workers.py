@@ -155,18 +155,25 @@ class Workers:
 
         push(jobs)
         running: dict[Future[Outcome], Job] = {}
+        # Jobs that equal a running one: two outcomes of one key would differ in their seconds.
+        equal: dict[str, list[Job]] = {}
         while waiting or running:
             while waiting and len(running) < self.n:
                 job = heapq.heappop(waiting)[2]
                 if job.key in self.store.rows:
                     done(job, self.store.rows[job.key])
+                elif job.key in equal:
+                    equal[job.key].append(job)
                 else:
+                    equal[job.key] = []
                     running[self._submit(job)] = job
             finished, _ = wait(running, return_when=FIRST_COMPLETED) if running else ((), ())
             for future in finished:
                 job = running.pop(future)
-                done(job, self._collect(job, future))
-                self.log(f"[{self.store.seconds:6.0f} s] {job.name}: {_line(outcomes[job.name])}")
+                outcome = self._collect(job, future)
+                self.log(f"[{self.store.seconds:6.0f} s] {job.name}: {_line(outcome)}")
+                for one in (job, *equal.pop(job.key)):
+                    done(one, outcome)
         return outcomes
 
     def _submit(self, job: Job) -> Future[Outcome]:

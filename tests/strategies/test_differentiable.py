@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 
+from nni_bayes_nas.complexity.budget import GRID_POINTS
 from nni_bayes_nas.complexity.latency import write_latency_table
 from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.search_spaces.cell import CellSpace
 from nni_bayes_nas.strategies import HyperDARTS, RegularizedDARTS
-from nni_bayes_nas.complexity.budget import GRID_POINTS
 
 BRUTE_FORCE = 2001
 OPERATIONS = ("skip_connect", "sep_conv_3x3", "conv_1x1", "conv_3x3")
