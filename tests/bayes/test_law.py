@@ -87,7 +87,7 @@ def test_sharp_probabilities_derive_and_draw_the_same(unit: law.Unit) -> None:
 @pytest.mark.parametrize("unit", UNITS, ids=lambda u: f"{type(u).__name__}-{u.label}")
 def test_sharpening_goes_from_the_law_to_the_derived_architecture(unit: law.Unit) -> None:
     probs = probabilities(unit, 5)
-    torch.testing.assert_close(law.sharpened(unit, probs, 1.0), law.marginals(unit, probs))
+    torch.testing.assert_close(law.sharpened(unit, probs.log(), 1.0), law.marginals(unit, probs))
     derived = law.one_hot(unit, law.derive(unit, probs)).double()
     torch.testing.assert_close(law.sharpened(unit, probs.log(), 1e-3), derived, rtol=0, atol=1e-4)
 
