@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nni_bayes_nas.errors import SpaceError
 
-from .operations import OPERATIONS, DropPath, auxiliary_head, image_stem
+from .operations import OPERATIONS, DropPath, auxiliary_head, channels_last, image_stem
 
 DEFAULT_OPERATIONS = (
     "skip_connect",
@@ -122,7 +122,7 @@ class CellSpace(ModelSpace):  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
         """`(batch, in_channels, h, w)` -> logits `(batch, num_classes)`."""
-        x = self.stem(x)
+        x = channels_last(self.stem(x))
         previous, current = x, x
         for i, cell in enumerate(self.cells):
             previous, current = cell(previous, current)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from nni_bayes_nas.errors import SpaceError
 
+from .operations import channels_last
+
 NODES = 4
 EDGES = tuple((i, j) for j in range(1, NODES) for i in range(j))
 """(from, to), in the order of an arch string: by the node that an edge leads to."""
@@ -90,7 +92,7 @@ class NasBench201Space(ModelSpace):  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
         """`(batch, in_channels, h, w)` -> logits `(batch, num_classes)`."""
-        x = self.stem(x)
+        x = channels_last(self.stem(x))
         for block in self.blocks:
             x = block(x)
         logits: Tensor = self.head(x)

@@ -10,8 +10,9 @@ from nni.nas.space import model_context
 
 from nni_bayes_nas.complexity.measure import count_macs, count_parameters
 from nni_bayes_nas.errors import SpaceError
+from nni_bayes_nas.search_spaces import cell as cell_module
 from nni_bayes_nas.search_spaces.cell import CellSpace
-from nni_bayes_nas.search_spaces.operations import DropPath, drop_path
+from nni_bayes_nas.search_spaces.operations import OPERATIONS, DropPath, drop_path
 
 
 def frozen(operation: str = "conv_3x3", **args: Any) -> Any:
@@ -40,6 +41,27 @@ def test_every_stem_takes_images_of_its_size(stem: int, after: list[int]) -> Non
     network = frozen(stem=stem, n_cells=3, in_channels=3)
     assert sizes(network, stem, channels=3) == [(8, n) for n in after]
     assert network(torch.zeros(2, 3, stem, stem)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("operation", sorted(OPERATIONS))
+def test_channels_last_changes_nothing_but_the_order_in_memory(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network, x = frozen(operation, stem=28, in_channels=3), torch.randn(4, 3, 28, 28)
+    orders: list[bool] = []
+    for cell in network.cells:
+        cell.register_forward_hook(
+            lambda module, args, output: orders.append(output[1].is_contiguous(memory_format=torch.channels_last))
+        )
+    results = []
+    for plain in (False, True):
+        if plain:
+            monkeypatch.setattr(cell_module, "channels_last", lambda x: x)
+        network.zero_grad()
+        logits = network(x)
+        logits.square().sum().backward()
+        results.append([logits, *(p.grad for p in network.parameters())])
+    assert orders == [True, True, False, False]
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
 
 
 def test_growth_follows_the_poolings() -> None:
