@@ -122,7 +122,7 @@ class CellSpace(ModelSpace):  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
         """`(batch, in_channels, h, w)` -> logits `(batch, num_classes)`."""
-        x = channels_last(self.stem(x))
+        x = self.stem(x)
         previous, current = x, x
         for i, cell in enumerate(self.cells):
             previous, current = cell(previous, current)
@@ -194,7 +194,8 @@ class _Preprocess(nn.Module):
 
     def forward(self, inputs: Any) -> list[Tensor]:
         """Two tensors to two tensors of equal shape."""
-        states = [squeeze(x) for squeeze, x in zip(self.squeeze, inputs, strict=True)]
+        # For every cell anew: NNI's cells stack the terms of a node, which orders it as any other tensor.
+        states = [squeeze(channels_last(x)) for squeeze, x in zip(self.squeeze, inputs, strict=True)]
         size = min(x.shape[-1] for x in states)
         if self.pool and size > _SMALLEST:
             size = (size + 1) // 2
