@@ -3,55 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from nni.nas.oneshot.pytorch.differentiable import DartsLightningModule
 from torch import Tensor, nn
 
-from nni_bayes_nas.bayes import law, objective
+from nni_bayes_nas.bayes import objective
 from nni_bayes_nas.complexity.axis import stratified
 from nni_bayes_nas.complexity.price_range import GRID_POINTS, PriceRange
 from nni_bayes_nas.errors import NumericsError, SpaceError
 from nni_bayes_nas.layers.normalization import batch_statistics
 
+from .relaxations import TEMPERATURE_SCHEDULES
 from .second_order import hypergradient, step_settings
+from .step_options import StepOptions
 from .structure import Structure
 from .structure_loss import NormalizedCost, StructureLoss
 from .supernet import Binding
 
 _Draws = list[dict[str, Tensor]]
-# An automatic range of lambda is looked for until this share of the structure steps is over; during its second half,
-# every few steps the loss is taken on a grid of lambda.
+# An automatic range of lambda is looked for until this share of the structure steps is over; during its second half
+# the loss is taken on a grid of lambda, every few steps, or as often as a short search allows.
 _EXPLORATION = 0.5
 _OBSERVED_EVERY = 4
-
-
-@dataclass(frozen=True)
-class StepOptions:
-    """How a search step is put together.
-
-    Attributes:
-        lambda_per: "object": every object of a mini-batch has its own lambda; "step": all share one, and a step
-            averages `lambdas_per_step` passes.
-        lambdas_per_step: Passes of a step for "step".
-        mixing_temperature: Temperature of the mixing weights at the end of the search; it falls from 1 after the
-            warm-up. With mixing "marginals" the gap between mixture and derived network closes with it.
-        one_hot_passes: Passes of single architectures in a weight step, beside the mixture's: one at each end of the
-            range of lambda, the others between (the sandwich rule, Yu & Huang, 2019, arXiv 1903.05134). They are
-            drawn from the law in the warm-up and derived after it, and cost what the architecture costs.
-        order: 1, or 2: the structure step differentiates through a virtual weight step (of the mixture, not clipped).
-        second_order: "exact" or "finite_difference".
-    """
-
-    lambda_per: Literal["object", "step"] = "step"
-    lambdas_per_step: int = 1
-    mixing_temperature: float = 1.0
-    one_hot_passes: int = 0
-    order: Literal[1, 2] = 1
-    second_order: Literal["exact", "finite_difference"] = "exact"
+_OBSERVATIONS = 8
 
 
 class BilevelModule(DartsLightningModule):  # type: ignore[misc]
@@ -123,11 +101,17 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
         )
 
     @property
-    def progress(self) -> float:
-        """Share of the structure steps that are over; 0 in the warm-up, 1 in the last step."""
+    def structure_steps(self) -> tuple[int, int]:
+        """How many structure steps are over, negative in the warm-up, and how many there are, less one."""
         first = self.warmup_epochs * self.steps_per_epoch
         last = int(self.trainer.max_epochs or 1) * self.steps_per_epoch - 1
-        return float(min(1.0, max(0, self.current_step - first) / max(1, last - first)))
+        return self.current_step - first, last - first
+
+    @property
+    def progress(self) -> float:
+        """Share of the structure steps that are over; 0 in the warm-up, 1 in the last step."""
+        done, last = self.structure_steps
+        return min(1.0, max(0, done) / max(1, last))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -141,8 +125,8 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
         return self.step_options.mixing_temperature
 
     def temperature(self, last: float) -> float:
-        """A temperature that falls from 1 to `last` with the progress, geometrically."""
-        return float(last**self.progress)
+        """A temperature that falls from 1 to `last` with the progress."""
+        return TEMPERATURE_SCHEDULES[self.step_options.temperature_schedule](last, self.progress)
 
     def export(self) -> dict[str, Any]:
         """The derived architecture at the low end of lambda (the largest one)."""
@@ -150,7 +134,7 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
 
     def export_probs(self) -> dict[str, Any]:
         """Mean mixing weights at the low end of lambda, by label and option."""
-        return named_weights(self.structure, self.structure.position(None))
+        return self.structure.named_probs(self.structure.position(None))
 
     def resample(self) -> dict[str, Any]:
         """Fill the binding with the mean at the low end of lambda; a step draws its own."""
@@ -247,7 +231,7 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
     @torch.no_grad()
     def _look_for_range(self, batch: Any, batch_idx: int, step: int) -> None:
         """Observe loss and cost on a grid of lambda; set the range from all observations so far."""
-        if not self.exploring or self.progress < _EXPLORATION / 2 or step % _OBSERVED_EVERY:
+        if not self.exploring or not self._observing:
             return
         grid = torch.linspace(0, 1, GRID_POINTS).to(self.structure.reference)
         with self._muted():
@@ -255,7 +239,23 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
         self.price_range.observe(self.costs.expected(grid), losses)
         found = self.price_range.range()
         if found is not None:
-            self.structure.set_range(*found)
+            # The slopes are prices: what stands before E[cost] in the loss.
+            low, high = found
+            self.structure.set_range(
+                low / self.structure_loss.complexity_weight, high / self.structure_loss.complexity_weight
+            )
+
+    @property
+    def range_found(self) -> bool:
+        """Whether an automatic range is one that the search has found; until then it is the one to begin with."""
+        return self.price_range.range() is not None
+
+    @property
+    def _observing(self) -> bool:
+        done, last = self.structure_steps
+        begin = math.ceil(last * _EXPLORATION / 2)
+        every = max(1, min(_OBSERVED_EVERY, int(last * _EXPLORATION / 2) // _OBSERVATIONS))
+        return done >= begin and (done - begin) % every == 0
 
     def task_loss(self, batch: Any, batch_idx: int, draws: _Draws) -> Tensor:
         """Mean of the evaluator's training loss over passes with the given mixing weights."""
@@ -269,14 +269,18 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
         """Mean of the evaluator's training loss over the mixtures and over single architectures."""
         losses = [self.task_loss(batch, batch_idx, draws)]
         generator = self._generator(step, 4)
-        for u in self.one_hot_positions(generator):
-            # In the warm-up all options must learn; then what will be derived.
-            warm = self.trainer.current_epoch >= self.warmup_epochs
-            choices = self.structure.derive_at(u) if warm else self.structure.sample_at(u, 1.0, generator)
+        # In the warm-up all options must learn; then what will be derived.
+        warm = self.trainer.current_epoch >= self.warmup_epochs
+        positions = self.one_hot_positions(generator)
+        drawn = [
+            self.structure.derive_at(u) if warm else self.structure.sample_at(u, 1.0, generator) for u in positions
+        ]
+        # Equal architectures have equal losses: one pass, counted as often.
+        for choices, count in _counted(drawn):
             # Logged is the mixture's loss: that of single architectures has another scale.
             with self.binding.only(choices, self.structure.reference), self._muted():
-                losses.append(self._pass(batch, batch_idx))
-        return torch.stack(losses).mean()
+                losses.append(count * self._pass(batch, batch_idx))
+        return torch.stack(losses).sum() / (1 + len(positions))
 
     def one_hot_positions(self, generator: torch.Generator) -> list[Tensor]:
         """Positions of the passes of single architectures: both ends, the others stratified between."""
@@ -367,7 +371,7 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
         """Mean probabilities at the positions of the validation: fraction of the range -> label -> option -> weight."""
         with torch.no_grad():
             return {
-                ("mean" if self.structure.axis is None else str(point)): named_weights(self.structure, u)
+                ("mean" if self.structure.axis is None else str(point)): self.structure.named_probs(u)
                 for point, u in zip(self.validation_points, self.validation_positions(), strict=True)
             }
 
@@ -377,18 +381,16 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
         return [None] if axis is None else [axis.low, axis.high]
 
 
-def named_weights(structure: Structure, u: Tensor) -> dict[str, dict[str, float]]:
-    """Mean probabilities at u as label -> option -> weight; the edges of a node are labelled `cell/node_edge`."""
-    result: dict[str, dict[str, float]] = {}
-    for unit, probs in zip(structure.units, structure.probs(u), strict=True):
-        values = probs.detach().cpu()
-        if isinstance(unit, law.Node):
-            options = [*unit.operations, "none"]
-            for edge in range(unit.index):
-                result[f"{unit.cell}/{unit.index}_{edge}"] = dict(zip(options, values[edge].tolist(), strict=True))
+def _counted(architectures: list[dict[str, Any]]) -> list[tuple[dict[str, Any], int]]:
+    distinct: list[tuple[dict[str, Any], int]] = []
+    for choices in architectures:
+        for i, (other, count) in enumerate(distinct):
+            if other == choices:
+                distinct[i] = (other, count + 1)
+                break
         else:
-            result[unit.label] = {str(o): p for o, p in zip(unit.options, values[0].tolist(), strict=True)}
-    return result
+            distinct.append((choices, 1))
+    return distinct
 
 
 def _size(batch: Any) -> int:

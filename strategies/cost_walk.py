@@ -166,6 +166,9 @@ class CostWalk:
                 self._descend(candidate, gates, [{module.label: frozenset([position])}])
         elif isinstance(module, MixedRepeat):
             label = ",".join(module.depth_choice.simplify())
+            if module.align is not None:
+                # What follows is built to the depth that was chosen; in the supernet it is one for all depths.
+                self.kind = "multilinear"
             for depth, block in enumerate(module.blocks, start=1):
                 candidate = Candidate(label, f"block_{depth}", block)
                 self._descend(candidate, gates, list(self._combinations(module.depth_choice, depth)))

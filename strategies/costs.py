@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from nni.nas.space import model_context
 from torch import Tensor, nn
 
+from nni_bayes_nas.architecture import Architecture
 from nni_bayes_nas.bayes import law
 from nni_bayes_nas.complexity.expected import CostModel
 from nni_bayes_nas.complexity.latency import LatencyTable, read_latency_table
+from nni_bayes_nas.complexity.measure import count_macs, count_parameters
 from nni_bayes_nas.errors import SpaceError
 
 from .cost_walk import Candidate, CostKind, CostWalk, probe_supernet, shape_key, uniform_weights
 from .supernet import Binding
 
-__all__ = ["CostKind", "cost_models", "extreme_architecture", "latency_candidates", "uniform_weights"]
+__all__ = ["CostKind", "NetworkCounts", "cost_models", "extreme_architecture", "latency_candidates", "uniform_weights"]
 
 _NAMED_MISSING = 5
 
@@ -95,6 +98,32 @@ class _Entries:
             f"every candidate operation needs a latency, but {source} lacks {', '.join(names[:_NAMED_MISSING])}{more}; "
             "add lines for them (the place before the slash may be left out), or measure a table with measure_latency."
         )
+
+
+class NetworkCounts:
+    """Parameters and multiply-accumulates of single architectures, counted on their networks, each of them once.
+
+    Args:
+        space: A model space, or the supernet that became of it; it is left alone.
+        input_shape: Shape of one object, without the batch axis.
+    """
+
+    def __init__(self, space: nn.Module, input_shape: Sequence[int]) -> None:
+        self._space: Any = space
+        self._input_shape = input_shape
+        self._known: dict[tuple[CostKind, str], int] = {}
+
+    def __call__(self, kind: CostKind, choices: dict[str, Any]) -> int:
+        """The count of one architecture; its network is built for that and thrown away."""
+        key = kind, Architecture(choices).key
+        if key not in self._known:
+            # New weights are drawn; MixedOperation.freeze of NNI v3.0, which would keep some, fails without a bias.
+            with torch.random.fork_rng(devices=[]):
+                with model_context(choices):
+                    network = type(self._space)(*self._space.trace_args, **self._space.trace_kwargs)
+                count = count_parameters(network) if kind == "params" else count_macs(network, self._input_shape)
+            self._known[key] = count
+        return self._known[key]
 
 
 def extreme_architecture(cost: CostModel, units: Sequence[law.Unit], sign: float) -> tuple[dict[str, Any], float]:

@@ -19,10 +19,11 @@ from nni_bayes_nas.complexity.expected import CostModel
 from nni_bayes_nas.complexity.latency import read_latency_table
 from nni_bayes_nas.errors import ConfigError, SpaceError
 
-from .bilevel import BilevelModule, StepOptions
-from .costs import CostKind, cost_models, extreme_architecture
+from .bilevel import BilevelModule
+from .costs import CostKind, NetworkCounts, cost_models, extreme_architecture
 from .relaxations import RELAXATIONS
 from .second_order import check_double_backward
+from .step_options import StepOptions
 from .structure import Structure
 from .structure_loss import NormalizedCost, StructureLoss
 from .supernet import (
@@ -235,6 +236,7 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
         """Cost of every part of the supernet; also finds the cheapest and the dearest architecture."""
         first = not self._costs
         self._costs = cost_models(supernet, self._binding, input_shape, self.latency_table)
+        self._counts = NetworkCounts(supernet, input_shape)
         units = list(self._binding.units.values())
         bounds = [extreme_architecture(self.cost, units, sign)[1] for sign in (-1.0, 1.0)]
         if not bounds[0] < bounds[1] and self.loss.complexity != "none":
@@ -269,6 +271,12 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
         """Cost of one architecture by the model of the expectation; equals the count on the network for cell spaces."""
         return float(self._costs[kind].expected([law.one_hot(unit, choices).double() for unit in self.structure.units]))
 
+    def exact_cost(self, kind: CostKind, choices: dict[str, Any]) -> float:
+        """The same, but counted on a network built anew where the model is not exact; latency is always the table's."""
+        if kind == "latency" or self._costs[kind].kind == "exact":
+            return self.predicted_cost(kind, choices)
+        return float(self._counts(kind, choices))
+
     @property
     def axis(self) -> Axis | None:
         """Range of lambda, or None."""
@@ -286,6 +294,8 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
         self, *, max_params: float | None = None, max_macs: float | None = None, max_latency: float | None = None
     ) -> WithinBudget:
         """The largest derived network within a budget, on a grid of 65 lambda and by bisection between them.
+
+        Spaces whose cost model is not exact, as with mutable operations, take time: their networks are built.
 
         Args:
             max_params: Largest number of parameters.
@@ -312,12 +322,12 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
             return None if axis is None else float(axis.to_lambda(axis.positions(torch.tensor(fraction).double())))
 
         def size_at(fraction: float) -> float:
-            return self.predicted_cost(kind, self.export(lam_at(fraction)))
+            return self.exact_cost(kind, self.export(lam_at(fraction)))
 
         unit = {"params": "parameters", "macs": "multiply-accumulates", "latency": "of latency"}[kind]
         lam = lam_at(largest_within(size_at, budget, unit))
         choices = self.export(lam)
-        return WithinBudget(lam, choices, self.predicted_cost(kind, choices))
+        return WithinBudget(lam, choices, self.exact_cost(kind, choices))
 
     def lambdas(self, n: int) -> list[float | None]:
         """`n` values over the range of lambda, or [None] without one."""

@@ -8,10 +8,10 @@ from typing import Any, Literal
 from nni_bayes_nas.complexity.axis import Axis, LambdaAxis, LiteralAxis
 from nni_bayes_nas.errors import ConfigError
 
-from .bilevel import StepOptions
 from .costs import CostKind
 from .differentiable import DifferentiableStrategy
-from .relaxations import Mixing, Relaxation
+from .relaxations import Mixing, Relaxation, TemperatureSchedule
+from .step_options import StepOptions
 from .structure_loss import TARGET_WEIGHT, Complexity, Scale, StructureLoss
 
 # What an automatic range is before the search has found one.
@@ -44,6 +44,7 @@ class HyperDARTS(DifferentiableStrategy):
         mixing: "marginals": every option is weighted by its probability to be part of the architecture, so that the
             mixture becomes the derived network as the temperature falls; "probabilities", as in DARTS.
         mixing_temperature: Of the mixing weights at the end of the search; it falls from 1.
+        temperature_schedule: How temperatures fall after the warm-up: "geometric", "linear", or "constant" at the last.
         one_hot_passes: Passes of single architectures per weight step, at both ends of the range of lambda and between.
         complexity: "target", "penalty" or "none".
         complexity_weight: Factor of the complexity term; None takes 20 for "target" and 1 for "penalty".
@@ -85,6 +86,7 @@ class HyperDARTS(DifferentiableStrategy):
         relaxation: Relaxation = "softmax",
         mixing: Mixing | None = None,
         mixing_temperature: float = 0.1,
+        temperature_schedule: TemperatureSchedule = "geometric",
         one_hot_passes: int = 3,
         complexity: Complexity = "target",
         complexity_weight: float | None = None,
@@ -122,6 +124,10 @@ class HyperDARTS(DifferentiableStrategy):
                 "lambda_range 'auto' looks for the lambda that matters to complexity 'penalty' on the log axis, got "
                 f"complexity {complexity!r} on the {axis} axis; give a range such as (0.001, 1.0)."
             )
+        if automatic and complexity_weight is not None and not complexity_weight > 0:
+            raise ConfigError(
+                f"lambda_range 'auto' needs a positive complexity_weight, got {complexity_weight}; leave it out."
+            )
         if complexity_weight is None:
             complexity_weight = TARGET_WEIGHT if complexity == "target" else 1.0
         if zero_one is None:
@@ -150,6 +156,7 @@ class HyperDARTS(DifferentiableStrategy):
                 lambdas_per_step=lambdas_per_step,
                 # Raw weights are no probabilities that could be sharpened.
                 mixing_temperature=1.0 if relaxation == "identity" else mixing_temperature,
+                temperature_schedule=temperature_schedule,
                 one_hot_passes=one_hot_passes,
                 order=order,
                 second_order=second_order,

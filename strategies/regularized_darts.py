@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from .bilevel import StepOptions
 from .costs import CostKind
 from .differentiable import DifferentiableStrategy
-from .relaxations import Mixing, Relaxation
+from .relaxations import Mixing, Relaxation, TemperatureSchedule
+from .step_options import StepOptions
 from .structure_loss import StructureLoss
 
 
@@ -26,7 +26,9 @@ class RegularizedDARTS(DifferentiableStrategy):
         relaxation: "softmax", "gumbel", "sigmoid" (with `zero_one`) or "identity".
         mixing: "probabilities", as in DARTS, or "marginals", as in HyperDARTS.
         mixing_temperature: Of the mixing weights at the end of the search; it falls from 1.
-        one_hot_passes: Passes of single architectures, drawn from the law, per weight step.
+        temperature_schedule: How temperatures fall after the warm-up: "geometric", "linear", or "constant" at the last.
+        one_hot_passes: Passes of single architectures per weight step, as many as HyperDARTS has: drawn from the law in
+            the warm-up; after it the derived one, in one pass that counts as often.
         zero_one: Factor of the zero-one loss of relaxation "sigmoid".
         order: 1, or 2: the structure step differentiates through a virtual weight step.
         second_order: "exact" (Hessian-vector product) or "finite_difference".
@@ -49,6 +51,7 @@ class RegularizedDARTS(DifferentiableStrategy):
         relaxation: Relaxation = "softmax",
         mixing: Mixing = "probabilities",
         mixing_temperature: float = 1.0,
+        temperature_schedule: TemperatureSchedule = "geometric",
         one_hot_passes: int = 0,
         zero_one: float | None = None,
         order: Literal[1, 2] = 1,
@@ -68,6 +71,7 @@ class RegularizedDARTS(DifferentiableStrategy):
             loss=StructureLoss("penalty" if penalty else "none", penalty=penalty, l1=l1, zero_one=zero_one),
             step=StepOptions(
                 mixing_temperature=mixing_temperature,
+                temperature_schedule=temperature_schedule,
                 one_hot_passes=one_hot_passes,
                 order=order,
                 second_order=second_order,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -12,6 +13,13 @@ from nni_bayes_nas.bayes import law
 Relaxation = Literal["softmax", "gumbel", "sigmoid", "identity"]
 RELAXATIONS: tuple[Relaxation, ...] = ("softmax", "gumbel", "sigmoid", "identity")
 Mixing = Literal["probabilities", "marginals"]
+TemperatureSchedule = Literal["geometric", "linear", "constant"]
+# Temperature from 1 to `last`, as the share of the search that is over goes from 0 to 1.
+TEMPERATURE_SCHEDULES: dict[str, Callable[[float, float], float]] = {
+    "geometric": lambda last, progress: float(last**progress),
+    "linear": lambda last, progress: 1.0 + (last - 1.0) * progress,
+    "constant": lambda last, progress: last,
+}
 
 
 def log_probabilities(logits: Tensor, relaxation: Relaxation) -> Tensor:

@@ -146,6 +146,19 @@ class Structure(nn.Module):
         """Mean probabilities at u; `(*batch,)` -> one `(*batch, rows, width)` per unit."""
         return [log_probs.exp() for log_probs in self._log_probs(self.logits(u))]
 
+    def named_probs(self, u: Tensor) -> dict[str, dict[str, float]]:
+        """Mean probabilities at u, `()`, by label and option; the edges of a node are labelled `cell/node_edge`."""
+        result: dict[str, dict[str, float]] = {}
+        for unit, probs in zip(self.units, self.probs(u), strict=True):
+            rows = probs.detach().cpu().tolist()
+            if isinstance(unit, law.Node):
+                options = [*unit.operations, "none"]
+                for edge, row in enumerate(rows):
+                    result[f"{unit.cell}/{unit.index}_{edge}"] = dict(zip(options, row, strict=True))
+            else:
+                result[unit.label] = {str(o): p for o, p in zip(unit.options, rows[0], strict=True)}
+        return result
+
     def sample_at(self, u: Tensor, temperature: float, generator: torch.Generator) -> dict[str, Any]:
         """One architecture drawn from the law at u, `()`, sharpened by the temperature."""
         with torch.no_grad():

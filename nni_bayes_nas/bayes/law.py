@@ -195,16 +195,9 @@ def derive(unit: Unit, probs: Tensor) -> Choices:
     """What DARTS reads off unbatched mean probabilities `(rows, width)`.
 
     A choice takes its most probable option; a node keeps the k edges whose best operation other than "none" is
-    most probable (Liu, Simonyan & Yang, 2019, arXiv 1806.09055, section 2.4). Ties go to the first option.
+    most probable (Liu, Simonyan & Yang, 2019, arXiv 1806.09055, section 2.4).
     """
-    if isinstance(unit, Choice):
-        return {unit.label: unit.options[int(probs[0].argmax())]}
-    if isinstance(unit, Subset):
-        top = torch.argsort(probs[0], descending=True, stable=True)[: unit.n_chosen]
-        return {unit.label: [unit.options[i] for i in sorted(top.tolist())]}
-    best, operation = probs[:, :-1].max(-1)
-    edges = torch.argsort(best, descending=True, stable=True)[: unit.n_chosen]
-    return unit.slots([(int(edge), int(operation[edge])) for edge in edges])
+    return best_response(unit, probs[:, :-1] if isinstance(unit, Node) else probs)
 
 
 def enumerate_choices(unit: Unit) -> Iterator[Choices]:
@@ -242,7 +235,10 @@ def n_options(unit: Unit) -> int:
 
 
 def best_response(unit: Unit, gain: Tensor) -> Choices:
-    """The part of an architecture with the largest sum of gains over its options; `gain` is `(rows, options)`."""
+    """The part of an architecture with the largest sum of gains over its options; `gain` is `(rows, options)`.
+
+    Ties go to the first option.
+    """
     if isinstance(unit, Choice):
         return {unit.label: unit.options[int(gain[0].argmax())]}
     if isinstance(unit, Subset):

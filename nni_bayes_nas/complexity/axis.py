@@ -43,9 +43,12 @@ class Axis(ABC):
     def to_lambda(self, u: Tensor) -> Tensor:
         """The value of lambda at positions u; any shape."""
 
-    @abstractmethod
     def grid(self, n: int) -> list[float]:
         """`n` values from low to high, both ends included, spaced as they are drawn."""
+        if n == 1:
+            return [float(self.low)]
+        inner = self.to_lambda(self.positions(torch.linspace(0, 1, n, dtype=torch.float64)[1:-1]))
+        return [float(self.low), *inner.tolist(), float(self.high)]
 
     @abstractmethod
     def positions(self, fractions: Tensor) -> Tensor:
@@ -103,12 +106,6 @@ class LambdaAxis(Axis):
         """The value of lambda at positions u; any shape."""
         return self.low * (self.high / self.low) ** u
 
-    def grid(self, n: int) -> list[float]:
-        """`n` values from low to high, both ends included, evenly spaced in u."""
-        if n == 1:
-            return [self.low]
-        return [float(self.low * (self.high / self.low) ** (i / (n - 1))) for i in range(n)]
-
     def positions(self, fractions: Tensor) -> Tensor:
         """Positions at fractions in [0, 1] of the range; any shape."""
         return fractions
@@ -154,12 +151,6 @@ class LiteralAxis(Axis):
     def to_lambda(self, u: Tensor) -> Tensor:
         """The value of lambda at positions u; any shape."""
         return u
-
-    def grid(self, n: int) -> list[float]:
-        """`n` values from low to high, both ends included, spaced as they are drawn."""
-        if n == 1:
-            return [self.low]
-        return [float(v) for v in self.positions(torch.linspace(0, 1, n, dtype=torch.float64))]
 
     def positions(self, fractions: Tensor) -> Tensor:
         """Positions at fractions in [0, 1] of the range, as it is drawn; any shape."""

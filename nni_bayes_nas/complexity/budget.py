@@ -19,7 +19,7 @@ class WithinBudget:
     Attributes:
         lam: Value of lambda at which it is derived.
         choices: The architecture, an NNI sample.
-        cost: What it costs, in the unit of the budget.
+        cost: What it costs, in the unit of the budget: parameters and multiply-accumulates of the network itself.
     """
 
     lam: float | None

@@ -25,13 +25,18 @@ def hull_slopes(costs: Tensor, losses: Tensor) -> Tensor:
     """
     points = sorted(zip(costs.tolist(), losses.tolist(), strict=True), key=lambda point: (-point[0], point[1]))
     hull: list[tuple[float, float]] = []
-    for cost, loss in points:
-        # Nearly equal costs would turn the noise of the loss into slopes.
-        if hull and hull[-1][0] - cost < _LEAST_STEP:
+    for point in points:
+        if hull and hull[-1][0] == point[0]:
             continue
-        while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-1], (cost, loss)):
+        while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-1], point):
             hull.pop()
-        hull.append((cost, loss))
+        hull.append(point)
+    # Corners at nearly equal costs would turn the noise of the loss into slopes; both ends stay.
+    apart = hull[:1]
+    for point in hull[1:-1]:
+        if min(apart[-1][0] - point[0], point[0] - hull[-1][0]) >= _LEAST_STEP:
+            apart.append(point)
+    hull = [*apart, *hull[1:][-1:]]
     return costs.new_tensor([_slope(a, b) for a, b in itertools.pairwise(hull)])
 
 

@@ -90,6 +90,8 @@ def export(
 ) -> Exported:
     """Writes a retrained network as one file with a dynamic batch dimension, and checks it.
 
+    The scale of inputs and targets is that of the training, as the trial saved it; the data are not read.
+
     The file is run in a fresh process in which NNI, this package and the module of the space cannot be imported, and
     must give the outputs of the source network; only then it takes the place of `output`.
 

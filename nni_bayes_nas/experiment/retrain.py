@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Callback
 
 from nni_bayes_nas.architecture import Architecture
@@ -18,6 +17,7 @@ from nni_bayes_nas.experiment import evaluator as evaluation
 from nni_bayes_nas.experiment.augment import Augment, augmentation
 from nni_bayes_nas.experiment.build import build_network, drop_training_parts
 from nni_bayes_nas.experiment.data import batches, load_data
+from nni_bayes_nas.experiment.retrained import save
 from nni_bayes_nas.experiment.tasks import evaluation_module, task_of
 
 
@@ -49,7 +49,7 @@ def run_retrain(
     Args:
         config: The configuration.
         parameters: Of the trial; "choices", "seed" and "lambda" are used.
-        directory: Where checkpoint, metrics, architecture.json and model.pt (a state dict) are written.
+        directory: Where checkpoint, metrics, architecture.json, data.json and model.pt (see `save`) are written.
         report: Called after every epoch with the intermediate result.
 
     Returns:
@@ -89,7 +89,7 @@ def run_retrain(
     drop_training_parts(network)
     val = trainer.validate(module, batches(data.val, 256, seed=None), verbose=False)[0]
     test = trainer.test(module, batches(data.test, 256, seed=None), verbose=False)[0]
-    torch.save(network.state_dict(), directory / "model.pt")
+    save(network, data, directory)
     return {
         **task.result({**val, **test}),
         "params": count_parameters(network),

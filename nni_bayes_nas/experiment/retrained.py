@@ -1,4 +1,4 @@
-"""A retrained network of a run folder: found without torch, rebuilt with its weights."""
+"""A retrained network of a run folder: saved, found without torch, rebuilt with its weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nni_bayes_nas.architecture import Architecture
 from nni_bayes_nas.coercion import closest
 from nni_bayes_nas.config import Config, load_config
 from nni_bayes_nas.errors import ConfigError
-from nni_bayes_nas.experiment.record import read_json
+from nni_bayes_nas.experiment.record import read_json, write_json
 from nni_bayes_nas.experiment.tasks import Task, task_of
 from nni_bayes_nas.registry import check_names
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from nni_bayes_nas.experiment.data import DataSplits
+
+_FILES = ("model.pt", "data.json", "architecture.json")
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Retraining:
         config: The configuration of the run.
         architecture: The row of the architecture in summary.json.
         row: The row of the retraining in it.
-        directory: `RUN/trials/NAME`, which holds architecture.json and model.pt.
+        directory: `RUN/trials/NAME`, which holds architecture.json, data.json and model.pt.
     """
 
     config: Config
@@ -44,12 +46,31 @@ class Retraining:
         return f"validation {task.title}", _score(self.row, task)
 
 
+def save(network: nn.Module, data: DataSplits, directory: Path) -> None:
+    """Writes model.pt (a state dict) and data.json: shape, outputs and scale of the data that the weights belong to."""
+    import torch
+
+    facts = {
+        "task": data.task,
+        "shape": list(data.shape),
+        "num_classes": data.num_classes,
+        # Every float32 is a float64, which JSON keeps to the bit.
+        "mean": data.mean.tolist(),
+        "sd": data.sd.tolist(),
+        "target_mean": data.target_mean,
+        "target_sd": data.target_sd,
+    }
+    write_json(directory / "data.json", facts)
+    torch.save(network.state_dict(), directory / "model.pt")
+
+
 def find_retraining(run: Path, architecture: str, seed: int | None = None) -> Retraining:
     """The retraining of an architecture with this seed; without a seed, the one of the best validation score.
 
     Raises:
         ConfigError: The folder holds no run, the run has no such architecture or did not retrain it (with this seed),
-            or the weights are not in the folder.
+            or one of its files is not in the folder. Without data.json (a run of an earlier version) nobody knows the
+            scale of the training: the data may be others by now.
     """
     summary = read_json(run / "summary.json")
     if not isinstance(summary, dict):
@@ -74,26 +95,27 @@ def find_retraining(run: Path, architecture: str, seed: int | None = None) -> Re
         raise ConfigError(f"`--seed` must be one of {seeds}: with these `{architecture}` was retrained, got {seed}")
     row = retrained[seed]
     directory = run / "trials" / str(row["name"])
-    for name in ("model.pt", "architecture.json"):
+    for name in _FILES:
         if not (directory / name).is_file():
             raise ConfigError(
                 f"`{architecture}` needs the file {directory / name}, which is not there:\n"
-                "the trial ran where this folder is not visible, or its files were removed\n"
+                "the trial ran where this folder is not visible, its files were removed, or an earlier version ran it\n"
                 f"copy trials/{row['name']} from the machine that ran it, or retrain on a disk that both see"
             )
     return Retraining(config, rows[architecture], row, directory)
 
 
 def rebuild(retraining: Retraining) -> tuple[nn.Module, DataSplits]:
-    """The network as it was retrained, with its weights, in evaluation mode on the CPU; and the data of its run.
+    """The network as it was retrained, with its weights, in evaluation mode on the CPU; and the data of its training.
+
+    These have shape, outputs and scale, but no objects: the data set itself may have changed or gone since.
 
     Raises:
-        ConfigError: The space or the data are not what they were, or a file of the trial cannot be read.
+        ConfigError: The space is not what it was, or a file of the trial cannot be read.
     """
     import torch
 
     from nni_bayes_nas.experiment.build import build_network
-    from nni_bayes_nas.experiment.data import load_data
 
     config, directory = retraining.config, retraining.directory
     # The choices as the trial was given them: architecture.json orders the slots of a node anew, and the names of the
@@ -105,7 +127,7 @@ def rebuild(retraining: Retraining) -> tuple[nn.Module, DataSplits]:
             f"{directory / 'architecture.json'} must hold the choices of `{retraining.architecture['id']}`, "
             "but it is another architecture's\nwrite summary.json anew: nni-bayes-nas run with --resume"
         )
-    data = load_data(config.data)
+    data = _saved_data(directory / "data.json")
     # As run_retrain builds it, and leaves it at the end.
     network = build_network(config, data, int(retraining.row["seed"]), architecture)
     path = directory / "model.pt"
@@ -115,9 +137,36 @@ def rebuild(retraining: Retraining) -> tuple[nn.Module, DataSplits]:
         said = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"{path} must hold the weights of the network that config.yaml describes, but loading failed:\n{said}\n"
-            "use the code and the data of the run, or retrain"
+            "use the code of the run, or retrain"
         ) from error
     return network.eval(), data
+
+
+def _saved_data(path: Path) -> DataSplits:
+    import torch
+    from torch.utils.data import TensorDataset
+
+    from nni_bayes_nas.experiment.data import DataSplits
+
+    facts = read_json(path)
+    try:
+        none = TensorDataset(torch.empty(0, *facts["shape"]), torch.empty(0))
+        return DataSplits(
+            none,
+            none,
+            none,
+            facts["num_classes"],
+            torch.tensor(facts["mean"]),
+            torch.tensor(facts["sd"]),
+            facts["task"],
+            facts["target_mean"],
+            facts["target_sd"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{path} must hold shape, outputs and scale of the data of the training, but reading it failed: {error!r}\n"
+            "take the file that the trial wrote, or retrain"
+        ) from error
 
 
 def _score(row: dict[str, Any], task: Task) -> float:

@@ -102,6 +102,7 @@ def run_search(
             score: terms.get(score),
             "terms": terms,
             "lambda_range": None if axis is None else [axis.low, axis.high],
+            **({"lambda_range_found": module.range_found} if strategy.structure.range_is_automatic else {}),
             "cost": strategy.cost_kind,
             "cost_kind": strategy.cost.kind,
             "device": device,
@@ -158,14 +159,17 @@ class Reader:
         self.score = task_of(data).score
         self.generator = torch.Generator().manual_seed(seed)
         self._one_hot: dict[str, float] = {}
-        self._sizes: dict[str, tuple[int, int]] = {}
+        self._sizes: dict[str, dict[str, Any]] = {}
 
-    def size(self, choices: dict[str, Any]) -> tuple[int, int]:
-        """Parameters and multiply-accumulates of the network."""
+    def size(self, choices: dict[str, Any]) -> dict[str, Any]:
+        """Parameters and multiply-accumulates of the network; its milliseconds where the search has a latency table."""
         architecture = Architecture(choices)
         if architecture.key not in self._sizes:
             network = architecture.build(self.space)
-            self._sizes[architecture.key] = count_parameters(network), count_macs(network, self.shape)
+            size = {"params": count_parameters(network), "macs": count_macs(network, self.shape)}
+            if self.strategy.latency_table is not None:
+                size["latency"] = self.strategy.predicted_cost("latency", choices)
+            self._sizes[architecture.key] = size
         return self._sizes[architecture.key]
 
     def one_hot_score(self, choices: dict[str, Any]) -> float:
@@ -178,14 +182,12 @@ class Reader:
     def derived(self, lam: float | None) -> dict[str, Any]:
         """The architecture at lambda, and what the search knows of it without another optimizer step."""
         choices = Architecture(self.strategy.export(lam)).canonical()
-        params, macs = self.size(choices)
         return {
             "lambda": lam,
             "origin": "mean" if lam is None else "lambda",
             "choices": choices,
             "log_prob": float(self.strategy.structure.log_prob(choices, lam).detach()),
-            "params": params,
-            "macs": macs,
+            **self.size(choices),
             "price": self.shared.price(lam),
             f"mixture_{self.score}": self.shared.mixture(lam)[self.score],
             f"one_hot_{self.score}": self.one_hot_score(choices),
@@ -196,10 +198,9 @@ class Reader:
         """Size of the architecture at every point of a grid of lambda, as read off: no sorting, no projection."""
         axis, structure, rows = self.strategy.axis, self.strategy.structure, []
         for i, lam in enumerate(axis.grid(_CURVE_POINTS)):
-            params, macs = self.size(self.strategy.export(lam))
+            size = self.size(self.strategy.export(lam))
             expected = float(structure.expected_cost(self.strategy.cost, structure.position(lam)))
-            u = i / (_CURVE_POINTS - 1)
-            rows.append({"lambda": lam, "u": u, "params": params, "macs": macs, "expected_cost": expected})
+            rows.append({"lambda": lam, "u": i / (_CURVE_POINTS - 1), **size, "expected_cost": expected})
         return rows
 
     def matched_random(self, architectures: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:
@@ -223,7 +224,6 @@ class Reader:
             nearest = min(new, key=lambda c: abs(self.strategy.predicted_cost("params", c) - target))
             choices = Architecture(nearest).canonical()
             taken.add(Architecture(choices).key)
-            params, macs = self.size(choices)
-            size = {"params": params, "macs": macs, "matches": distinct[target]}
-            result.append({"lambda": None, "origin": "random", "choices": choices, "log_prob": None, **size})
+            row = {"lambda": None, "origin": "random", "choices": choices, "log_prob": None}
+            result.append({**row, **self.size(choices), "matches": distinct[target]})
         return result

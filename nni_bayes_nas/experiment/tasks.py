@@ -115,17 +115,29 @@ class Classification(Task):
     beside = (("test_precision", "Test precision (macro)", True),)
 
     def check(self, y: Any, data: str) -> None:
-        """Class numbers, at least two classes."""
+        """Class numbers 0, 1, ... without gaps, at least two classes.
+
+        All targets count, before `data.limit` and the splits take some: these may leave classes out. A number that no
+        object has is refused even if such a class exists: its output could not be learned, and by their gaps integers
+        that were measured are told from classes.
+        """
         if not np.issubdtype(y.dtype, np.integer) or (len(y) and y.min() < 0):
             raise DataError(
                 f"y of data `{data}` must be class numbers 0, 1, ... for data.task classification, got {y.dtype} "
                 f"{y.shape}; number the classes with numpy.unique(y, return_inverse=True), or for real targets set "
                 "data.task: regression."
             )
-        if len(y) < 10 or int(y.max()) < 1:
+        classes = np.unique(y)
+        if len(y) < 10 or len(classes) < 2:
             raise DataError(
                 f"data `{data}` must have at least 10 objects in 2 classes, got {len(y)} objects in "
-                f"{len(np.unique(y))} class(es); add objects, or another class."
+                f"{len(classes)} class(es); add objects, or another class."
+            )
+        if len(gaps := np.flatnonzero(classes != np.arange(len(classes)))):
+            raise DataError(
+                f"y of data `{data}` must be class numbers 0, 1, ... without gaps for data.task classification, got "
+                f"{len(classes)} numbers up to {classes[-1]} without {gaps[0]}; number the classes with "
+                "numpy.unique(y, return_inverse=True), y_test alike, or for real targets set data.task: regression."
             )
 
     def check_test(self, y: Any, y_test: Any, data: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -15,6 +16,23 @@ def batch_norms(module: nn.Module) -> list[Any]:
     return [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 
+def _settings(norm: Any) -> dict[str, Any]:
+    """Where a layer looks its momentum up in a pass: NNI's `MixedBatchNorm2d` never reads the attribute."""
+    settings: dict[str, Any] = getattr(norm, "init_arguments", norm.__dict__)
+    return settings
+
+
+def _mean_over_passes() -> Callable[[nn.Module, Any], None]:
+    """A hook before each pass of one layer that makes its running statistics the means over its passes."""
+    passes = itertools.count(1)
+
+    def set_momentum(norm: nn.Module, args: Any) -> None:
+        # Not None, which means the same to torch: NNI's layer takes numbers only.
+        _settings(norm)["momentum"] = 1.0 / next(passes)
+
+    return set_momentum
+
+
 @contextlib.contextmanager
 def batch_statistics(module: nn.Module) -> Iterator[None]:
     """Let batch normalization use the statistics of the batch without changing its running ones.
@@ -22,17 +40,17 @@ def batch_statistics(module: nn.Module) -> Iterator[None]:
     The running statistics of a supernet average over all lambda and fit none.
     """
     norms = [norm for norm in batch_norms(module) if not norm.training]
-    momenta = [norm.momentum for norm in norms]
+    momenta = [_settings(norm)["momentum"] for norm in norms]
     counts = [norm.num_batches_tracked for norm in norms]
     for norm in norms:
-        norm.training, norm.momentum = True, 0.0
+        norm.training, _settings(norm)["momentum"] = True, 0.0
         if norm.num_batches_tracked is not None:
             norm.num_batches_tracked = norm.num_batches_tracked.clone()
     try:
         yield
     finally:
         for norm, momentum, count in zip(norms, momenta, counts, strict=True):
-            norm.training, norm.momentum, norm.num_batches_tracked = False, momentum, count
+            norm.training, _settings(norm)["momentum"], norm.num_batches_tracked = False, momentum, count
 
 
 @contextlib.contextmanager
@@ -50,21 +68,23 @@ def recalibrated(module: nn.Module, forward: Callable[[Tensor], Any], inputs: It
     """
     norms = batch_norms(module)
     buffers = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
-    momenta = [norm.momentum for norm in norms]
+    momenta = [_settings(norm)["momentum"] for norm in norms]
     modes = {m: m.training for m in module.modules()}
     try:
         module.eval()
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum, norm.training = None, True
-        with torch.no_grad():
+            norm.training = True
+        with torch.no_grad(), contextlib.ExitStack() as hooks:
+            for norm in norms:
+                hooks.enter_context(norm.register_forward_pre_hook(_mean_over_passes()))
             for x in inputs:
                 forward(x)
         module.eval()
         yield
     finally:
         for norm, momentum, saved in zip(norms, momenta, buffers, strict=True):
-            norm.momentum = momentum
+            _settings(norm)["momentum"] = momentum
             for name, buffer in norm.named_buffers():
                 buffer.copy_(saved[name])
         for m, mode in modes.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nni_bayes_nas.report.read import Row, RunFolder
-from nni_bayes_nas.report.tables import DASH, count, lam, lambda_range, retrained, scored
+from nni_bayes_nas.report.tables import DASH, count, has_latency, lam, lambda_range, retrained, scored
 
 TEXT_COLUMNS = ("Architecture",)
 
@@ -39,7 +39,7 @@ def explained(run: RunFolder) -> list[str]:
     sentences = {
         "Price": "Price: the validation loss, in nats, that a unit of cost would save at this λ, −dL/dE[cost]; cost is "
         "0 for the cheapest network of the space and 1 for the dearest; – where λ does not move it."
-        + (" Under complexity: penalty it is λ itself where sizes move, up to noise." if _is_penalty(run) else ""),
+        + _price_of_penalty(run),
         "Mixture": f"Mixture: validation {score.title} of the supernet at this λ, all operations mixed by their "
         "weights.",
         "One-hot": f"One-hot: validation {score.title} of the derived network alone, with the weights of the search. "
@@ -50,12 +50,20 @@ def explained(run: RunFolder) -> list[str]:
 
 
 def found_ranges(run: RunFolder) -> str:
-    """The ranges of λ that the searches have found by themselves, as a sentence; empty if they were given."""
+    """The ranges of λ that the searches have found by themselves, as sentences; empty if they were given."""
     if run.setting("strategy", "args", "lambda_range") != "auto":
         return ""
-    ranges = [(str(search.get("id", "?")), lambda_range(search)) for search in run.searches]
-    known = [f"{text} ({name})" if len(ranges) > 1 else text for name, text in ranges if text != DASH]
-    return f"Range of λ found by the search itself (lambda_range: auto): {'; '.join(known)}." if known else ""
+    several = len(run.searches) > 1
+    sentences = {
+        True: "Range of λ found by the search itself (lambda_range: auto)",
+        False: "Range of λ not found (too few steps, or larger networks were no better), the one to begin with is kept",
+    }
+    ranges: dict[bool, list[str]] = {True: [], False: []}
+    for search in run.searches:
+        if (text := lambda_range(search)) != DASH:
+            found = bool(search.get("lambda_range_found", True))
+            ranges[found].append(f"{text} ({search.get('id', '?')})" if several else text)
+    return " ".join(f"{sentences[found]}: {'; '.join(known)}." for found, known in ranges.items() if known)
 
 
 def scale_note(run: RunFolder) -> str:
@@ -66,6 +74,22 @@ def scale_note(run: RunFolder) -> str:
         f"Retraining is at another scale than the search (retrain.space: {run.retrain_scale}): retrained networks are "
         "counted at the scale of the retraining, all others at that of the search."
     )
+
+
+def latency_note(run: RunFolder) -> str:
+    """What the column of latencies holds, where there is one; empty otherwise."""
+    if not has_latency(run):
+        return ""
+    at = ", at the scale of the search" if run.retrain_scale else ""
+    return f"Latency is the sum of the entries of the latency table{at}; no network was timed."
+
+
+def _price_of_penalty(run: RunFolder) -> str:
+    if not _is_penalty(run):
+        return ""
+    weight = run.setting("strategy", "args", "complexity_weight")
+    known = "λ itself" if weight in (None, 1) else f"λ times complexity_weight = {weight}"
+    return f" Under complexity: penalty it is {known} where sizes move, up to noise."
 
 
 def _price(row: Row) -> str:

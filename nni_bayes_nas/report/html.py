@@ -87,6 +87,7 @@ def render_report(run: RunFolder) -> str:
         known_sentences=family.explained(run),
         known_text_columns=family.TEXT_COLUMNS,
         scale_note=family.scale_note(run),
+        latency_note=family.latency_note(run),
         learning_figures=[_figure(plot) for plot in learning_plots],
         weights=[
             (trial, maps) for trial in run.trials("search") if (maps := [Markup(m) for m in weight_maps(run, trial)])

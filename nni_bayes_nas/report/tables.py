@@ -276,13 +276,19 @@ def tiles(run: RunFolder) -> list[tuple[str, str, str]]:
 
 def architecture_columns(run: RunFolder) -> list[str]:
     """Headings of the table of all architectures; what is measured beside the score has columns of its own."""
-    known = ["Architecture", "λ", "Origin", "Parameters", "MACs", "log p (nats)", "Validation", "Test"]
+    known = ["Architecture", "λ", "Origin", "Parameters", "MACs", *(["Latency (ms)"] if has_latency(run) else [])]
+    known += ["log p (nats)", "Validation", "Test"]
     return [*known, *(heading for _, heading, _ in run.score.beside), "Seeds", "Time", "Trials"]
+
+
+def has_latency(run: RunFolder) -> bool:
+    """Whether the search knew latencies: whether it had a table of them."""
+    return any("latency" in row for row in run.architectures)
 
 
 def architecture_rows(run: RunFolder) -> list[list[str]]:
     """The table of all architectures, one row each in the summary's order, cells as in `architecture_columns`."""
-    rows, score = [], run.score
+    rows, score, timed = [], run.score, has_latency(run)
     for row in run.architectures:
         results = [r for r in row.get("retrain") or [] if isinstance(r, dict)]
         seconds = [float(r["seconds"]) for r in results if isinstance(r.get("seconds"), int | float)]
@@ -294,6 +300,7 @@ def architecture_rows(run: RunFolder) -> list[list[str]]:
                 str(row.get("origin", "?")),
                 count(row.get("params")),
                 macs(row.get("macs")),
+                *([number(row.get("latency"))] if timed else []),
                 f"{log_prob:.2f}".replace("-", "−") if isinstance(log_prob, int | float) else DASH,
                 scored(retrained(row, score.val), score.percent),
                 scored(retrained(row, score.test), score.percent),

@@ -22,6 +22,16 @@ def test_points_above_the_hull_do_not_matter() -> None:
         assert int((losses + lam * costs).argmin()) == best
 
 
+def test_nearly_equal_costs_give_no_slope_and_hide_none() -> None:
+    # The cheaper of the two middle ones is the better: the dearer one is above the hull.
+    costs = torch.tensor([0.0, 0.500, 0.505, 1.0], dtype=torch.float64)
+    losses = torch.tensor([1.0, 0.2, 0.9, 0.0], dtype=torch.float64)
+    assert hull_slopes(costs, losses).tolist() == pytest.approx([0.4, 1.6])
+    # 0.004 from the cheapest, and better by 0.1: a slope of 25 would be noise; the cheapest itself stays.
+    costs = torch.tensor([0.0, 0.004, 1.0], dtype=torch.float64)
+    assert hull_slopes(costs, torch.tensor([1.0, 0.9, 0.0], dtype=torch.float64)).tolist() == pytest.approx([1.0])
+
+
 def test_the_range_holds_all_slopes_and_survives_a_checkpoint() -> None:
     found = PriceRange()
     assert found.range() is None

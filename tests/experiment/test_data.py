@@ -96,6 +96,17 @@ def test_class_numbers_may_be_regression_targets() -> None:
     assert data.num_classes == 1 and len(torch.unique(data.train.tensors[1])) == 10
 
 
+def test_classes_may_be_missing_in_every_part(tmp_path: Path) -> None:
+    """Of all targets none is missing: one class has a single object, which the validation set cannot have."""
+    rng = np.random.default_rng(0)
+    y = rng.permutation(np.r_[np.arange(60) % 6, 6])
+    x = rng.normal(size=(len(y), 2))
+    for values in ({}, {"x_test": x[:4], "y_test": np.full(4, 5)}):
+        data = load_data(npz(tmp_path, x=x, y=y, limit=3, val_limit=2, **values))
+        assert data.num_classes == 7
+        assert max(len(torch.unique(targets)) for targets in parts(data)[1::2]) < 7
+
+
 GOOD = np.random.default_rng(0).normal(size=(40, 3))
 
 
@@ -106,6 +117,10 @@ GOOD = np.random.default_rng(0).normal(size=(40, 3))
         ({"x": GOOD, "y": np.array(["a", "b"] * 20)}, r"class numbers.*return_inverse"),
         ({"x": GOOD, "y": np.arange(40) % 2 - 1}, "class numbers"),
         ({"x": GOOD, "y": np.zeros(40, int)}, "2 classes"),
+        ({"x": GOOD, "y": np.ones(40, int)}, r"1 class\(es\)"),
+        ({"x": GOOD, "y": np.arange(40) % 4 + 1}, "4 numbers up to 4 without 0; .*return_inverse.*task: regression"),
+        ({"x": GOOD, "y": np.arange(40) % 2 * 2}, "2 numbers up to 2 without 1;"),
+        ({"x": GOOD, "y": np.arange(40, dtype=np.uint8) * 3 + 25}, "40 numbers up to 142 without 0;"),
         ({"x": GOOD, "y": np.array(["a", "b"] * 20), "task": "regression"}, r"real numbers.*classification"),
         ({"x": GOOD, "y": np.where(np.arange(40) == 3, np.nan, 1.0), "task": "regression"}, "y of .* must be finite"),
         ({"x": GOOD, "y": np.ones(40), "task": "regression"}, "targets differ"),

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from nni.mutable import Categorical
+from nni.nas.nn.pytorch import ModelSpace, MutableBatchNorm2d, MutableConv2d
 from torch import Tensor, nn
 
 from nni_bayes_nas.architecture import Architecture
@@ -20,6 +22,19 @@ from nni_bayes_nas.layers.normalization import batch_norms, batch_statistics, re
 
 CELL = {"name": "cell", "args": {"width": 4, "n_cells": 2, "n_nodes": 2, "dropout": 0.3, "affine": True}}
 CHAIN = {"name": "chain", "args": {"width": 4, "depth": 2}}
+
+
+class Widths(ModelSpace):
+    """A width that is a choice, with NNI's own normalization."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        width = Categorical([2, 6], label="width")
+        self.conv, self.norm = MutableConv2d(1, width, 3), MutableBatchNorm2d(width)
+        self.last = MutableConv2d(width, 10, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.last(torch.relu(self.norm(self.conv(x)))).mean((-2, -1))
 
 
 def searched(space: dict[str, Any], **strategy: Any) -> tuple[Any, DataSplits]:
@@ -77,6 +92,39 @@ def test_one_hot_is_nnis_weight_preserving_freeze_recalibrated_by_hand(
         assert terms["loss"] == pytest.approx(float(nn.functional.cross_entropy(logits, y)), rel=1e-4)
         seen.add(terms["loss"])
     assert len(seen) == 3
+
+
+def test_one_hot_and_mixture_of_a_mutable_width() -> None:
+    """By hand: the first channels of every layer, normalized by statistics of the calibration data alone."""
+    strategy, data = searched({"name": f"{__name__}:Widths"}, name="regularized_darts")
+    shared = SharedWeights(strategy, data.train, data.val)
+    shared.calibration = shared.calibration[:1]
+    supernet: Any = shared.network
+    x, y = shared.calibration[0], data.val.tensors[1]
+    buffers = [buffer.clone() for buffer in supernet.buffers()]
+
+    def by_hand(weights: Tensor) -> dict[str, float]:
+        # NNI weighs the channels of a kernel: those beyond the small width are there with the weight of the large one.
+        share = torch.tensor([1.0, 1.0, *[float(weights[1])] * 4])
+        kernel, bias = supernet.conv.weight * share.view(-1, 1, 1, 1), supernet.conv.bias * share
+        hidden = nn.functional.conv2d(x, kernel, bias)
+        statistics = hidden.mean((0, 2, 3)), hidden.transpose(0, 1).flatten(1).var(1)
+        hidden = nn.functional.conv2d(data.val.tensors[0], kernel, bias)
+        norm = supernet.norm
+        hidden = nn.functional.batch_norm(hidden, *statistics, norm.weight, norm.bias, eps=norm.eps).relu()
+        last = supernet.last.weight * share.view(1, -1, 1, 1)
+        logits = nn.functional.conv2d(hidden, last, supernet.last.bias).mean((-2, -1))
+        accuracy = float((logits.argmax(-1) == y).float().mean())
+        return {"accuracy": accuracy, "loss": float(nn.functional.cross_entropy(logits, y))}
+
+    with torch.no_grad():
+        expected = [by_hand(torch.tensor([1.0, 0.0])), by_hand(torch.tensor([0.0, 1.0]))]
+        mixed = by_hand(strategy.structure.mean(None, shared.temperature)["width"])
+    found = [shared.one_hot({"width": width}) for width in (2, 6)]
+    for terms, known in zip([*found, shared.mixture(None)], [*expected, mixed], strict=True):
+        assert {name: terms[name] for name in known} == pytest.approx(known, rel=1e-4)
+    assert found[0]["loss"] != found[1]["loss"]
+    assert all(torch.equal(a, b) for a, b in zip(buffers, supernet.buffers(), strict=True))
 
 
 def test_looking_leaves_the_supernet_bit_for_bit(cells: tuple[Any, DataSplits, SharedWeights]) -> None:

@@ -129,11 +129,14 @@ def test_without_a_seed_the_best_on_validation_data(run: Path) -> None:
 def test_the_weights_are_those_of_the_trial(made: Path) -> None:
     for seed in (3, 4):
         retraining = find_retraining(made, architecture(made), seed)
-        network, _ = rebuild(retraining)
+        network, known = rebuild(retraining)
         state = torch.load(retraining.directory / "model.pt", weights_only=True)
         assert not network.training
         assert state.keys() == network.state_dict().keys()
         assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+        data = load_data(Config.from_dict(SMALL).data)
+        assert torch.equal(known.mean, data.mean) and torch.equal(known.sd, data.sd)
+        assert (known.shape, known.num_classes, known.task) == (data.shape, data.num_classes, data.task)
 
 
 def spoil(run: Path, how: str) -> None:
@@ -141,6 +144,12 @@ def spoil(run: Path, how: str) -> None:
     trial = run / "trials" / "retrain-s0-lam0-seed3"
     if how == "no weights":
         (trial / "model.pt").unlink()
+    elif how == "earlier version":
+        (trial / "data.json").unlink()
+    elif how == "torn data":
+        (trial / "data.json").write_text("{")
+    elif how == "no scale":
+        write_json(trial / "data.json", {"shape": [1, 8, 8], "num_classes": 10})
     elif how == "no trials":
         shutil.rmtree(run / "trials")
     elif how == "other architecture":
@@ -165,6 +174,9 @@ def spoil(run: Path, how: str) -> None:
     ("how", "says"),
     [
         ("no weights", "copy trials/retrain-s0-lam0-seed3"),
+        ("earlier version", "data.json, which is not there"),
+        ("torn data", "data.json must hold shape, outputs and scale"),
+        ("no scale", "KeyError('mean')"),
         ("no trials", "where this folder is not visible"),
         ("other architecture", "another architecture's"),
         ("other width", "loading failed"),

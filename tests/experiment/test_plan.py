@@ -77,6 +77,18 @@ def test_summary_shares_a_trial_among_identical_choices() -> None:
     assert summary["curves"] == {"s0": [1]}
 
 
+def test_summary_has_the_latency_that_the_search_knew() -> None:
+    result = found([1], random=[7])
+    result["architectures"][0]["latency"] = 1.5
+    ledger = Ledger(SearchAndRetrain(config()))
+    ledger.take()
+    ledger.done("search-s0", result)
+    ledger.done(ledger.take()[0].name, trained(0.5))
+    derived, random = ledger.summary()["architectures"]
+    assert derived["latency"] == 1.5 and derived["params"] == 8
+    assert "latency" not in random
+
+
 def test_no_lambda_and_equal_lambdas_have_ids_of_their_own() -> None:
     result = found([1, 2])
     for row in result["architectures"]:

@@ -10,7 +10,7 @@ from nni_bayes_nas.config import Config, DataConfig
 from nni_bayes_nas.errors import ConfigError, DataError, SpaceError
 from nni_bayes_nas.experiment.build import validate
 from nni_bayes_nas.experiment.data import EpochBatches, halves, load_data
-from nni_bayes_nas.experiment.search import count_optimizer_steps
+from nni_bayes_nas.experiment.search import count_optimizer_steps, run_search
 
 
 def test_the_global_hook_counts_a_forced_step() -> None:
@@ -137,3 +137,26 @@ def test_the_effective_configuration_has_all_defaults() -> None:
     assert config.space.args == {"width": 8, "depth": 3}
     assert config.strategy.args["hypernet"] == "price"
     assert validate(Config.from_dict(config.to_dict())) == config
+
+
+def test_latencies_are_reported_where_there_is_a_table_of_them(tmp_path: Path) -> None:
+    milliseconds = {"fixed": 8.0, "identity": 0.25, "conv_1x1": 0.5, "conv_3x3": 2.0}
+    (tmp_path / "table.csv").write_text("".join(f"{name},{value}\n" for name, value in milliseconds.items()))
+    values = {
+        "space": {"name": "chain", "args": {"width": 4, "depth": 3}},
+        "data": {"limit": 200},
+        "search": {"epochs": 1, "warmup_epochs": 0, "batch_size": 64, "lambdas": 5, "random": 3},
+    }
+    table = {"cost": "latency", "latency_table": str(tmp_path / "table.csv")}
+    for args in (table, {}):
+        # Far from the ends of the cost: at an end there is no random architecture of the same size.
+        config = Config.from_dict({**values, "strategy": {"args": {"target_range": [0.8, 0.2], **args}}})
+        folder = tmp_path / str(len(args))
+        folder.mkdir()
+        result = run_search(config, {"trial": "search-s0", "seed": 0}, folder, lambda terms: None)
+        rows = [*result["architectures"], *result["random"]]
+        assert result["random"]
+        for row in rows:
+            by_hand = 8.0 + sum(milliseconds[choice] for choice in row["choices"].values())
+            assert row.get("latency") == (pytest.approx(by_hand) if args else None)
+        assert all(("latency" in row) == bool(args) for row in [*rows, *result["curve"]])

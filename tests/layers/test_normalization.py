@@ -5,10 +5,36 @@ from typing import Any
 
 import pytest
 import torch
+from nni.mutable import Categorical
+from nni.nas.nn.pytorch import ModelSpace, MutableBatchNorm2d, MutableConv2d
 from torch import Tensor, nn
 from torch.nn import functional
 
 from nni_bayes_nas.layers.normalization import batch_norms, batch_statistics, recalibrated
+from nni_bayes_nas.strategies import RegularizedDARTS
+
+
+class Widths(ModelSpace):
+    """NNI's own normalization, of a width that is a choice: as a supernet it is a `MixedBatchNorm2d`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        width = Categorical([2, 4], label="width")
+        self.conv, self.norm = MutableConv2d(2, width, 3), MutableBatchNorm2d(width, momentum=0.3)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.norm(self.conv(x))
+
+
+def supernet(width: int) -> Any:
+    """A supernet that runs one width, with statistics of an earlier life."""
+    torch.manual_seed(0)
+    strategy = RegularizedDARTS()
+    module = strategy.mutate_model(Widths())
+    strategy._binding.weights = {"width": torch.tensor([float(width == 2), float(width == 4)])}
+    for _ in range(3):
+        module(torch.randn(8, 2, 6, 6))
+    return module
 
 
 def network() -> nn.Module:
@@ -34,6 +60,7 @@ def state(module: nn.Module) -> list[Any]:
         *buffers,
         *((name, p.detach().clone()) for name, p in module.named_parameters()),
         *((m.training, getattr(m, "momentum", None)) for m in module.modules()),
+        *((dict(getattr(m, "init_arguments", {})), len(m._forward_pre_hooks)) for m in module.modules()),
     ]
 
 
@@ -132,3 +159,32 @@ def test_a_module_without_batch_normalization(use: Callable[[nn.Module], Any]) -
     with use(module):
         module(torch.ones(1, 2))
     assert module.training
+
+
+@pytest.mark.parametrize("width", [2, 4])
+def test_nnis_normalization_of_mutable_width_is_recalibrated(width: int) -> None:
+    """It reads its momentum elsewhere than torch's layers; channels beyond the width carry zeros."""
+    module = supernet(width)
+    before = state(module)
+    with recalibrated(module, module, batches(8)):
+        with torch.no_grad():
+            inputs = [module.conv(x) for x in batches(8)]
+        assert all(bool((x[:, width:] == 0).all()) for x in inputs)
+        torch.testing.assert_close(module.norm.running_mean, torch.stack([x.mean((0, 2, 3)) for x in inputs]).mean(0))
+        variances = [x.transpose(0, 1).flatten(1).var(1) for x in inputs]
+        torch.testing.assert_close(module.norm.running_var, torch.stack(variances).mean(0))
+        held = [buffer.clone() for buffer in module.norm.buffers()]
+        with batch_statistics(module):
+            module(batches()[2])
+        assert all(torch.equal(a, b) for a, b in zip(held, module.norm.buffers(), strict=True))
+    assert_same(before, state(module))
+
+
+def test_batch_statistics_leave_nnis_normalization_of_mutable_width() -> None:
+    module = supernet(2).eval()
+    before = state(module)
+    x = batches()[1]
+    with batch_statistics(module), torch.no_grad():
+        expected = functional.batch_norm(module.conv(x), None, None, module.norm.weight, module.norm.bias, True)
+        torch.testing.assert_close(module(x), expected)
+    assert_same(before, state(module))

@@ -76,6 +76,18 @@ def test_price_is_lambda_under_a_penalty_alone(known):
     assert "it is λ itself" in " ".join(family.explained(read_run(known)))
 
 
+def test_price_is_lambda_times_the_weight_of_the_term(known):
+    change_config(known, strategy={"args": {"complexity": "penalty", "complexity_weight": 4.0}})
+    assert "it is λ times complexity_weight = 4.0 where" in " ".join(family.explained(read_run(known)))
+
+
+def test_ranges_that_were_not_found_are_told_apart(known, edit_summary):
+    change_config(known, strategy={"args": {"complexity": "penalty", "lambda_range": "auto"}})
+    edit_summary(known, lambda summary: summary["searches"][1].update(lambda_range_found=False))
+    text = family.found_ranges(read_run(known))
+    assert "auto): 0.00123 to 4.56 (s0). Range of λ not found" in text and text.endswith("kept: 0.01 to 2 (s1).")
+
+
 def test_ranges_are_named_where_the_search_has_found_them(known):
     run = read_run(known)
     column = tables.SEARCH_COLUMNS.index("λ range")

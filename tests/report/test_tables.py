@@ -6,7 +6,7 @@ import math
 import pytest
 
 from nni_bayes_nas.errors import ConfigError
-from nni_bayes_nas.report import tables
+from nni_bayes_nas.report import family, tables, write_report
 from nni_bayes_nas.report.read import read_run
 from nni_bayes_nas.report.weights import weight_history
 
@@ -48,6 +48,18 @@ def test_score_and_further_columns_are_those_of_the_summary(run_folder, edit_sum
     assert (shown["Validation"], shown["Test"]) == ("−0.25", "0.5")
     assert (shown["Test RMSE"], shown["Share"]) == ("54.32", "25.00 %")
     assert ("Test R²", "0.5") in [tile[:2] for tile in tables.tiles(run)]
+
+
+def test_latency_has_a_column_and_a_sentence_where_a_search_knew_it(run_folder, edit_summary):
+    folder = run_folder(with_metrics=False, n_lambdas=2, n_random=0)
+    run = read_run(folder)
+    assert "Latency (ms)" not in tables.architecture_columns(run) and family.latency_note(run) == ""
+    assert "latency table" not in write_report([folder])[0].read_text(encoding="utf-8")
+    edit_summary(folder, lambda summary: summary["architectures"][0].update(latency=1.23456))
+    run = read_run(folder)
+    column = tables.architecture_columns(run).index("Latency (ms)")
+    assert [row[column] for row in tables.architecture_rows(run)] == ["1.235", "–"]
+    assert family.latency_note(run) in write_report([folder])[0].read_text(encoding="utf-8")
 
 
 def test_few_seeds_are_said_to_be_few(run_folder):

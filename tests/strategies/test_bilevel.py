@@ -1,5 +1,6 @@
 """The terms of the structure step of the real search: known values, signs, and a search that obeys lambda."""
 
+import contextlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,12 +8,15 @@ from typing import Any
 import pytest
 import torch
 
+from nni_bayes_nas.complexity.price_range import hull_slopes
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.experiment.build import build_space, build_strategy
 from nni_bayes_nas.experiment.data import load_data
 from nni_bayes_nas.experiment.evaluator import ClassificationModule
 from nni_bayes_nas.experiment.search import run_search
+from nni_bayes_nas.strategies import bilevel
 from nni_bayes_nas.strategies.bilevel import BilevelModule
+from nni_bayes_nas.strategies.second_order import hypergradient
 
 
 def module(**args: Any) -> BilevelModule:
@@ -87,6 +91,32 @@ def test_single_architectures_run_at_both_ends_and_between() -> None:
     assert len(module(one_hot_passes=1).one_hot_positions(torch.Generator())) == 1
 
 
+def test_equal_architectures_pass_once_and_count_as_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    search = module(one_hot_passes=5, hypernet="linear")
+    for knot, option in ((0, 2), (1, 2)):
+        choose(search, knot, option)
+    seen: list[float] = []
+
+    def loss(*args: Any) -> torch.Tensor:
+        seen.append(float(len(seen) + 1))
+        return torch.tensor(seen[-1])
+
+    monkeypatch.setattr(search, "_pass", loss)
+    monkeypatch.setattr(search.binding, "only", lambda *args: contextlib.nullcontext())
+    draws = search.draws(search.positions(4, 299, 1), 299, 1)
+    total = search.weight_loss(None, 0, draws, 299)
+    assert seen == [1.0, 2.0]  # the mixture, and the one architecture there is
+    assert float(total) == pytest.approx((1.0 + 5 * 2.0) / 6)
+
+
+@pytest.mark.parametrize("schedule", ["geometric", "linear", "constant"])
+def test_schedules_of_the_temperature(schedule: Any) -> None:
+    search = module(mixing_temperature=0.01, temperature_schedule=schedule)
+    search.current_step = 164  # half of the structure steps
+    half = {"geometric": 0.1, "linear": 0.505, "constant": 0.01}[schedule]
+    assert search.temperature(0.01) == pytest.approx(half, rel=0.02)
+
+
 def test_an_automatic_range_is_looked_for_in_the_first_half_alone() -> None:
     search = module(complexity="penalty", lambda_range="auto")
     assert not search.exploring  # the last step
@@ -95,6 +125,27 @@ def test_an_automatic_range_is_looked_for_in_the_first_half_alone() -> None:
     assert search.exploring
     terms = search.structure_loss.terms(search.costs, [torch.tensor([0.0, 1.0])], 1.0, exploring=True)
     assert float(terms["complexity"].detach()) < 1e-3 < penalized  # the prices begin where the target is met
+
+
+def test_an_automatic_range_holds_the_prices_over_the_weight_of_the_term(monkeypatch: pytest.MonkeyPatch) -> None:
+    search = module(complexity="penalty", lambda_range="auto", complexity_weight=4.0)
+    monkeypatch.setattr(search, "draws", lambda positions, step, phase: positions)
+    monkeypatch.setattr(search, "task_loss", lambda batch, i, draws: (1 - search.costs.expected(draws[0])) ** 2)
+    found: list[int] = []
+    for search.current_step in range(300):
+        before = int(search.price_range.n)
+        search._look_for_range(None, 0, search.current_step)
+        if int(search.price_range.n) > before:
+            found.append(search.current_step)
+    # The second quarter of the structure steps, 30 ... 299; every fourth.
+    assert found == list(range(98, 165, 4))
+    with torch.no_grad():
+        costs = search.costs.expected(torch.linspace(0, 1, 9)).double()
+    slopes = hull_slopes(costs, (1 - costs) ** 2)
+    axis = search.structure.axis
+    assert axis is not None
+    assert 4 * axis.low == pytest.approx(float(slopes[0]) / 2, rel=1e-4)
+    assert 4 * axis.high == pytest.approx(float(slopes[-1]) * 2, rel=1e-4)
 
 
 @pytest.mark.parametrize("second_order", ["exact", "finite_difference"])
@@ -114,6 +165,49 @@ def test_second_order_with_a_step_of_length_zero_is_first_order(second_order: st
     second = {"order": 2, "second_order": second_order}
     assert run(second, 1e-12) == pytest.approx(run({}, 1e-12), rel=1e-4)
     assert run(second, 0.5) != pytest.approx(run({}, 0.5), rel=1e-9)
+
+
+@pytest.mark.parametrize("second_order", ["exact", "finite_difference"])
+def test_the_virtual_step_is_the_weight_step_that_follows(
+    second_order: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Learning rate, momentum, decay and the lambda of its objects; the structure is held still between the two."""
+    virtual: list[list[torch.Tensor]] = []
+    real: list[list[torch.Tensor]] = []
+
+    def spy(validation: Any, training: Any, weights: Any, structure: Any, **options: Any) -> Any:
+        real.append([w.detach().clone() for w in weights])
+
+        def at_virtual_weights() -> torch.Tensor:
+            virtual.append([w.detach().clone() for w in weights])
+            loss: torch.Tensor = validation()
+            return loss
+
+        return hypergradient(at_virtual_weights, training, weights, structure, **options)
+
+    monkeypatch.setattr(bilevel, "hypergradient", spy)
+    args = {"order": 2, "second_order": second_order, "one_hot_passes": 0}
+    values = {
+        "space": {"name": "chain", "args": {"width": 4, "depth": 2}},
+        "strategy": {"args": {**args, "arc_learning_rate": 1e-12}},
+        "data": {"limit": 256},
+        "search": {
+            "epochs": 3,
+            "warmup_epochs": 1,
+            "lambdas": 2,
+            "random": 0,
+            "learning_rate": 0.1,
+            "gradient_clip": 1e9,
+        },
+    }
+    run_search(Config.from_dict(values), {"trial": "search-s0", "seed": 0}, tmp_path, lambda row: None)
+    # The temperature of the mixture does not change between the two either.
+    assert len(real) == len(virtual) >= 3
+    for predicted, before, after in zip(virtual, real, real[1:], strict=False):
+        moved = [a - b for a, b in zip(after, before, strict=True)]
+        foreseen = [p - b for p, b in zip(predicted, before, strict=True)]
+        torch.testing.assert_close(moved, foreseen, rtol=1e-3, atol=1e-6)
+        assert max(float(m.abs().max()) for m in moved) > 1e-3
 
 
 def test_lambdas_of_a_step_depend_on_seed_and_step_alone() -> None:

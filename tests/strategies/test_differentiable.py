@@ -4,9 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+from nni.mutable import Categorical
+from nni.nas.nn.pytorch import ModelSpace, MutableConv2d
+from torch import Tensor, nn
 
 from nni_bayes_nas.complexity.budget import GRID_POINTS
 from nni_bayes_nas.complexity.latency import write_latency_table
+from nni_bayes_nas.complexity.measure import count_macs, count_parameters
 from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.search_spaces.cell import CellSpace
 from nni_bayes_nas.strategies import HyperDARTS, RegularizedDARTS
@@ -85,6 +89,45 @@ def test_a_strategy_without_lambda_has_one_network() -> None:
     assert strategy.for_budget(max_params=size).lam is None
     with pytest.raises(ConfigError, match=f"{size:,.6g}"):
         strategy.for_budget(max_params=size - 1)
+
+
+class Unpadded(ModelSpace):
+    """A small kernel leaves a larger image to what follows: in the supernet every image is that of the large one."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        kernels = [Categorical([1, 3], label=f"kernel{i}") for i in range(3)]
+        self.layers = nn.Sequential(*(MutableConv2d(1 if i == 0 else width, width, k) for i, k in enumerate(kernels)))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.layers(x).mean((-2, -1))
+
+
+def test_a_budget_holds_for_the_network_where_the_cost_model_is_wrong() -> None:
+    shape = (1, 8, 8)
+    strategy: Any = HyperDARTS(hypernet="linear", lambda_per="step")
+    strategy.measure(strategy.mutate_model(Unpadded(4)), shape)
+    with torch.no_grad():
+        # From three large kernels to three small ones, one after the other.
+        knots = strategy.structure.logits.knots
+        knots[0], knots[1] = torch.tensor([-1.0, 1, -2, 1, -3, 1]), torch.tensor([1.0, -1, 1, -1, 1, -1])
+    noise = torch.get_rng_state()
+    choices = [strategy.export(lam) for lam in strategy.axis.grid(GRID_POINTS)]
+    networks = [Unpadded(4).freeze(sample) for sample in choices]
+    torch.set_rng_state(noise)
+    sizes = [count_macs(network, shape) for network in networks]
+    predicted = [strategy.predicted_cost("macs", sample) for sample in choices]
+    assert len(set(sizes)) == 4 and any(p < 0.5 * size for p, size in zip(predicted, sizes, strict=True))
+    for budget in (min(sizes), (min(sizes) + max(sizes)) / 2, max(sizes)):
+        found = strategy.for_budget(max_macs=budget)
+        assert found.cost == count_macs(Unpadded(4).freeze(found.choices), shape)
+        assert found.cost == max(size for size in sizes if size <= budget)
+        torch.set_rng_state(noise)
+    with pytest.raises(ConfigError, match=f"{min(sizes):,.6g}"):
+        strategy.for_budget(max_macs=min(predicted))
+    found = strategy.for_budget(max_params=count_parameters(networks[0]))
+    assert found.cost == count_parameters(networks[0]) and found.choices == choices[0]
+    assert torch.equal(torch.get_rng_state(), noise)
 
 
 @pytest.mark.parametrize("hypernet", ["price", "linear", "piecewise_linear", "mlp"])

@@ -136,5 +136,6 @@ def test_darts_space(strategy: Any, sizes: dict[str, Any], kind: str) -> None:
     for model in models:
         network = space().freeze(model.sample)
         assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+        assert search.exact_cost("params", model.sample) == count_parameters(network)
         if kind == "exact":
             assert search.predicted_cost("params", model.sample) == count_parameters(network)

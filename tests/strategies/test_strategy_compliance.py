@@ -1,6 +1,9 @@
 """Every strategy passes the suite, on a chain of choices and on cells."""
 
+from pathlib import Path
 from typing import Any, ClassVar
+
+import pytest
 
 from nni_bayes_nas.compliance import StrategyCompliance
 
@@ -61,6 +64,11 @@ class TestHyperDARTSWithAnAutomaticRange(StrategyCompliance):
 
     name = "hyper_darts"
     args: ClassVar[dict[str, Any]] = {"complexity": "penalty", "lambda_range": "auto"}
+    # The search that resumes has made its first observation.
+    epochs = 4
+
+    def test_the_search_moves_the_range(self, undisturbed: tuple[Path, dict[str, Any]]) -> None:
+        assert undisturbed[1]["search"]["lambda_range"] != pytest.approx([1e-3, 1.0])
 
 
 class TestHyperDARTSGumbel(StrategyCompliance):

@@ -120,7 +120,8 @@ class SearchAndRetrain:
             "log_prob": row.get("log_prob"),
             "params": counted.get("params"),
             "macs": counted.get("macs"),
-            **{key: row[key] for key in row if key.startswith(("matches", "price", "mixture_", "one_hot_"))},
+            # The latency is the table's, which knows the networks of the search alone.
+            **{key: row[key] for key in row if key.startswith(("latency", "matches", "price", "mixture_", "one_hot_"))},
             "retrain": retrain,
             f"{score}_mean": mean,
             f"{score}_sd": sd,

@@ -1,0 +1,35 @@
+"""How a search step is put together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .relaxations import TemperatureSchedule
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """How a search step is put together.
+
+    Attributes:
+        lambda_per: "object": every object of a mini-batch has its own lambda; "step": all share one, and a step
+            averages `lambdas_per_step` passes.
+        lambdas_per_step: Passes of a step for "step".
+        mixing_temperature: Temperature of the mixing weights at the end of the search; it falls from 1 after the
+            warm-up. With mixing "marginals" the gap between mixture and derived network closes with it.
+        temperature_schedule: How temperatures fall, see `relaxations.TEMPERATURE_SCHEDULES`.
+        one_hot_passes: Passes of single architectures in a weight step, beside the mixture's: one at each end of the
+            range of lambda, the others between (the sandwich rule, Yu & Huang, 2019, arXiv 1903.05134). They are
+            drawn from the law in the warm-up and derived after it, and cost what the architecture costs.
+        order: 1, or 2: the structure step differentiates through a virtual weight step (of the mixture, not clipped).
+        second_order: "exact" or "finite_difference".
+    """
+
+    lambda_per: Literal["object", "step"] = "step"
+    lambdas_per_step: int = 1
+    mixing_temperature: float = 1.0
+    temperature_schedule: TemperatureSchedule = "geometric"
+    one_hot_passes: int = 0
+    order: Literal[1, 2] = 1
+    second_order: Literal["exact", "finite_difference"] = "exact"
