@@ -154,7 +154,6 @@ class Benchmark:
     def training(self, name: str, seed: int, choices: dict[str, Any], repeat: int = 0, width: int | None = None) -> Job:
         """One training; `repeat` gives it a seed of its own."""
         name = f"s{seed}-{name}" + (f"-again{repeat}" if repeat else "")
-        # The strategy has no part in a training: leaving it out lets equal trainings have equal keys.
         config = self.config({"name": "hyper_darts"}, 2, width)
         parameters = {"trial": name, "choices": choices, "seed": seed + 1000 * repeat, "lambda": None}
         return Job(name, "retrain", config, parameters, (seed, 1))

@@ -1,9 +1,9 @@
 """Runs searches and retrainings, two at a time in processes of one thread each; what is finished is not run again.
 
 Every finished job is a line of a file beside the result, under a key that is made of all that decides its outcome:
-kind, configuration and parameters. A benchmark that is killed goes on with the jobs that are missing. A job that was
-running starts afresh, so that its seconds are those of the whole job, unless it is marked to go on from its
-checkpoint.
+kind, configuration and parameters, not the name. A benchmark that is killed goes on with the jobs that are missing. A
+job that was running starts afresh, so that its seconds are those of the whole job, unless it is marked to go on from
+its checkpoint.
 """
 
 from __future__ import annotations
@@ -60,7 +60,11 @@ class Job:
 
         # With the defaults filled in: a default that changes makes it another job.
         config = effective(Config.from_dict(self.config)).to_dict()
-        parts = json.dumps([_ALGORITHM, self.kind, config, self.parameters], sort_keys=True)
+        if self.kind == "retrain":
+            # What found the network has no part in its training.
+            del config["strategy"], config["search"]
+        parameters = {name: value for name, value in self.parameters.items() if name != "trial"}
+        parts = json.dumps([_ALGORITHM, self.kind, config, parameters], sort_keys=True)
         return hashlib.sha256(parts.encode()).hexdigest()[:24]
 
 

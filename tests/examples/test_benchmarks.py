@@ -189,7 +189,10 @@ def test_finished_jobs_are_remembered(tmp_path: Path) -> None:
     # A default that is spelled out changes nothing; another value does.
     spelled = {"seed": 1, "strategy": {"args": {"complexity": "target"}}}
     assert workers.Job("one", "search", spelled, {"seed": 0}).key == job.key
+    trained = workers.Job("one", "retrain", spelled, {"seed": 0, "trial": "one"}).key
     spelled["strategy"] = {"args": {"complexity": "penalty"}}
+    assert workers.Job("two", "retrain", spelled, {"seed": 0, "trial": "two"}).key == trained
+    assert workers.Job("two", "retrain", {**spelled, "retrain": {"epochs": 3}}, {"seed": 0}).key != trained
     assert workers.Job("one", "search", spelled, {"seed": 0}).key != job.key
 
 
@@ -198,8 +201,8 @@ def test_jobs_follow_fail_and_are_not_repeated(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "toy_jobs.py").write_text(
         "import os, pathlib\n"
         "def work(config, parameters, directory, report):\n"
-        "    with open(parameters['log'], 'a') as file: file.write(parameters['trial'] + '\\n')\n"
-        "    if parameters['trial'] == 'bad' and not pathlib.Path(parameters['log']).with_name('mended').exists():\n"
+        "    with open(parameters['log'], 'a') as file: file.write(parameters['task'] + '\\n')\n"
+        "    if parameters['task'] == 'bad' and not pathlib.Path(parameters['log']).with_name('mended').exists():\n"
         "        raise ValueError('broken')\n"
         "    return {'default': 1.0, 'threads': os.environ['OMP_NUM_THREADS']}\n"
     )
@@ -208,7 +211,7 @@ def test_jobs_follow_fail_and_are_not_repeated(tmp_path: Path, monkeypatch: pyte
     workers, log = module("workers"), tmp_path / "log"
 
     def job(name: str) -> Any:
-        return workers.Job(name, "toy_jobs:work", {}, {"trial": name, "log": str(log)}, order=(len(name),))
+        return workers.Job(name, "toy_jobs:work", {}, {"task": name, "log": str(log)}, order=(len(name),))
 
     def run() -> dict[str, Any]:
         store = workers.Store(tmp_path / "out.json")
