@@ -270,10 +270,10 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
         losses = [self.task_loss(batch, batch_idx, draws)]
         generator = self._generator(step, 4)
         # In the warm-up all options must learn; then what will be derived.
-        warm = self.trainer.current_epoch >= self.warmup_epochs
+        warmed_up = self.trainer.current_epoch >= self.warmup_epochs
         positions = self.one_hot_positions(generator)
         drawn = [
-            self.structure.derive_at(u) if warm else self.structure.sample_at(u, 1.0, generator) for u in positions
+            self.structure.derive_at(u) if warmed_up else self.structure.sample_at(u, 1.0, generator) for u in positions
         ]
         # Equal architectures have equal losses: one pass, counted as often.
         for choices, count in _counted(drawn):
@@ -382,15 +382,8 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
 
 
 def _counted(architectures: list[dict[str, Any]]) -> list[tuple[dict[str, Any], int]]:
-    distinct: list[tuple[dict[str, Any], int]] = []
-    for choices in architectures:
-        for i, (other, count) in enumerate(distinct):
-            if other == choices:
-                distinct[i] = (other, count + 1)
-                break
-        else:
-            distinct.append((choices, 1))
-    return distinct
+    distinct = [choices for i, choices in enumerate(architectures) if choices not in architectures[:i]]
+    return [(choices, architectures.count(choices)) for choices in distinct]
 
 
 def _size(batch: Any) -> int:

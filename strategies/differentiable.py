@@ -21,7 +21,7 @@ from nni_bayes_nas.errors import ConfigError, SpaceError
 
 from .bilevel import BilevelModule
 from .costs import CostKind, NetworkCounts, cost_models, extreme_architecture
-from .relaxations import RELAXATIONS
+from .relaxations import RELAXATIONS, TEMPERATURE_SCHEDULES
 from .second_order import check_double_backward
 from .step_options import StepOptions
 from .structure import Structure
@@ -81,6 +81,7 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
         _check_choice("cost", cost, ("params", "macs", "latency"))
         _check_choice("lambda_per", step.lambda_per, ("object", "step"))
         _check_choice("order", step.order, (1, 2))
+        _check_choice("temperature_schedule", step.temperature_schedule, tuple(TEMPERATURE_SCHEDULES))
         _check_choice("second_order", step.second_order, ("exact", "finite_difference"))
         _check_choice("relaxation", structure.get("relaxation", "softmax"), RELAXATIONS)
         _check_choice("mixing", structure.get("mixing", "probabilities"), ("probabilities", "marginals"))

@@ -44,7 +44,7 @@ class HyperDARTS(DifferentiableStrategy):
         mixing: "marginals": every option is weighted by its probability to be part of the architecture, so that the
             mixture becomes the derived network as the temperature falls; "probabilities", as in DARTS.
         mixing_temperature: Of the mixing weights at the end of the search; it falls from 1.
-        temperature_schedule: How temperatures fall after the warm-up: "geometric", "linear", or "constant" at the last.
+        temperature_schedule: How temperatures fall after the warm-up: "geometric", "linear"; "constant": never 1.
         one_hot_passes: Passes of single architectures per weight step, at both ends of the range of lambda and between.
         complexity: "target", "penalty" or "none".
         complexity_weight: Factor of the complexity term; None takes 20 for "target" and 1 for "penalty".

@@ -26,7 +26,7 @@ class RegularizedDARTS(DifferentiableStrategy):
         relaxation: "softmax", "gumbel", "sigmoid" (with `zero_one`) or "identity".
         mixing: "probabilities", as in DARTS, or "marginals", as in HyperDARTS.
         mixing_temperature: Of the mixing weights at the end of the search; it falls from 1.
-        temperature_schedule: How temperatures fall after the warm-up: "geometric", "linear", or "constant" at the last.
+        temperature_schedule: How temperatures fall after the warm-up: "geometric", "linear"; "constant": never 1.
         one_hot_passes: Passes of single architectures per weight step, as many as HyperDARTS has: drawn from the law in
             the warm-up; after it the derived one, in one pass that counts as often.
         zero_one: Factor of the zero-one loss of relaxation "sigmoid".

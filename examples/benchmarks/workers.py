@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ class Job:
     order: tuple[int, ...] = ()
     keep: bool = False
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Equal for jobs that must have the same outcome, on one machine."""
         # Here, not above: it imports torch, whose threads a worker must set before.

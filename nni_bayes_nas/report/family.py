@@ -85,7 +85,7 @@ def latency_note(run: RunFolder) -> str:
 
 
 def _price_of_penalty(run: RunFolder) -> str:
-    if not _is_penalty(run):
+    if run.setting("strategy", "args", "complexity") != "penalty":
         return ""
     weight = run.setting("strategy", "args", "complexity_weight")
     known = "λ itself" if weight in (None, 1) else f"λ times complexity_weight = {weight}"
@@ -96,7 +96,3 @@ def _price(row: Row) -> str:
     price = row.get("price")
     # A minus that is as wide as a plus.
     return lam(price).replace("-", "−") if isinstance(price, int | float) else DASH
-
-
-def _is_penalty(run: RunFolder) -> bool:
-    return bool(run.setting("strategy", "args", "complexity") == "penalty")

@@ -127,6 +127,7 @@ def refusal(values: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[
         (strategy(order=3), ["order", "3"]),
         (strategy(order=2, second_order="approximate"), ["second_order", "finite_difference"]),
         (strategy(relaxation="gumble"), ["relaxation", "gumbel"]),
+        (strategy(temperature_schedule="linaer"), ["temperature_schedule", "linear"]),
         (strategy(hypernet="cubic"), ["hypernet", "cubic"]),
         (strategy(cost="flops"), ["cost", "flops", "macs"]),
         (strategy(complexity="budget"), ["complexity", "budget"]),
