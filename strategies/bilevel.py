@@ -19,14 +19,14 @@ from nni_bayes_nas.layers.normalization import batch_statistics
 
 from .relaxations import TEMPERATURE_SCHEDULES
 from .second_order import hypergradient, step_settings
+from .size_control import SizeControl
 from .step_options import StepOptions
 from .structure import Structure
-from .structure_loss import NormalizedCost, StructureLoss
 from .supernet import Binding
 
 _Draws = list[dict[str, Tensor]]
-# An automatic range of lambda is looked for until this share of the structure steps is over; during its second half
-# the loss is taken on a grid of lambda, every few steps, or as often as a short search allows.
+# An automatic range of lambda is looked for until this share of the structure steps is over. During its second half, at
+# a price during as many last steps, the loss is taken on a grid: every few steps, or as often as a short search allows.
 _EXPLORATION = 0.5
 _OBSERVED_EVERY = 4
 _OBSERVATIONS = 8
@@ -43,11 +43,9 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
         training_module: The evaluator's Lightning module.
         structure: The distribution over structures.
         binding: What the mixed modules read.
-        costs: E[cost] of the structure, normalized.
-        loss: What is added to the task loss.
+        sizes: Cost of the structure, what is added to the task loss, and prices.
         step: How a step is put together.
-        validation_points: Values of lambda, as fractions of its range, at which the validation metrics are taken; one
-            data loader each.
+        validation_points: Fractions of the range of lambda that are validated; one data loader each.
         arc_weight_decay: L2 decay of the structure parameters (Adam).
         seed: Of every draw.
         warmup_epochs: Epochs in which only the weights learn.
@@ -61,8 +59,7 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
         *,
         structure: Structure,
         binding: Binding,
-        costs: NormalizedCost,
-        loss: StructureLoss,
+        sizes: SizeControl,
         step: StepOptions,
         validation_points: tuple[float, ...],
         arc_weight_decay: float,
@@ -79,8 +76,9 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
         )
         self.structure = structure
         self.binding = binding
-        self.costs = costs
-        self.structure_loss = loss
+        self.sizes = sizes
+        self.costs = sizes.costs
+        self.structure_loss = sizes.loss
         self.step_options = step
         self.validation_points = validation_points
         self.arc_weight_decay = arc_weight_decay
@@ -153,8 +151,12 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
             return [torch.zeros((), device=reference.device)]
         generator = self._generator(step, phase)
         if self.step_options.lambda_per == "object":
-            return [axis.positions_per_object(n_objects, generator).to(reference)]
-        return list(axis.positions_per_step(self.step_options.lambdas_per_step, generator).to(reference).unbind())
+            return [self.spread(axis.positions_per_object(n_objects, generator))]
+        return list(self.spread(axis.positions_per_step(self.step_options.lambdas_per_step, generator)).unbind())
+
+    def spread(self, u: Tensor) -> Tensor:
+        """Positions of lambda, `(n,)`, drawn together as far as the search has not yet spread them."""
+        return self.sizes.spread(u, self.progress).to(self.structure.reference)
 
     def draws(self, positions: list[Tensor], step: int, phase: int) -> _Draws:
         """Mixing weights at the positions of a step; the same step and phase give the same noise."""
@@ -201,10 +203,12 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
             added = torch.autograd.grad(total, knots, allow_unused=True, materialize_grads=True)
             gradients = [g + a for g, a in zip(gradients, added, strict=True)]
         # Only the structure learns here: the weights' gradients would be thrown away.
-        for parameter, gradient in zip(knots, gradients, strict=True):
-            objective.check_finite("gradient of the structure", gradient, step=step)
+        for parameter, gradient in zip(knots, self.sizes.reduced(knots, gradients, temperature), strict=True):
+            if gradient is not None:
+                objective.check_finite("gradient of the structure", gradient, step=step)
             parameter.grad = gradient
         optimizer.step()
+        self.sizes.solve(temperature)
         self._look_for_range(batch["val"], batch_idx, step)
         logged = {f"structure_{name}": value.detach() for name, value in {"task": task, **terms}.items()}
         self.log_dict({**logged, "structure_loss": total.detach()}, on_step=False, on_epoch=True)
@@ -225,25 +229,26 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
 
     @property
     def exploring(self) -> bool:
-        """Whether the range of lambda is still looked for."""
-        return self.structure.range_is_automatic and self.progress < _EXPLORATION
+        """Whether sizes still follow the target, since the range of lambda is looked for."""
+        return self.structure.observed and not self.structure.per_node and self.progress < _EXPLORATION
 
     @torch.no_grad()
     def _look_for_range(self, batch: Any, batch_idx: int, step: int) -> None:
-        """Observe loss and cost on a grid of lambda; set the range from all observations so far."""
-        if not self.exploring or not self._observing:
+        """Observe loss and cost on a grid of positions; say what lambda means from all observations so far."""
+        if not self._observing:
             return
+        priced = self.structure.per_node
         grid = torch.linspace(0, 1, GRID_POINTS).to(self.structure.reference)
         with self._muted():
             losses = torch.stack([self.task_loss(batch, batch_idx, self.draws([u], step, 0)) for u in grid])
-        self.price_range.observe(self.costs.expected(grid), losses)
-        found = self.price_range.range()
-        if found is not None:
+        temperature = self.temperature(self.step_options.mixing_temperature) if priced else 1.0
+        self.price_range.observe(self.costs.expected(grid, temperature), losses)
+        points = self.price_range.points(grid)
+        if points is not None:
             # The slopes are prices: what stands before E[cost] in the loss.
-            low, high = found
-            self.structure.set_range(
-                low / self.structure_loss.complexity_weight, high / self.structure_loss.complexity_weight
-            )
+            weight = self.structure_loss.complexity_weight
+            found = [(slope / weight, u) for slope, u in points]
+            self.structure.set_axis(found if priced else [(found[0][0], 0.0), (found[-1][0], 1.0)])
 
     @property
     def range_found(self) -> bool:
@@ -252,9 +257,13 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
 
     @property
     def _observing(self) -> bool:
+        """In the second half of the exploration; at a price, where nothing is explored, in the last quarter."""
+        priced = self.structure.per_node
+        if not (self.exploring or (self.structure.observed and priced)):
+            return False
         done, last = self.structure_steps
-        begin = math.ceil(last * _EXPLORATION / 2)
-        every = max(1, min(_OBSERVED_EVERY, int(last * _EXPLORATION / 2) // _OBSERVATIONS))
+        end, length = 1.0 if priced else _EXPLORATION, last * _EXPLORATION / 2
+        begin, every = math.ceil(last * end - length), max(1, min(_OBSERVED_EVERY, int(length) // _OBSERVATIONS))
         return done >= begin and (done - begin) % every == 0
 
     def task_loss(self, batch: Any, batch_idx: int, draws: _Draws) -> Tensor:
@@ -283,14 +292,14 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
         return torch.stack(losses).sum() / (1 + len(positions))
 
     def one_hot_positions(self, generator: torch.Generator) -> list[Tensor]:
-        """Positions of the passes of single architectures: both ends, the others stratified between."""
+        """Positions of the passes of single architectures: the large end, the others stratified over the range."""
         n, reference, axis = self.step_options.one_hot_passes, self.structure.reference, self.structure.axis
         if axis is None:
             return [reference.new_zeros(())] * n
-        # A single pass goes anywhere, not always to the same end.
-        ends = torch.tensor([0.0, 1.0]) if n > 1 else torch.empty(0)
-        inner = stratified(n - len(ends), generator)
-        return list(axis.positions(torch.cat([ends, inner])).to(reference).unbind())
+        # The largest network never moves: the others are parts of what it trains. A single pass goes anywhere.
+        large = torch.zeros(min(1, n // 2))
+        others = self.spread(axis.positions(stratified(n - len(large), generator)))
+        return list(torch.cat([axis.positions(large).to(reference), others]).unbind())
 
     def _pass(self, batch: Any, batch_idx: int) -> Tensor:
         result = self.training_module.training_step(batch, batch_idx)

@@ -23,6 +23,7 @@ from .bilevel import BilevelModule
 from .costs import CostKind, NetworkCounts, cost_models, extreme_architecture
 from .relaxations import RELAXATIONS, TEMPERATURE_SCHEDULES
 from .second_order import check_double_backward
+from .size_control import SizeControl
 from .step_options import StepOptions
 from .structure import Structure
 from .structure_loss import NormalizedCost, StructureLoss
@@ -104,6 +105,8 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
             raise ConfigError(f"arc_weight_decay must not be negative, got {arc_weight_decay}.")
         if step.lambdas_per_step < 1:
             raise ConfigError(f"lambdas_per_step must be at least 1, got {step.lambdas_per_step}.")
+        if not 0 <= step.ramp <= 1:
+            raise ConfigError(f"ramp must lie in [0, 1], got {step.ramp}; it is a share of the steps of the structure.")
         if step.one_hot_passes < 0:
             raise ConfigError(f"one_hot_passes must not be negative, got {step.one_hot_passes}.")
         for name, value in {
@@ -182,8 +185,7 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
             training_module,
             structure=self.structure,
             binding=self._binding,
-            costs=self.normalized_cost,
-            loss=self.loss,
+            sizes=self.size_control,
             step=self.step,
             validation_points=self.validation_points,
             arc_weight_decay=self.arc_weight_decay,
@@ -247,10 +249,9 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
                 "add operations of other sizes, or search with RegularizedDARTS and penalty=0."
             )
         self.cost_bounds = (bounds[0], bounds[1] if bounds[1] > bounds[0] else bounds[0] + 1.0)
-        if first:  # later the prices are learned ones
-            knots = torch.linspace(0, 1, int(self._structure_options.get("n_knots", 5))).double()
-            targets = self.normalized_cost.absolute(self.loss.target(knots), self.loss.target_scale)
-            self.structure.set_costs(self.cost, targets.tolist())
+        if first:  # later the prices are those of the search
+            self.structure.set_costs(self.cost)
+            self.size_control.solve(1.0)
         return self._costs
 
     def check_order(self, supernet: nn.Module, input_shape: Sequence[int]) -> None:
@@ -264,9 +265,9 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
             check_double_backward(supernet, torch.zeros(2, *input_shape))
 
     @property
-    def normalized_cost(self) -> NormalizedCost:
-        """E[cost] on the scale from the cheapest to the dearest architecture."""
-        return NormalizedCost(self.structure, self.cost, self.cost_bounds)
+    def size_control(self) -> SizeControl:
+        """Cost on the scale from the cheapest to the dearest architecture, and what keeps it on its targets."""
+        return SizeControl(NormalizedCost(self.structure, self.cost, self.cost_bounds), self.loss, self.step.ramp)
 
     def predicted_cost(self, kind: CostKind, choices: dict[str, Any]) -> float:
         """Cost of one architecture by the model of the expectation; equals the count on the network for cell spaces."""

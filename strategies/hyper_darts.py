@@ -16,45 +16,52 @@ from .structure_loss import TARGET_WEIGHT, Complexity, Scale, StructureLoss
 
 # What an automatic range is before the search has found one.
 _FIRST_RANGE = (1e-3, 1.0)
+_MONOTONICITY = 20.0
 
 
 class HyperDARTS(DifferentiableStrategy):
-    """One search for a family of architectures: alpha = alpha(u), u the normalized log of lambda.
+    """One search for a family of architectures: alpha = alpha(u), u the position of lambda in its range.
 
-    The structure step minimizes E_u[L_val(alpha(u)) + complexity_weight * C(u)], the weight step
-    E_u[L_train(alpha(u))].
-    With complexity "target", C(u) = (E[cost](u) - c(u))^2 with c falling linearly from target_range[0] at the smallest
-    lambda to target_range[1] at the largest; with "penalty", C(u) = lambda * E[cost](u) (Yakovlev et al., DARTS-CC).
+    The weight step minimizes E_u[L_train(alpha(u))]. The structure step, with hypernet "price", minimizes
+    E_u[L_val(alpha(u))] over scores b such that E[cost](u) = c(u) for every u: alpha(u) = b - p(u) costs, and the price
+    p(u) is what c(u) asks for (`PriceHypernet`). c falls linearly from target_range[0] at the smallest lambda to
+    target_range[1] at the largest. Otherwise it minimizes E_u[L_val(alpha(u)) + complexity_weight * C(u)].
+
+    What lambda means: with complexity "target" u is the normalized log of lambda, C(u) = (E[cost](u) - c(u))^2; with
+    "penalty" lambda is the loss that a unit of cost must save, C(u) = lambda * E[cost](u) (Yakovlev et al., DARTS-CC):
+    at a price, the u that minimizes L_val(alpha(u)) + complexity_weight * lambda * E[cost](u) in the last quarter of
+    the search is the position of lambda.
     E[cost] is normalized to [0, 1] between the cheapest and the dearest architecture of the space, for the target on
-    the logarithm of the cost. After the search any
-    lambda of the range gives an architecture without an optimizer step: `export(lam)`, `list_models(limit=k)`,
-    `for_budget(max_params=n)`.
+    the logarithm of the cost. After the search any lambda of the range gives an architecture without an optimizer
+    step: `export(lam)`, `list_models(limit=k)`, `for_budget(max_params=n)`.
 
     Args:
         lambda_range: Lowest (largest networks) and highest (smallest networks) lambda. "auto", for complexity
-            "penalty": in the first half of the search sizes follow the target, and the slopes of validation loss
-            against cost tell which lambda matter; the second half is penalized with them.
+            "penalty": sizes follow the target, and the slopes of validation loss against cost tell which lambda matter;
+            other hypernetworks than "price" are penalized with them in the second half of the search.
         axis: "log", normalized; "literal": the seed's, alpha = lambda b1 + b2 with lambda as it is.
         hypernet: "price": a score per option and one price on its cost that never falls with u, so that sizes as
             derived never grow with lambda where the cost is a sum over the choices; "linear", "piecewise_linear" or
             "mlp" in u: every option for itself.
-        n_knots: Knots of the price, or of a piecewise linear hypernetwork.
+        n_knots: Knots of the price (9 by default), or of a piecewise linear hypernetwork (5).
+        ramp: For "price": share of the structure steps until the values of lambda that a step sees have spread from
+            the one at which all options are equally probable (there they stand in the warm-up) over the whole range.
         relaxation: "softmax"; "gumbel" with noise per step and label (and object, where every object has its lambda);
             "sigmoid" (Fair DARTS) with `zero_one`; "identity": the raw alpha of the seed.
         mixing: "marginals": every option is weighted by its probability to be part of the architecture, so that the
             mixture becomes the derived network as the temperature falls; "probabilities", as in DARTS.
         mixing_temperature: Of the mixing weights at the end of the search; it falls from 1.
         temperature_schedule: How temperatures fall after the warm-up: "geometric", "linear"; "constant": never 1.
-        one_hot_passes: Passes of single architectures per weight step, at both ends of the range of lambda and between.
-        complexity: "target", "penalty" or "none".
-        complexity_weight: Factor of the complexity term; None takes 20 for "target" and 1 for "penalty".
+        one_hot_passes: Passes of single architectures per weight step, one at the lowest lambda, the others anywhere.
+        complexity: "target", "penalty" or "none" (not at a price).
+        complexity_weight: Factor of the complexity term; None takes 20 for "target" and 1 for "penalty". At a price the
+            target is no term, and has no factor.
         target_scale: "log": the same step of log lambda divides the size by the same factor; "linear": it takes away
             the same number of parameters.
         target_range: Normalized expected cost at the lowest and at the highest lambda, on that scale.
         temperature: At the end of the search, of the sharpened law that the complexity terms see beside the law itself;
             it falls from 1.
-        monotonicity: Factor of the term that punishes sizes growing with lambda; left out for "price" where the cost is
-            a sum over the choices, since they cannot grow there.
+        monotonicity: Factor of the term that punishes sizes growing with lambda (20 by default); none at a price.
         zero_one: Factor of the zero-one loss of relaxation "sigmoid".
         l1: Factor of the L1 norm of the logits.
         cost: What complexity counts: parameters, multiply-accumulates, or the latency of a table.
@@ -82,18 +89,19 @@ class HyperDARTS(DifferentiableStrategy):
         lambda_range: tuple[float, float] | Literal["auto"] = (1e-3, 1.0),
         axis: Literal["log", "literal"] = "log",
         hypernet: Literal["price", "linear", "piecewise_linear", "mlp"] = "price",
-        n_knots: int = 5,
+        n_knots: int | None = None,
+        ramp: float | None = None,
         relaxation: Relaxation = "softmax",
         mixing: Mixing | None = None,
         mixing_temperature: float = 0.1,
         temperature_schedule: TemperatureSchedule = "geometric",
-        one_hot_passes: int = 3,
+        one_hot_passes: int = 2,
         complexity: Complexity = "target",
         complexity_weight: float | None = None,
         target_scale: Scale = "log",
         target_range: tuple[float, float] = (0.98, 0.02),
         temperature: float = 0.1,
-        monotonicity: float = 20.0,
+        monotonicity: float | None = None,
         zero_one: float | None = None,
         l1: float = 0.0,
         cost: CostKind = "params",
@@ -103,7 +111,7 @@ class HyperDARTS(DifferentiableStrategy):
         order: Literal[1, 2] = 1,
         second_order: Literal["exact", "finite_difference"] = "exact",
         validation_points: tuple[float, ...] = (0.0, 0.5, 1.0),
-        arc_learning_rate: float = 0.05,
+        arc_learning_rate: float = 0.02,
         arc_weight_decay: float = 0.0,
         warmup_epochs: int = 1,
         gradient_clip_val: float | None = 5.0,
@@ -111,7 +119,11 @@ class HyperDARTS(DifferentiableStrategy):
         input_shape: Sequence[int] | None = None,
         mutation_hooks: list[Any] | None = None,
     ) -> None:
+        priced = hypernet == "price"
+        if n_knots is None:
+            n_knots = 9 if priced else 5
         _check(hypernet, axis, complexity, n_knots, target_scale, target_range, validation_points)
+        _check_price(priced, complexity, complexity_weight, monotonicity, ramp)
         raw = relaxation in ("sigmoid", "identity")
         if hypernet == "price" and raw:
             raise ConfigError(
@@ -130,6 +142,8 @@ class HyperDARTS(DifferentiableStrategy):
             )
         if complexity_weight is None:
             complexity_weight = TARGET_WEIGHT if complexity == "target" else 1.0
+        if monotonicity is None:
+            monotonicity = 0.0 if priced else _MONOTONICITY
         if zero_one is None:
             zero_one = 1.0 if relaxation == "sigmoid" else 0.0
         super().__init__(
@@ -139,6 +153,7 @@ class HyperDARTS(DifferentiableStrategy):
                 "hypernet": hypernet,
                 "n_knots": n_knots,
                 "axis": _axis(axis, _FIRST_RANGE if lambda_range == "auto" else lambda_range),
+                "observed": automatic or (priced and complexity == "penalty"),
                 "automatic_range": automatic,
             },
             loss=StructureLoss(
@@ -158,6 +173,7 @@ class HyperDARTS(DifferentiableStrategy):
                 mixing_temperature=1.0 if relaxation == "identity" else mixing_temperature,
                 temperature_schedule=temperature_schedule,
                 one_hot_passes=one_hot_passes,
+                ramp=(0.5 if priced else 0.0) if ramp is None else ramp,
                 order=order,
                 second_order=second_order,
             ),
@@ -178,6 +194,29 @@ def _axis(kind: str, lambda_range: tuple[float, float]) -> Axis:
     if len(lambda_range) != 2:
         raise ConfigError(f"lambda_range must be (low, high) or 'auto', got {lambda_range!r}.")
     return LiteralAxis(*lambda_range) if kind == "literal" else LambdaAxis(*lambda_range)
+
+
+def _check_price(
+    priced: bool, complexity: str, complexity_weight: float | None, monotonicity: float | None, ramp: float | None
+) -> None:
+    """Options that would have no effect are refused."""
+    if not priced:
+        if ramp is not None:
+            raise ConfigError(f"ramp belongs to hypernet 'price', got {ramp} for another one; leave it out.")
+        return
+    if complexity == "none":
+        raise ConfigError(
+            "hypernet 'price' has a size for every lambda, got complexity 'none'; "
+            "set complexity='target', or hypernet='piecewise_linear'."
+        )
+    if monotonicity is not None:
+        raise ConfigError(
+            f"sizes cannot grow at a price, got monotonicity {monotonicity} with hypernet 'price'; leave it out."
+        )
+    if complexity == "target" and complexity_weight is not None:
+        raise ConfigError(
+            f"hypernet 'price' meets its targets exactly, got complexity_weight {complexity_weight}; leave it out."
+        )
 
 
 def _check(

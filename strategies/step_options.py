@@ -19,9 +19,11 @@ class StepOptions:
         mixing_temperature: Temperature of the mixing weights at the end of the search; it falls from 1 after the
             warm-up. With mixing "marginals" the gap between mixture and derived network closes with it.
         temperature_schedule: How temperatures fall, see `relaxations.TEMPERATURE_SCHEDULES`.
-        one_hot_passes: Passes of single architectures in a weight step, beside the mixture's: one at each end of the
-            range of lambda, the others between (the sandwich rule, Yu & Huang, 2019, arXiv 1903.05134). They are
-            drawn from the law in the warm-up and derived after it, and cost what the architecture costs.
+        ramp: Share of the structure steps until the positions of lambda have spread over its range; for "price".
+        one_hot_passes: Passes of single architectures in a weight step, beside the mixture's: one at the large end of
+            the range of lambda, the others stratified over it (after the sandwich rule of Yu & Huang, 2019, arXiv
+            1903.05134; there is no pass for the smallest network alone, which has hardly a weight). They are drawn
+            from the law in the warm-up and derived after it, and cost what the architecture costs.
         order: 1, or 2: the structure step differentiates through a virtual weight step (of the mixture, not clipped).
         second_order: "exact" or "finite_difference".
     """
@@ -31,5 +33,6 @@ class StepOptions:
     mixing_temperature: float = 1.0
     temperature_schedule: TemperatureSchedule = "geometric"
     one_hot_passes: int = 0
+    ramp: float = 0.0
     order: Literal[1, 2] = 1
     second_order: Literal["exact", "finite_difference"] = "exact"

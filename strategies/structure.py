@@ -13,6 +13,7 @@ from nni_bayes_nas.complexity.axis import Axis, LambdaAxis, LiteralAxis
 from nni_bayes_nas.complexity.expected import CostModel
 from nni_bayes_nas.complexity.hypernet import Hypernet, HypernetKind
 from nni_bayes_nas.complexity.price import PriceHypernet
+from nni_bayes_nas.complexity.price_range import GRID_POINTS
 
 from .relaxations import (
     Mixing,
@@ -38,11 +39,12 @@ class Structure(nn.Module):
         hypernet: Where the logits come from; "price" is `PriceHypernet`.
         n_knots: Knots of a `piecewise_linear` or `price` hypernetwork.
         axis: Range of lambda; None for a structure that does not depend on it.
-        automatic_range: Whether the search moves the ends of the range; `axis` is where they begin.
+        observed: Whether the search finds out what lambda means: its range, its positions, or both.
+        automatic_range: Whether the ends of the range are among it; `axis` is where they begin.
         seed: Of the initial logits, N(0, 1e-3^2) as in DARTS, equal at all u.
     """
 
-    log_range: Tensor
+    table: Tensor
 
     def __init__(
         self,
@@ -53,16 +55,18 @@ class Structure(nn.Module):
         hypernet: HypernetKind | Literal["price"] = "constant",
         n_knots: int = 5,
         axis: Axis | None = None,
+        observed: bool = False,
         automatic_range: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.units = tuple(units)
         self._axis = axis
+        self.observed = observed
         self.range_is_automatic = automatic_range
-        if automatic_range:
-            assert isinstance(axis, LambdaAxis)
-            self.register_buffer("log_range", torch.tensor([axis.low, axis.high], dtype=torch.float64).log())
+        if observed:
+            # (lambda, position) of what was found, the last row repeated; nothing at first.
+            self.register_buffer("table", torch.zeros(GRID_POINTS + 1, 2, dtype=torch.float64))
         self.relaxation = relaxation
         self.mixing = mixing
         # At a price, the edges of a node share one normalizer, and "none" takes what is left: it has no logit.
@@ -86,14 +90,17 @@ class Structure(nn.Module):
     @property
     def axis(self) -> Axis | None:
         """Range of lambda; of an automatic one, where it stands now."""
-        if not self.range_is_automatic:
+        points = list(dict(self.table.tolist()).items()) if self.observed else []
+        if len(points) < 2:
             return self._axis
-        low, high = self.log_range.exp().tolist()
-        return LambdaAxis(low, high)
+        assert isinstance(self._axis, LambdaAxis)
+        ends = LambdaAxis(points[0][0], points[-1][0]) if self.range_is_automatic else self._axis
+        return ends.bent(points) if len(points) > 2 else ends
 
-    def set_range(self, low: float, high: float) -> None:
-        """Set the ends of an automatic range."""
-        self.log_range.copy_(self.log_range.new_tensor([low, high]).log())
+    def set_axis(self, points: Sequence[tuple[float, float]]) -> None:
+        """Say what lambda means: at most `GRID_POINTS + 1` of (lambda, position), both growing."""
+        rows = [*points, *[points[-1]] * (len(self.table) - len(points))]
+        self.table.copy_(self.table.new_tensor(rows))
 
     def _in_groups(self) -> list[tuple[int, int]]:
         return [self.shapes[i] for _, members in self._groups for i in members]
@@ -199,8 +206,8 @@ class Structure(nn.Module):
         """Mixing weights without noise at lambda, by unit label."""
         return self.draw(self.position(lam), temperature)
 
-    def set_costs(self, cost: CostModel, targets: Sequence[float]) -> None:
-        """Tell a `price` hypernetwork what the options cost, and set prices for the given expected costs at its knots.
+    def set_costs(self, cost: CostModel) -> None:
+        """Tell a `price` hypernetwork what the options cost.
 
         An option costs what the expected cost grows by with its probability, at equal probabilities of all options:
         its own cost where the cost is a sum over the options.
@@ -209,7 +216,7 @@ class Structure(nn.Module):
             return
         gains = self._gains(cost)
         flat = torch.cat([gains[i].flatten() for _, members in self._groups for i in members])
-        self.logits.set_costs(flat.to(self.reference), lambda x: self.expected_of(cost, x), targets)
+        self.logits.set_costs(flat.to(self.reference))
 
     def expected_of(self, cost: CostModel, flat: Tensor, temperature: float = 1.0) -> Tensor:
         """As `expected_cost`, from outputs of the hypernetwork, `(*batch, n)`."""

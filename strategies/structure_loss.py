@@ -27,7 +27,8 @@ class StructureLoss:
 
     Attributes:
         complexity: "none"; "penalty": lambda * E[cost]; "target": (E[cost] - c(u))^2 with c falling linearly in u.
-            E[cost] is normalized to [0, 1] between the cheapest and the dearest architecture.
+            E[cost] is normalized to [0, 1] between the cheapest and the dearest architecture. At a price there is no
+            such term: prices are solved for, so that sizes are the targets, see `SizeControl`.
         target_scale: Whether the target is set on the normalized cost or on its normalized logarithm: then the same
             step of u divides the size by the same factor.
         complexity_weight: Factor of the complexity term.
@@ -77,12 +78,10 @@ class StructureLoss:
             exploring: Whether the range of lambda is still looked for: until it is known, sizes follow the target.
         """
         structure, terms = costs.structure, {}
-        if self.complexity != "none":
+        if self.complexity != "none" and not structure.per_node:
             term = self._exploration if exploring else self._complexity
             terms["complexity"] = torch.stack([term(costs, u, temperature) for u in positions]).mean()
-            # At a price sizes cannot grow where they are sums.
-            guaranteed = structure.per_node and costs.cost.is_sum
-            if self.monotonicity and structure.axis is not None and not guaranteed:
+            if self.monotonicity and structure.axis is not None:
                 grid = structure.axis.positions(torch.linspace(0, 1, _MONOTONICITY_POINTS)).to(structure.reference)
                 terms["monotonicity"] = costs.expected(grid, temperature).diff().clamp_min(0).sum()
         if self.l1:
@@ -107,6 +106,11 @@ class StructureLoss:
         expected = [costs.expected(u, t, self.target_scale) for t in _laws(temperature)]
         return torch.stack([(cost - target).square().mean() for cost in expected]).mean()
 
+    def size(self, costs: NormalizedCost, flat: Tensor, temperature: float) -> Tensor:
+        """What the target is compared with, from outputs of the hypernetwork: the mean of both laws; `(*batch,)`."""
+        sizes = [costs.expected_of(flat, t, self.target_scale) for t in _laws(temperature)]
+        return torch.stack(sizes).mean(0)
+
 
 def _laws(temperature: float) -> list[float]:
     """The law itself and the sharpened one, once if they are the same."""
@@ -123,20 +127,16 @@ class NormalizedCost:
 
     def expected(self, u: Tensor, temperature: float = 1.0, scale: Scale = "linear") -> Tensor:
         """E[cost] at u under the law sharpened by the temperature, normalized on a linear or log scale; `(*batch,)`."""
+        return self.expected_of(self.structure.logits(u), temperature, scale)
+
+    def expected_of(self, flat: Tensor, temperature: float = 1.0, scale: Scale = "linear") -> Tensor:
+        """As `expected`, from outputs of the hypernetwork, `(*batch, n)`."""
         low, high = self.bounds
-        cost = self.structure.expected_cost(self.cost, u, temperature)
+        cost = self.structure.expected_of(self.cost, flat, temperature)
         if scale == "linear":
             return (cost - low) / (high - low)
         offset = self._offset
         return ((cost + offset) / (low + offset)).log() / math.log((high + offset) / (low + offset))
-
-    def absolute(self, normalized: Tensor, scale: Scale = "linear") -> Tensor:
-        """The cost that is normalized to these values; any shape."""
-        low, high = self.bounds
-        if scale == "linear":
-            return low + (high - low) * normalized
-        offset = self._offset
-        return (low + offset) * ((high + offset) / (low + offset)) ** normalized - offset
 
     @property
     def _offset(self) -> float:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,11 +71,16 @@ class Axis(ABC):
 
 @dataclass(frozen=True)
 class LambdaAxis(Axis):
-    """Normalized logarithmic axis u = (log lambda - log low) / (log high - log low), u in [0, 1].
+    """Logarithmic axis: u = (log lambda - log low) / (log high - log low), u in [0, 1], unless it bends.
+
+    Attributes:
+        bends: (lambda, u) from low to high, between which u is linear in log lambda; empty for the straight axis.
 
     Raises:
         ConfigError: Unless 0 < low < high, both finite.
     """
+
+    bends: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and 0 < self.low < self.high):
@@ -85,26 +92,46 @@ class LambdaAxis(Axis):
     @property
     def domain(self) -> tuple[float, float]:
         """Positions of the lowest and of the highest lambda."""
-        return 0.0, 1.0
+        return (self.bends[0][1], self.bends[-1][1]) if self.bends else (0.0, 1.0)
+
+    @property
+    def _points(self) -> tuple[list[float], list[float]]:
+        points = self.bends or ((self.low, 0.0), (self.high, 1.0))
+        return [math.log(lam) for lam, _ in points], [u for _, u in points]
 
     def to_u(self, lam: float, *, extrapolate: bool = False) -> float:
         """Position of lambda on the axis.
 
-        Outside [low, high] nothing was trained, so it is refused unless `extrapolate`; the position then lies outside
-        [0, 1].
+        Outside [low, high] nothing was trained, so it is refused unless `extrapolate`; the first or the last segment
+        then goes on.
         """
         if not lam > 0:
             raise ConfigError(f"lambda must be positive on the logarithmic axis, got {lam:g}.")
-        u = math.log(lam / self.low) / math.log(self.high / self.low)
+        logs, us = self._points
+        i = min(max(1, bisect.bisect_left(logs, math.log(lam))), len(logs) - 1)
+        u = us[i - 1] + (us[i] - us[i - 1]) * (math.log(lam) - logs[i - 1]) / (logs[i] - logs[i - 1])
         if self.low * (1 - _TOLERANCE) <= lam <= self.high * (1 + _TOLERANCE):
-            return min(1.0, max(0.0, u))
+            return min(us[-1], max(us[0], u))
         if not extrapolate:
             raise _outside(lam, self.low, self.high)
         return u
 
     def to_lambda(self, u: Tensor) -> Tensor:
-        """The value of lambda at positions u; any shape."""
-        return self.low * (self.high / self.low) ** u
+        """The value of lambda at positions u, or at the nearest ones that have one; any shape."""
+        if not self.bends:
+            return self.low * (self.high / self.low) ** u
+        logs, us = (torch.tensor(values, dtype=u.dtype, device=u.device) for values in self._points)
+        u = u.clamp(us[0], us[-1])
+        i = torch.searchsorted(us, u).clamp(1, len(us) - 1)
+        along = (u - us[i - 1]) / (us[i] - us[i - 1]).clamp_min(_TOLERANCE)
+        return (logs[i - 1] + along * (logs[i] - logs[i - 1])).exp().clamp(self.low, self.high)
+
+    def grid(self, n: int) -> list[float]:
+        """`n` values from low to high, both ends included, spaced evenly in log lambda."""
+        if n == 1:
+            return [float(self.low)]
+        factor = self.high / self.low
+        return [float(self.low), *(self.low * factor ** (i / (n - 1)) for i in range(1, n - 1)), float(self.high)]
 
     def positions(self, fractions: Tensor) -> Tensor:
         """Positions at fractions in [0, 1] of the range; any shape."""
@@ -113,6 +140,16 @@ class LambdaAxis(Axis):
     def fractions(self, u: Tensor) -> Tensor:
         """Fractions of the range at positions u; any shape."""
         return u
+
+    def bent(self, points: Sequence[tuple[float, float]]) -> LambdaAxis:
+        """The same range of lambda, its positions those of a table of (lambda, u), both growing.
+
+        Below the table's first lambda and above its last one the position stays.
+        """
+        table = LambdaAxis(points[0][0], points[-1][0], tuple(points))
+        ends = [(lam, table.to_u(min(max(lam, table.low), table.high))) for lam in (self.low, self.high)]
+        between = [(lam, u) for lam, u in points if self.low < lam < self.high]
+        return LambdaAxis(self.low, self.high, (ends[0], *between, ends[1]))
 
 
 @dataclass(frozen=True)
@@ -179,11 +216,11 @@ def stratified(n: int, generator: torch.Generator) -> Tensor:
 
 
 def per_object(n: int, generator: torch.Generator) -> Tensor:
-    """Positions for the objects of a mini-batch: an eighth at each end of the axis, the rest stratified; `(n,)`.
+    """Positions for the objects of a mini-batch: one of 32 at each end of the axis, the rest stratified; `(n,)`.
 
-    The ends are the most used networks and the least often drawn ones, hence their share.
+    The ends are read off like the positions between, which alone would never be drawn there.
     """
-    ends = n // 8
+    ends = 0 if n < 3 else math.ceil(n / 32)
     inner = n - 2 * ends
     u = torch.cat([torch.zeros(ends), torch.ones(ends), stratified(inner, generator)])
     return u[torch.randperm(n, generator=generator)]

@@ -1,26 +1,36 @@
-"""Outputs that fall in proportion to cost, at a price that grows with u: sizes cannot grow with lambda."""
+"""Outputs that fall in proportion to cost, at prices that are solved for: sizes cannot grow with lambda."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from nni_bayes_nas.complexity.hypernet import hat_basis
 
-_LARGEST_PRICE = 30.0
-_BISECTIONS = 50
+_LARGEST_PRICE = 1e3
+# Prices are looked for this far around the last ones, then further away, and found this exactly.
+_BRACKET = 1.0
+_PRECISION = 1e-3
+# Sizes that answer to their price less than this say nothing about the scores.
+_LEAST_SLOPE = 1e-6
+
+Size = Callable[[Tensor], Tensor]
 
 
 class PriceHypernet(nn.Module):
     """Map u to alpha(u) = b - p(u) c: one learned score per option, and one price p(u) on its cost c.
 
-    It is the seed's linear family alpha = lambda b1 + b2 with the direction b1 = -c given and a learned, never
-    falling, scale of lambda. Whatever maximizes <alpha(u), z> over a set of architectures z, the cost <c, z> of the
+    It is the seed's linear family alpha = lambda b1 + b2 with the direction b1 = -c given and a scale that never falls
+    with lambda. Whatever maximizes <alpha(u), z> over a set of architectures z, the cost <c, z> of the
     maximizer never grows with u: for u < v with maximizers y, z, adding <alpha(u), y> >= <alpha(u), z> and
     <alpha(v), z> >= <alpha(v), y> gives (p(v) - p(u)) (<c, y> - <c, z>) >= 0. So sizes as derived cannot grow with
     lambda where the cost is a sum over the options.
+
+    The prices are not learned: `solve` finds those at which sizes are what is asked for, S(b - p_k c) = t_k at every
+    knot. They are functions of the scores, and a loss that depends on both has the gradient of `reduced_gradient`.
 
     Args:
         n_outputs: Number of options.
@@ -29,17 +39,17 @@ class PriceHypernet(nn.Module):
     Attributes:
         costs: c, non-negative, the largest of them 1; `(n_outputs,)`.
         scores: b, `(n_outputs,)`.
+        knots: p at the knots, never falling; `(n_knots,)`.
     """
 
     costs: Tensor
 
-    def __init__(self, n_outputs: int, *, n_knots: int = 5) -> None:
+    def __init__(self, n_outputs: int, *, n_knots: int = 9) -> None:
         super().__init__()
         if n_knots < 2:
             raise ValueError(f"n_knots must be at least 2, got {n_knots}.")
         self.scores = nn.Parameter(torch.zeros(n_outputs))
-        self.first = nn.Parameter(torch.zeros(()))
-        self.steps = nn.Parameter(torch.zeros(n_knots - 1))
+        self.knots = nn.Parameter(torch.zeros(n_knots))
         self.register_buffer("costs", torch.zeros(n_outputs))
 
     @property
@@ -52,34 +62,60 @@ class PriceHypernet(nn.Module):
         with torch.no_grad():
             self.scores.copy_(values)
 
-    def set_costs(self, costs: Tensor, expected: Callable[[Tensor], Tensor], targets: Sequence[float]) -> None:
-        """Set c, and prices at the knots with which E[cost] is what is asked for.
-
-        Args:
-            costs: Cost of every option, `(n_outputs,)`.
-            expected: E[cost] of outputs `(n_outputs,)`; falls in the price.
-            targets: E[cost] at the knots, falling.
-        """
+    def set_costs(self, costs: Tensor) -> None:
+        """Set c in proportion to the cost of every option, `(n_outputs,)`."""
         with torch.no_grad():
             self.costs.copy_(costs / costs.max().clamp_min(1e-12))
-            prices = torch.stack([self._price_for(expected, target) for target in targets])
-            self.first.copy_(prices[0])
-            # softplus^-1 of the increments
-            self.steps.copy_(prices.diff().clamp_min(1e-3).expm1().log())
 
-    def _price_for(self, expected: Callable[[Tensor], Tensor], target: float) -> Tensor:
-        low, high = -_LARGEST_PRICE, _LARGEST_PRICE
-        for _ in range(_BISECTIONS):
-            middle = (low + high) / 2
-            above = float(expected(self.scores - middle * self.costs)) > target
-            low, high = (middle, high) if above else (low, middle)
-        return self.scores.new_tensor((low + high) / 2)
+    def solve(self, size: Size, targets: Tensor) -> None:
+        """Set the prices at the knots so that sizes are what is asked for, by bisection at all knots at once.
+
+        Begins around the prices that stand. A target that no price reaches gets the largest or smallest one.
+
+        Args:
+            size: Of outputs, `(n_knots, n_outputs)` -> `(n_knots,)`; falls in the price.
+            targets: Sizes at the knots, falling; `(n_knots,)`.
+        """
+        with torch.no_grad():
+            width = _BRACKET
+            low, high = self.knots - width, self.knots + width
+            while width < _LARGEST_PRICE and bool(
+                ((size(self._at(low)) < targets) | (size(self._at(high)) > targets)).any()
+            ):
+                width *= 8
+                low, high = self.knots - width, self.knots + width
+            for _ in range(math.ceil(math.log2(2 * width / _PRECISION))):
+                middle = (low + high) / 2
+                above = size(self._at(middle)) > targets
+                low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+            self.knots.copy_(((low + high) / 2).clamp(-_LARGEST_PRICE, _LARGEST_PRICE).cummax(0).values)
+
+    def reduced_gradient(self, size: Size, of_scores: Tensor, of_prices: Tensor) -> Tensor:
+        """Gradient along the scores of a loss whose prices follow them: dL/db + sum_k dL/dp_k dp_k/db.
+
+        By the implicit function theorem, S(b - p_k c) = t_k gives dp_k/db = -(dS_k/db) / (dS_k/dp_k). It is zero along
+        a common multiple of the costs: scores compete at equal size.
+
+        Args:
+            size: S, as in `solve`.
+            of_scores: dL/db at fixed prices, `(n_outputs,)`.
+            of_prices: dL/dp at fixed scores, `(n_knots,)`.
+        """
+        with torch.enable_grad():
+            outputs = self._at(self.knots.detach(), self.scores.detach()).requires_grad_(True)
+            (slopes,) = torch.autograd.grad(size(outputs).sum(), outputs)
+        of_price = -(slopes @ self.costs)
+        steep = of_price < -_LEAST_SLOPE
+        weights = torch.where(steep, -of_prices / torch.where(steep, of_price, -1.0), 0.0)
+        return of_scores + weights @ slopes
+
+    def _at(self, prices: Tensor, scores: Tensor | None = None) -> Tensor:
+        return (self.scores if scores is None else scores) - prices.unsqueeze(-1) * self.costs
 
     def prices(self, u: Tensor, *, extrapolate: bool = False) -> Tensor:
         """p(u), never falling; any shape. Raises ValueError outside [0, 1] unless asked to extrapolate."""
-        knots = torch.cat([self.first.unsqueeze(0), self.first + nn.functional.softplus(self.steps).cumsum(0)])
-        return hat_basis(u.to(knots.dtype), len(knots), extrapolate=extrapolate) @ knots
+        return hat_basis(u.to(self.knots.dtype), len(self.knots), extrapolate=extrapolate) @ self.knots
 
     def forward(self, u: Tensor, *, extrapolate: bool = False) -> Tensor:
         """alpha(u); `(*batch,)` -> `(*batch, n_outputs)`."""
-        return self.scores - self.prices(u, extrapolate=extrapolate).unsqueeze(-1) * self.costs
+        return self._at(self.prices(u, extrapolate=extrapolate))

@@ -13,31 +13,37 @@ _LEAST_STEP = 0.01
 GRID_POINTS = 9
 
 
-def hull_slopes(costs: Tensor, losses: Tensor) -> Tensor:
-    """-dL/dE along the lower convex hull of the points (E, L), from the dearest to the cheapest; `(m,)`, growing.
+def hull_corners(costs: Tensor, losses: Tensor) -> list[int]:
+    """The corners of the lower convex hull of the points (E, L), from the dearest to the cheapest, as indices.
 
-    What minimizes L + lambda E over the points is a corner of the hull: the dearest point while lambda is smaller than
-    the first slope, the cheapest once it is larger than the last.
+    What minimizes L + lambda E over the points is a corner of the hull: the dearest one while lambda is smaller than
+    the slope -dL/dE to the next, the cheapest once it is larger than the last slope.
 
     Args:
         costs: E, `(n,)`, n >= 2, not all equal.
         losses: L, `(n,)`.
     """
-    points = sorted(zip(costs.tolist(), losses.tolist(), strict=True), key=lambda point: (-point[0], point[1]))
-    hull: list[tuple[float, float]] = []
-    for point in points:
-        if hull and hull[-1][0] == point[0]:
+    points = list(zip(costs.tolist(), losses.tolist(), strict=True))
+    hull: list[int] = []
+    for i in sorted(range(len(points)), key=lambda i: (-points[i][0], points[i][1])):
+        if hull and points[hull[-1]][0] == points[i][0]:
             continue
-        while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-1], point):
+        while len(hull) > 1 and _slope(points[hull[-2]], points[hull[-1]]) >= _slope(points[hull[-1]], points[i]):
             hull.pop()
-        hull.append(point)
+        hull.append(i)
     # Corners at nearly equal costs would turn the noise of the loss into slopes; both ends stay.
     apart = hull[:1]
-    for point in hull[1:-1]:
-        if min(apart[-1][0] - point[0], point[0] - hull[-1][0]) >= _LEAST_STEP:
-            apart.append(point)
-    hull = [*apart, *hull[1:][-1:]]
-    return costs.new_tensor([_slope(a, b) for a, b in itertools.pairwise(hull)])
+    for i in hull[1:-1]:
+        if min(points[apart[-1]][0] - points[i][0], points[i][0] - points[hull[-1]][0]) >= _LEAST_STEP:
+            apart.append(i)
+    return [*apart, *hull[1:][-1:]]
+
+
+def hull_slopes(costs: Tensor, losses: Tensor) -> Tensor:
+    """-dL/dE between the corners of the lower convex hull, from the dearest to the cheapest; `(m,)`, growing."""
+    points = list(zip(costs.tolist(), losses.tolist(), strict=True))
+    corners = hull_corners(costs, losses)
+    return costs.new_tensor([_slope(points[a], points[b]) for a, b in itertools.pairwise(corners)])
 
 
 def _slope(dear: tuple[float, float], cheap: tuple[float, float]) -> float:
@@ -66,18 +72,30 @@ class PriceRange(nn.Module):
         self.losses += losses.to(self.losses)
         self.n += 1
 
-    def range(self) -> tuple[float, float] | None:
-        """The lowest and the highest lambda that matter, a factor of 2 beyond the first and the last slope.
+    def points(self, positions: Tensor) -> list[tuple[float, float]] | None:
+        """Which position of the grid minimizes loss + lambda cost, as a table of (lambda, position), both growing.
 
-        The slopes span at most three decades. None while nothing was observed, or where larger networks are no better.
+        At the slope between two corners of the hull lambda stands halfway between them; the table ends a factor of 2
+        beyond the first and the last slope, which span at most three decades. Corners that are dearer and no better
+        have no lambda. None while nothing was observed, or where larger networks are no better at all.
+
+        Args:
+            positions: Of the grid, growing as costs fall; `(GRID_POINTS,)`.
         """
         if int(self.n) == 0 or float(self.costs.max() - self.costs.min()) < 1e-9:
             return None
-        slopes = hull_slopes(self.costs / self.n, self.losses / self.n)
-        if len(slopes) == 0:
+        costs, losses, at = self.costs / self.n, self.losses / self.n, positions.tolist()
+        slopes = hull_slopes(costs, losses).tolist()
+        corners = hull_corners(costs, losses)
+        steps = [(s, a, b) for s, (a, b) in zip(slopes, itertools.pairwise(corners), strict=True) if s > 0]
+        if not steps:
             return None
-        last = float(slopes[-1])
-        if not last > 0:
-            return None
-        first = max(float(slopes[0]), last * 10**-_DECADES)
-        return first / _WIDENING, last * _WIDENING
+        last = steps[-1][0]
+        first = max(steps[0][0], last * 10**-_DECADES)
+        between = {max(slope, first): (at[a] + at[b]) / 2 for slope, a, b in steps}
+        return [(first / _WIDENING, at[steps[0][1]]), *between.items(), (last * _WIDENING, at[steps[-1][2]])]
+
+    def range(self) -> tuple[float, float] | None:
+        """The lowest and the highest lambda that matter, or None, as for `points`."""
+        points = self.points(torch.linspace(0, 1, GRID_POINTS))
+        return None if points is None else (points[0][0], points[-1][0])

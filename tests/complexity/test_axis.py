@@ -38,7 +38,8 @@ def test_lambda_outside_the_range_is_refused() -> None:
 def test_objects_cover_the_axis(n: int, seed: int) -> None:
     u = per_object(n, torch.Generator().manual_seed(seed))
     assert u.shape == (n,) and (u >= 0).all() and (u <= 1).all()
-    assert int((u == 0).sum()) >= n // 8 and int((u == 1).sum()) >= n // 8
+    ends = 0 if n < 3 else -(-n // 32)
+    assert int((u == 0).sum()) >= ends and int((u == 1).sum()) >= ends
 
 
 @given(n=st.integers(1, 50), seed=st.integers(0, 100))
@@ -97,3 +98,29 @@ def test_positions_fill_the_domain_and_know_their_fraction(axis: Axis) -> None:
         torch.testing.assert_close(axis.positions(fractions), u.double(), rtol=1e-5, atol=1e-9)
     for lam in axis.grid(7):
         assert low - 1e-9 <= axis.to_u(lam) <= high + 1e-9
+
+
+TABLE = [(1e-2, 0.1), (0.1, 0.4), (0.2, 0.9), (3.0, 1.0)]
+
+
+@given(u=st.floats(0, 1))
+def test_a_bent_axis_goes_through_its_table(u: float) -> None:
+    axis = LambdaAxis(1e-2, 3.0).bent(TABLE)
+    assert [axis.to_u(lam) for lam, _ in TABLE] == pytest.approx([at for _, at in TABLE])
+    assert axis.to_u((0.1 * 0.2) ** 0.5) == pytest.approx((0.4 + 0.9) / 2)
+    # Positions below the first one have no lambda: they get the nearest.
+    lam = float(axis.to_lambda(torch.tensor(u, dtype=torch.float64)))
+    assert axis.to_u(lam) == pytest.approx(max(0.1, u), abs=1e-9)
+    assert axis.domain == (0.1, 1.0) and axis.grid(3) == pytest.approx([1e-2, 0.03**0.5, 3.0])
+
+
+def test_a_bent_axis_stays_where_its_table_ends() -> None:
+    axis = LambdaAxis(1e-4, 0.15).bent(TABLE)
+    assert (axis.low, axis.high) == (1e-4, 0.15)
+    assert axis.to_u(1e-4) == axis.to_u(5e-3) == pytest.approx(0.1)
+    assert axis.to_u(0.15) == pytest.approx(0.4 + 0.5 * math.log(1.5) / math.log(2))
+    with pytest.raises(ConfigError, match="trained range"):
+        axis.to_u(0.2)
+    with pytest.raises(ConfigError, match="trained range"):
+        axis.to_u(5e-5)
+    assert axis.to_u(float(axis.to_lambda(torch.tensor(0.1).double()))) == pytest.approx(0.1)

@@ -1,5 +1,7 @@
 """The automatic range of lambda: slopes of a known curve."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -50,3 +52,26 @@ def test_no_range_where_larger_networks_are_worse() -> None:
     costs = torch.linspace(1, 0, GRID_POINTS)
     found.observe(costs, costs)
     assert found.range() is None
+
+
+def test_lambda_stands_where_it_minimizes_loss_and_cost() -> None:
+    found, grid = PriceRange(), torch.linspace(0, 1, GRID_POINTS)
+    costs = 1 - grid
+    # A kink at E = 0.5 (slopes 0.2 and 2), and the last quarter of the sizes is worth nothing.
+    losses = torch.where(costs < 0.5, 2 * (0.5 - costs) + 0.05, 0.2 * (0.75 - costs).clamp_min(0.0))
+    found.observe(costs, losses)
+    points = found.points(grid)
+    assert points is not None
+    known = [(0.1, 0.25), (0.2, 0.375), (2.0, 0.75), (4.0, 1.0)]
+    torch.testing.assert_close(torch.tensor(points), torch.tensor(known), rtol=1e-3, atol=0)
+    assert found.range() == pytest.approx((0.1, 4.0), rel=1e-3)
+
+
+def test_prices_span_three_decades_at_most() -> None:
+    found, grid = PriceRange(), torch.linspace(0, 1, GRID_POINTS)
+    found.observe(1 - grid, torch.tensor([0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.5, 1.5]))
+    points = found.points(grid)
+    assert points is not None
+    assert points[-1][0] / points[0][0] == pytest.approx(4e3)
+    assert points[0][1] == 0.0 and points[-1][1] == 1.0
+    assert all(a[0] < b[0] and a[1] < b[1] for a, b in itertools.pairwise(points))

@@ -142,7 +142,7 @@ def test_trainings_are_filled_up_evenly() -> None:
     assert control.fill(20, 20) == [] and control.fill(25, 20) == []
     assert control.fill(3, 5) == [(0, 1), (2, 1)]
     assert control.fill(2, 5) == [(0, 1), (1, 1), (0, 2)]
-    assert control.evenly(22, 8) == [0, 3, 6, 9, 12, 15, 18, 21] and control.evenly(22, 4) == [0, 7, 14, 21]
+    assert control.evenly(22, 8) == [0, 3, 6, 9, 12, 15, 18, 21] and control.middles(22, 4) == [3, 8, 13, 18]
     assert control.within(10.0, [4, 4, 4]) == 2 and control.within(1.0, [4]) == 1
 
 

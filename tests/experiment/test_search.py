@@ -148,9 +148,10 @@ def test_latencies_are_reported_where_there_is_a_table_of_them(tmp_path: Path) -
         "search": {"epochs": 1, "warmup_epochs": 0, "batch_size": 64, "lambdas": 5, "random": 3},
     }
     table = {"cost": "latency", "latency_table": str(tmp_path / "table.csv")}
-    for args in (table, {}):
+    for args, latency in ((table, True), ({}, False)):
         # Far from the ends of the cost: at an end there is no random architecture of the same size.
-        config = Config.from_dict({**values, "strategy": {"args": {"target_range": [0.8, 0.2], **args}}})
+        args = {"target_range": [0.8, 0.2], "arc_learning_rate": 0.5, **args}
+        config = Config.from_dict({**values, "strategy": {"args": args}})
         folder = tmp_path / str(len(args))
         folder.mkdir()
         result = run_search(config, {"trial": "search-s0", "seed": 0}, folder, lambda terms: None)
@@ -158,5 +159,5 @@ def test_latencies_are_reported_where_there_is_a_table_of_them(tmp_path: Path) -
         assert result["random"]
         for row in rows:
             by_hand = 8.0 + sum(milliseconds[choice] for choice in row["choices"].values())
-            assert row.get("latency") == (pytest.approx(by_hand) if args else None)
-        assert all(("latency" in row) == bool(args) for row in [*rows, *result["curve"]])
+            assert row.get("latency") == (pytest.approx(by_hand) if latency else None)
+        assert all(("latency" in row) == latency for row in [*rows, *result["curve"]])

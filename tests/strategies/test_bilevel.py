@@ -83,12 +83,26 @@ def test_temperatures_fall_from_one_after_the_warm_up() -> None:
     assert temperatures == pytest.approx([1.0, 1.0, 0.1, 0.01], rel=0.02)
 
 
-def test_single_architectures_run_at_both_ends_and_between() -> None:
+def test_the_range_of_lambda_opens_and_its_large_end_stays() -> None:
+    search = module(one_hot_passes=3)
+    centre = float(search.sizes.spread(torch.zeros(()), 0.0))
+    for search.current_step, share in ((10, 0.0), (97, 0.5), (299, 1.0)):
+        for phase in (0, 1):
+            u = search.positions(64, search.current_step, phase)[0]
+            assert float(u.min()) == pytest.approx(centre * (1 - share), abs=0.01)
+            assert float(u.max()) == pytest.approx(centre + (1 - centre) * share, abs=0.01)
+        large, *others = torch.stack(search.one_hot_positions(torch.Generator().manual_seed(0))).tolist()
+        assert large == 0.0
+        assert all(abs(u - centre) <= max(centre, 1 - centre) * share + 1e-6 for u in others)
+
+
+def test_single_architectures_run_at_the_large_end_and_all_over_the_range() -> None:
     search = module(one_hot_passes=5)
-    positions = torch.stack(search.one_hot_positions(torch.Generator().manual_seed(0)))
-    assert positions[:2].tolist() == [0.0, 1.0]
-    assert sorted(int(3 * u) for u in positions[2:].tolist()) == [0, 1, 2]
+    large, *others = torch.stack(search.one_hot_positions(torch.Generator().manual_seed(0))).tolist()
+    assert large == 0.0
+    assert sorted(int(4 * u) for u in others) == [0, 1, 2, 3]
     assert len(module(one_hot_passes=1).one_hot_positions(torch.Generator())) == 1
+    assert module(one_hot_passes=0).one_hot_positions(torch.Generator()) == []
 
 
 def test_equal_architectures_pass_once_and_count_as_often(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,18 +132,28 @@ def test_schedules_of_the_temperature(schedule: Any) -> None:
 
 
 def test_an_automatic_range_is_looked_for_in_the_first_half_alone() -> None:
-    search = module(complexity="penalty", lambda_range="auto")
+    search = module(complexity="penalty", lambda_range="auto", hypernet="linear")
     assert not search.exploring  # the last step
     penalized = term(search, "complexity")
     search.current_step = 100
     assert search.exploring
+    choose(search, 0, 2)
+    choose(search, 1, 0)
     terms = search.structure_loss.terms(search.costs, [torch.tensor([0.0, 1.0])], 1.0, exploring=True)
-    assert float(terms["complexity"].detach()) < 1e-3 < penalized  # the prices begin where the target is met
+    assert float(terms["complexity"].detach()) < 0.01 < penalized  # on target: 0.98 and 0.02 of the range of sizes
 
 
-def test_an_automatic_range_holds_the_prices_over_the_weight_of_the_term(monkeypatch: pytest.MonkeyPatch) -> None:
-    search = module(complexity="penalty", lambda_range="auto", complexity_weight=4.0)
+@pytest.mark.parametrize("hypernet", ["linear", "price"])
+def test_an_automatic_range_holds_the_prices_over_the_weight_of_the_term(
+    hypernet: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = module(complexity="penalty", lambda_range="auto", complexity_weight=4.0, hypernet=hypernet)
+    if hypernet == "linear":
+        choose(search, 0, 2)
+        choose(search, 1, 0)
     monkeypatch.setattr(search, "draws", lambda positions, step, phase: positions)
+    # What is observed at a price is the mixture, here at the temperature of the last step alone.
+    monkeypatch.setattr(type(search), "temperature", lambda self, last: 1.0)
     monkeypatch.setattr(search, "task_loss", lambda batch, i, draws: (1 - search.costs.expected(draws[0])) ** 2)
     found: list[int] = []
     for search.current_step in range(300):
@@ -137,8 +161,8 @@ def test_an_automatic_range_holds_the_prices_over_the_weight_of_the_term(monkeyp
         search._look_for_range(None, 0, search.current_step)
         if int(search.price_range.n) > before:
             found.append(search.current_step)
-    # The second quarter of the structure steps, 30 ... 299; every fourth.
-    assert found == list(range(98, 165, 4))
+    # The second quarter of the structure steps, 30 ... 299, at a price the last one; every fourth.
+    assert found == (list(range(98, 165, 4)) if hypernet == "linear" else list(range(232, 300, 4)))
     with torch.no_grad():
         costs = search.costs.expected(torch.linspace(0, 1, 9)).double()
     slopes = hull_slopes(costs, (1 - costs) ** 2)
@@ -146,6 +170,8 @@ def test_an_automatic_range_holds_the_prices_over_the_weight_of_the_term(monkeyp
     assert axis is not None
     assert 4 * axis.low == pytest.approx(float(slopes[0]) / 2, rel=1e-4)
     assert 4 * axis.high == pytest.approx(float(slopes[-1]) * 2, rel=1e-4)
+    # At a price the slopes tell positions too; the others learn what lambda means from the penalty.
+    assert len(axis.bends) == (0 if hypernet == "linear" else len(slopes) + 2)
 
 
 @pytest.mark.parametrize("second_order", ["exact", "finite_difference"])
@@ -186,7 +212,8 @@ def test_the_virtual_step_is_the_weight_step_that_follows(
         return hypergradient(at_virtual_weights, training, weights, structure, **options)
 
     monkeypatch.setattr(bilevel, "hypergradient", spy)
-    args = {"order": 2, "second_order": second_order, "one_hot_passes": 0}
+    # Prices would follow the temperature between the two.
+    args = {"order": 2, "second_order": second_order, "one_hot_passes": 0, "hypernet": "linear"}
     values = {
         "space": {"name": "chain", "args": {"width": 4, "depth": 2}},
         "strategy": {"args": {**args, "arc_learning_rate": 1e-12}},
@@ -223,7 +250,7 @@ def test_a_short_search_on_digits_obeys_lambda(hypernet: str, tmp_path: Path) ->
     values = {
         "space": {"name": "chain"},
         "strategy": strategy,
-        "search": {"epochs": 12, "warmup_epochs": 1, "lambdas": 6, "random": 0},
+        "search": {"epochs": 30, "warmup_epochs": 1, "lambdas": 6, "random": 0},
     }
     result = run_search(Config.from_dict(values), {"trial": "search-s0", "seed": 0}, tmp_path, lambda row: None)
     sizes = [row["params"] for row in result["architectures"]]

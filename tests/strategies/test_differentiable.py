@@ -27,6 +27,7 @@ def measured(strategy: Any) -> Any:
     with torch.no_grad():
         for parameter in strategy.structure.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
+    strategy.size_control.solve(0.1)
     return strategy
 
 

@@ -178,7 +178,9 @@ def test_searches_and_exports(space: type[Body], name: str) -> None:
     assert 0 <= float(evaluator.trainer.callback_metrics["val_acc"]) <= 1
     fresh = Structure(strategy.structure.units, **strategy._structure_options)
     moved = strategy.structure.reference.detach() - fresh.reference.detach()
-    assert float(moved.abs().max()) > 1e-3  # two steps of Adam
+    # Two steps of Adam. At a given size there is nothing to learn about two options.
+    free = len(moved) - len(strategy.structure.units)
+    assert float(moved.abs().max()) > 1e-3 or (strategy.structure.per_node and free == 1)
     models = list(strategy.list_models(limit=3))
     assert models
     assert len({Architecture(model.sample).key for model in models}) == len(models)
