@@ -208,9 +208,9 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
                 objective.check_finite("gradient of the structure", gradient, step=step)
             parameter.grad = gradient
         optimizer.step()
-        self.sizes.solve(temperature)
+        missed = self.sizes.solve(temperature)
         self._look_for_range(batch["val"], batch_idx, step)
-        logged = {f"structure_{name}": value.detach() for name, value in {"task": task, **terms}.items()}
+        logged = {f"structure_{name}": value.detach() for name, value in {"task": task, **terms, **missed}.items()}
         self.log_dict({**logged, "structure_loss": total.detach()}, on_step=False, on_epoch=True)
 
     def _second_order(self, validation: Any, training: Any, knots: list[nn.Parameter]) -> tuple[Tensor, list[Tensor]]:
@@ -243,28 +243,24 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
             losses = torch.stack([self.task_loss(batch, batch_idx, self.draws([u], step, 0)) for u in grid])
         temperature = self.temperature(self.step_options.mixing_temperature) if priced else 1.0
         self.price_range.observe(self.costs.expected(grid, temperature), losses)
-        points = self.price_range.points(grid)
-        if points is not None:
-            # The slopes are prices: what stands before E[cost] in the loss.
-            weight = self.structure_loss.complexity_weight
-            found = [(slope / weight, u) for slope, u in points]
-            self.structure.set_axis(found if priced else [(found[0][0], 0.0), (found[-1][0], 1.0)])
-
-    @property
-    def range_found(self) -> bool:
-        """Whether an automatic range is one that the search has found; until then it is the one to begin with."""
-        return self.price_range.range() is not None
+        # The slopes are prices: what stands before E[cost] in the loss.
+        weight = self.structure_loss.complexity_weight
+        found = [(slope / weight, u) for slope, u in self.price_range.points(grid) or []]
+        self.structure.set_axis(found if priced or not found else [(found[0][0], 0.0), (found[-1][0], 1.0)])
 
     @property
     def _observing(self) -> bool:
-        """In the second half of the exploration; at a price, where nothing is explored, in the last quarter."""
+        """In the second half of the exploration; at a price, where nothing is explored, in the last quarter.
+
+        There not before the positions have spread over the whole range.
+        """
         priced = self.structure.per_node
         if not (self.exploring or (self.structure.observed and priced)):
             return False
         done, last = self.structure_steps
-        end, length = 1.0 if priced else _EXPLORATION, last * _EXPLORATION / 2
-        begin, every = math.ceil(last * end - length), max(1, min(_OBSERVED_EVERY, int(length) // _OBSERVATIONS))
-        return done >= begin and (done - begin) % every == 0
+        length = last * _EXPLORATION / 2
+        begin = math.ceil(max(last - length, last * self.step_options.ramp) if priced else length)
+        return done >= begin and (done - begin) % max(1, min(_OBSERVED_EVERY, int(length) // _OBSERVATIONS)) == 0
 
     def task_loss(self, batch: Any, batch_idx: int, draws: _Draws) -> Tensor:
         """Mean of the evaluator's training loss over passes with the given mixing weights."""
@@ -298,8 +294,8 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
             return [reference.new_zeros(())] * n
         # The largest network never moves: the others are parts of what it trains. A single pass goes anywhere.
         large = torch.zeros(min(1, n // 2))
-        others = self.spread(axis.positions(stratified(n - len(large), generator)))
-        return list(torch.cat([axis.positions(large).to(reference), others]).unbind())
+        others = self.spread(axis.drawn(stratified(n - len(large), generator)))
+        return list(torch.cat([axis.drawn(large).to(reference), others]).unbind())
 
     def _pass(self, batch: Any, batch_idx: int) -> Tensor:
         result = self.training_module.training_step(batch, batch_idx)

@@ -251,7 +251,7 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
         self.cost_bounds = (bounds[0], bounds[1] if bounds[1] > bounds[0] else bounds[0] + 1.0)
         if first:  # later the prices are those of the search
             self.structure.set_costs(self.cost)
-            self.size_control.solve(1.0)
+            self.size_control.solve(TEMPERATURE_SCHEDULES[self.step.temperature_schedule](self.loss.temperature, 0.0))
         return self._costs
 
     def check_order(self, supernet: nn.Module, input_shape: Sequence[int]) -> None:

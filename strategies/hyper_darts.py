@@ -16,16 +16,17 @@ from .structure_loss import TARGET_WEIGHT, Complexity, Scale, StructureLoss
 
 # What an automatic range is before the search has found one.
 _FIRST_RANGE = (1e-3, 1.0)
-_MONOTONICITY = 20.0
+_LEAST_KNOTS = 5
 
 
 class HyperDARTS(DifferentiableStrategy):
     """One search for a family of architectures: alpha = alpha(u), u the position of lambda in its range.
 
     The weight step minimizes E_u[L_train(alpha(u))]. The structure step, with hypernet "price", minimizes
-    E_u[L_val(alpha(u))] over scores b such that E[cost](u) = c(u) for every u: alpha(u) = b - p(u) costs, and the price
-    p(u) is what c(u) asks for (`PriceHypernet`). c falls linearly from target_range[0] at the smallest lambda to
-    target_range[1] at the largest. Otherwise it minimizes E_u[L_val(alpha(u)) + complexity_weight * C(u)].
+    E_u[L_val(alpha(u))] over scores b such that E[cost](u) = c(u) at the knots of u: alpha(u) = b - p(u) costs, and the
+    price p(u) is what c(u) asks for (`PriceHypernet`, `SizeControl`). c falls linearly from target_range[0] at the
+    smallest lambda to target_range[1] at the largest. Otherwise it minimizes
+    E_u[L_val(alpha(u)) + complexity_weight * C(u)].
 
     What lambda means: with complexity "target" u is the normalized log of lambda, C(u) = (E[cost](u) - c(u))^2; with
     "penalty" lambda is the loss that a unit of cost must save, C(u) = lambda * E[cost](u) (Yakovlev et al., DARTS-CC):
@@ -61,7 +62,8 @@ class HyperDARTS(DifferentiableStrategy):
         target_range: Normalized expected cost at the lowest and at the highest lambda, on that scale.
         temperature: At the end of the search, of the sharpened law that the complexity terms see beside the law itself;
             it falls from 1.
-        monotonicity: Factor of the term that punishes sizes growing with lambda (20 by default); none at a price.
+        monotonicity: Factor of the term that punishes sizes growing with lambda; left out for "price" where the cost is
+            a sum over the choices, since they cannot grow there.
         zero_one: Factor of the zero-one loss of relaxation "sigmoid".
         l1: Factor of the L1 norm of the logits.
         cost: What complexity counts: parameters, multiply-accumulates, or the latency of a table.
@@ -101,7 +103,7 @@ class HyperDARTS(DifferentiableStrategy):
         target_scale: Scale = "log",
         target_range: tuple[float, float] = (0.98, 0.02),
         temperature: float = 0.1,
-        monotonicity: float | None = None,
+        monotonicity: float = 20.0,
         zero_one: float | None = None,
         l1: float = 0.0,
         cost: CostKind = "params",
@@ -123,7 +125,10 @@ class HyperDARTS(DifferentiableStrategy):
         if n_knots is None:
             n_knots = 9 if priced else 5
         _check(hypernet, axis, complexity, n_knots, target_scale, target_range, validation_points)
-        _check_price(priced, complexity, complexity_weight, monotonicity, ramp)
+        if priced:
+            _check_price(complexity, complexity_weight, n_knots, target_range)
+        elif ramp is not None:
+            raise ConfigError(f"ramp belongs to hypernet 'price', got {ramp} for another one; leave it out.")
         raw = relaxation in ("sigmoid", "identity")
         if hypernet == "price" and raw:
             raise ConfigError(
@@ -136,14 +141,13 @@ class HyperDARTS(DifferentiableStrategy):
                 "lambda_range 'auto' looks for the lambda that matters to complexity 'penalty' on the log axis, got "
                 f"complexity {complexity!r} on the {axis} axis; give a range such as (0.001, 1.0)."
             )
-        if automatic and complexity_weight is not None and not complexity_weight > 0:
+        observed = automatic or (priced and complexity == "penalty")
+        if observed and complexity_weight is not None and not complexity_weight > 0:
             raise ConfigError(
-                f"lambda_range 'auto' needs a positive complexity_weight, got {complexity_weight}; leave it out."
+                f"what lambda costs is its multiple of complexity_weight, got {complexity_weight}; set it above 0."
             )
         if complexity_weight is None:
             complexity_weight = TARGET_WEIGHT if complexity == "target" else 1.0
-        if monotonicity is None:
-            monotonicity = 0.0 if priced else _MONOTONICITY
         if zero_one is None:
             zero_one = 1.0 if relaxation == "sigmoid" else 0.0
         super().__init__(
@@ -153,7 +157,7 @@ class HyperDARTS(DifferentiableStrategy):
                 "hypernet": hypernet,
                 "n_knots": n_knots,
                 "axis": _axis(axis, _FIRST_RANGE if lambda_range == "auto" else lambda_range),
-                "observed": automatic or (priced and complexity == "penalty"),
+                "observed": observed,
                 "automatic_range": automatic,
             },
             loss=StructureLoss(
@@ -197,25 +201,26 @@ def _axis(kind: str, lambda_range: tuple[float, float]) -> Axis:
 
 
 def _check_price(
-    priced: bool, complexity: str, complexity_weight: float | None, monotonicity: float | None, ramp: float | None
+    complexity: str, complexity_weight: float | None, n_knots: int, target_range: tuple[float, float]
 ) -> None:
-    """Options that would have no effect are refused."""
-    if not priced:
-        if ramp is not None:
-            raise ConfigError(f"ramp belongs to hypernet 'price', got {ramp} for another one; leave it out.")
-        return
     if complexity == "none":
         raise ConfigError(
             "hypernet 'price' has a size for every lambda, got complexity 'none'; "
             "set complexity='target', or hypernet='piecewise_linear'."
         )
-    if monotonicity is not None:
-        raise ConfigError(
-            f"sizes cannot grow at a price, got monotonicity {monotonicity} with hypernet 'price'; leave it out."
-        )
     if complexity == "target" and complexity_weight is not None:
         raise ConfigError(
-            f"hypernet 'price' meets its targets exactly, got complexity_weight {complexity_weight}; leave it out."
+            f"hypernet 'price' solves for its targets, got complexity_weight {complexity_weight}; leave it out."
+        )
+    if n_knots < _LEAST_KNOTS:
+        raise ConfigError(
+            f"n_knots must be at least {_LEAST_KNOTS} for hypernet 'price', got {n_knots}; "
+            "between knots prices, and so sizes, would be far from what they should be."
+        )
+    if target_range[0] == 1 or target_range[1] == 0:
+        raise ConfigError(
+            f"target_range must lie inside (0, 1) for hypernet 'price', got {target_range}; "
+            "no price reaches the ends, (0.98, 0.02) is near enough to derive the dearest and the cheapest network."
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -37,11 +38,19 @@ class SizeControl:
         logits = self.costs.structure.logits
         return logits if isinstance(logits, PriceHypernet) else None
 
-    def solve(self, temperature: float) -> None:
-        """Set the prices at which sizes are on their targets, at this temperature of the sharpened law."""
-        if (prices := self._prices) is not None:
-            knots = torch.linspace(0, 1, len(prices.knots)).to(prices.reference)
-            prices.solve(self._size(temperature), self.loss.target(knots))
+    def solve(self, temperature: float) -> dict[str, Tensor]:
+        """Set the prices at which sizes are on their targets, at this temperature of the sharpened law.
+
+        Returns:
+            "size_miss", `()`: the largest difference to a target, to be logged; nothing where there are no prices.
+        """
+        if (prices := self._prices) is None:
+            return {}
+        knots = torch.linspace(0, 1, len(prices.knots)).to(prices.reference)
+        size, targets = self._size(temperature), self.loss.target(knots)
+        prices.solve(size, targets)
+        with torch.no_grad():
+            return {"size_miss": (size(prices(knots)) - targets).abs().max()}
 
     def reduced(
         self, parameters: list[nn.Parameter], gradients: list[Tensor], temperature: float
@@ -60,15 +69,16 @@ class SizeControl:
 
     def spread(self, u: Tensor, progress: float) -> Tensor:
         """Positions of lambda as they stand at this share of the structure steps, any shape; all of them at the end."""
-        if (prices := self._prices) is None or progress >= self.ramp:
+        if self._prices is None or progress >= self.ramp:
             return u
-        centre = self._centre(prices)
-        return centre + (u - centre) * progress / self.ramp
+        return self._centre + (u - self._centre) * progress / self.ramp
 
-    def _centre(self, prices: PriceHypernet) -> float:
+    @cached_property
+    def _centre(self) -> float:
         """The position whose target is the size at equal probabilities."""
+        assert self._prices is not None
         with torch.no_grad():
-            equal = torch.zeros_like(prices.scores)
+            equal = torch.zeros_like(self._prices.scores)
             size = float(self.loss.size(self.costs, equal, 1.0))
         first, last = self.loss.target_range
         return min(1.0, max(0.0, (size - first) / (last - first)))

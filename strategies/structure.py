@@ -89,18 +89,24 @@ class Structure(nn.Module):
 
     @property
     def axis(self) -> Axis | None:
-        """Range of lambda; of an automatic one, where it stands now."""
+        """Range of lambda; where the search finds it out, as it stands now."""
         points = list(dict(self.table.tolist()).items()) if self.observed else []
-        if len(points) < 2:
+        if len(points) < 2:  # nothing was found
             return self._axis
         assert isinstance(self._axis, LambdaAxis)
         ends = LambdaAxis(points[0][0], points[-1][0]) if self.range_is_automatic else self._axis
         return ends.bent(points) if len(points) > 2 else ends
 
-    def set_axis(self, points: Sequence[tuple[float, float]]) -> None:
-        """Say what lambda means: at most `GRID_POINTS + 1` of (lambda, position), both growing."""
+    def set_axis(self, points: Sequence[tuple[float, float]] | None) -> None:
+        """Say what lambda means: at most `GRID_POINTS + 1` of (lambda, position), both growing; None forgets it."""
+        points = points or [(0.0, 0.0)]
         rows = [*points, *[points[-1]] * (len(self.table) - len(points))]
         self.table.copy_(self.table.new_tensor(rows))
+
+    @property
+    def lambda_found(self) -> bool:
+        """Whether the search has found out what lambda means."""
+        return self.observed and bool(self.table[0, 0] > 0)
 
     def _in_groups(self) -> list[tuple[int, int]]:
         return [self.shapes[i] for _, members in self._groups for i in members]
@@ -116,11 +122,10 @@ class Structure(nn.Module):
         Raises:
             ConfigError: If lambda lies outside the range, unless asked to extrapolate.
         """
-        if self.axis is None:
+        axis = self.axis
+        if axis is None:
             return self.reference.new_zeros(())
-        return self.reference.new_tensor(
-            self.axis.domain[0] if lam is None else self.axis.to_u(lam, extrapolate=extrapolate)
-        )
+        return self.reference.new_tensor(axis.domain[0] if lam is None else axis.to_u(lam, extrapolate=extrapolate))
 
     def _blocks(self, flat: Tensor) -> list[tuple[Tensor, list[int]]]:
         """Outputs of the hypernetwork, `(*batch, n)`, as one `(*batch, rows, width)` per group of units."""

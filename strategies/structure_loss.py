@@ -78,10 +78,13 @@ class StructureLoss:
             exploring: Whether the range of lambda is still looked for: until it is known, sizes follow the target.
         """
         structure, terms = costs.structure, {}
-        if self.complexity != "none" and not structure.per_node:
-            term = self._exploration if exploring else self._complexity
-            terms["complexity"] = torch.stack([term(costs, u, temperature) for u in positions]).mean()
-            if self.monotonicity and structure.axis is not None:
+        if self.complexity != "none":
+            if not structure.per_node:
+                term = self._exploration if exploring else self._complexity
+                terms["complexity"] = torch.stack([term(costs, u, temperature) for u in positions]).mean()
+            # At a price sizes cannot grow where they are sums.
+            guaranteed = structure.per_node and costs.cost.is_sum
+            if self.monotonicity and structure.axis is not None and not guaranteed:
                 grid = structure.axis.positions(torch.linspace(0, 1, _MONOTONICITY_POINTS)).to(structure.reference)
                 terms["monotonicity"] = costs.expected(grid, temperature).diff().clamp_min(0).sum()
         if self.l1:

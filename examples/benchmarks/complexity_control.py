@@ -72,7 +72,7 @@ SEARCH_LEARNING_RATE = 0.15
 
 @dataclass(frozen=True)
 class Setting:
-    """How large a preset is. The grids are nested: 22 = 3 * 7 + 1 positions hold 8 and 4 evenly spaced ones."""
+    """How large a preset is. The grids are nested: 22 = 3 * 7 + 1 positions hold 8 evenly spaced ones."""
 
     width: int
     n_nodes: int

@@ -60,13 +60,17 @@ class Axis(ABC):
     def fractions(self, u: Tensor) -> Tensor:
         """Fractions of the range at positions u; any shape."""
 
+    def drawn(self, draws: Tensor) -> Tensor:
+        """Positions for draws in [0, 1], over all that is trained; any shape."""
+        return self.positions(draws)
+
     def positions_per_object(self, n: int, generator: torch.Generator) -> Tensor:
         """Positions for the objects of a mini-batch (`per_object`); `(n,)`."""
-        return self.positions(per_object(n, generator))
+        return self.drawn(per_object(n, generator))
 
     def positions_per_step(self, n: int, generator: torch.Generator) -> Tensor:
         """Positions for `n` passes of one step (`per_step`); `(n,)`."""
-        return self.positions(per_step(n, generator))
+        return self.drawn(per_step(n, generator))
 
 
 @dataclass(frozen=True)
@@ -126,20 +130,19 @@ class LambdaAxis(Axis):
         along = (u - us[i - 1]) / (us[i] - us[i - 1]).clamp_min(_TOLERANCE)
         return (logs[i - 1] + along * (logs[i] - logs[i - 1])).exp().clamp(self.low, self.high)
 
-    def grid(self, n: int) -> list[float]:
-        """`n` values from low to high, both ends included, spaced evenly in log lambda."""
-        if n == 1:
-            return [float(self.low)]
-        factor = self.high / self.low
-        return [float(self.low), *(self.low * factor ** (i / (n - 1)) for i in range(1, n - 1)), float(self.high)]
-
     def positions(self, fractions: Tensor) -> Tensor:
-        """Positions at fractions in [0, 1] of the range; any shape."""
-        return fractions
+        """Positions at fractions in [0, 1] of those of the range; any shape."""
+        first, last = self.domain
+        return first + (last - first) * fractions
 
     def fractions(self, u: Tensor) -> Tensor:
-        """Fractions of the range at positions u; any shape."""
-        return u
+        """Fractions of the positions of the range at positions u; any shape."""
+        first, last = self.domain
+        return (u - first) / max(last - first, _TOLERANCE)
+
+    def drawn(self, draws: Tensor) -> Tensor:
+        """Positions for draws in [0, 1]: all of them are trained, whatever part of them the range of lambda has."""
+        return draws
 
     def bent(self, points: Sequence[tuple[float, float]]) -> LambdaAxis:
         """The same range of lambda, its positions those of a table of (lambda, u), both growing.

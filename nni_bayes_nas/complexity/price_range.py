@@ -1,8 +1,9 @@
-"""The range of lambda that matters to a penalty: from the slopes of validation loss against cost."""
+"""What lambda means to a penalty: from the slopes of validation loss against cost."""
 
 from __future__ import annotations
 
 import itertools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,22 +14,34 @@ _LEAST_STEP = 0.01
 GRID_POINTS = 9
 
 
-def hull_corners(costs: Tensor, losses: Tensor) -> list[int]:
-    """The corners of the lower convex hull of the points (E, L), from the dearest to the cheapest, as indices.
+class HullStep(NamedTuple):
+    """From one corner of a hull to the next: the slope -dL/dE, and the indices of the dearer and the cheaper corner."""
+
+    slope: float
+    dear: int
+    cheap: int
+
+
+def hull_steps(costs: Tensor, losses: Tensor) -> list[HullStep]:
+    """The lower convex hull of the points (E, L), from the dearest to the cheapest; its slopes grow.
 
     What minimizes L + lambda E over the points is a corner of the hull: the dearest one while lambda is smaller than
-    the slope -dL/dE to the next, the cheapest once it is larger than the last slope.
+    the first slope, the cheapest once it is larger than the last.
 
     Args:
         costs: E, `(n,)`, n >= 2, not all equal.
         losses: L, `(n,)`.
     """
     points = list(zip(costs.tolist(), losses.tolist(), strict=True))
+
+    def slope(dear: int, cheap: int) -> float:
+        return (points[cheap][1] - points[dear][1]) / (points[dear][0] - points[cheap][0])
+
     hull: list[int] = []
     for i in sorted(range(len(points)), key=lambda i: (-points[i][0], points[i][1])):
         if hull and points[hull[-1]][0] == points[i][0]:
             continue
-        while len(hull) > 1 and _slope(points[hull[-2]], points[hull[-1]]) >= _slope(points[hull[-1]], points[i]):
+        while len(hull) > 1 and slope(hull[-2], hull[-1]) >= slope(hull[-1], i):
             hull.pop()
         hull.append(i)
     # Corners at nearly equal costs would turn the noise of the loss into slopes; both ends stay.
@@ -36,22 +49,11 @@ def hull_corners(costs: Tensor, losses: Tensor) -> list[int]:
     for i in hull[1:-1]:
         if min(points[apart[-1]][0] - points[i][0], points[i][0] - points[hull[-1]][0]) >= _LEAST_STEP:
             apart.append(i)
-    return [*apart, *hull[1:][-1:]]
-
-
-def hull_slopes(costs: Tensor, losses: Tensor) -> Tensor:
-    """-dL/dE between the corners of the lower convex hull, from the dearest to the cheapest; `(m,)`, growing."""
-    points = list(zip(costs.tolist(), losses.tolist(), strict=True))
-    corners = hull_corners(costs, losses)
-    return costs.new_tensor([_slope(points[a], points[b]) for a, b in itertools.pairwise(corners)])
-
-
-def _slope(dear: tuple[float, float], cheap: tuple[float, float]) -> float:
-    return (cheap[1] - dear[1]) / (dear[0] - cheap[0])
+    return [HullStep(slope(a, b), a, b) for a, b in itertools.pairwise([*apart, *hull[1:][-1:]])]
 
 
 class PriceRange(nn.Module):
-    """Means of validation loss and normalized cost on a grid of positions of lambda, and the range they give.
+    """Means of validation loss and normalized cost on a grid of positions, and the lambda that they give.
 
     Its state is in buffers, so that a resumed search goes on with it.
     """
@@ -84,18 +86,11 @@ class PriceRange(nn.Module):
         """
         if int(self.n) == 0 or float(self.costs.max() - self.costs.min()) < 1e-9:
             return None
-        costs, losses, at = self.costs / self.n, self.losses / self.n, positions.tolist()
-        slopes = hull_slopes(costs, losses).tolist()
-        corners = hull_corners(costs, losses)
-        steps = [(s, a, b) for s, (a, b) in zip(slopes, itertools.pairwise(corners), strict=True) if s > 0]
+        at = positions.tolist()
+        steps = [step for step in hull_steps(self.costs / self.n, self.losses / self.n) if step.slope > 0]
         if not steps:
             return None
-        last = steps[-1][0]
-        first = max(steps[0][0], last * 10**-_DECADES)
-        between = {max(slope, first): (at[a] + at[b]) / 2 for slope, a, b in steps}
-        return [(first / _WIDENING, at[steps[0][1]]), *between.items(), (last * _WIDENING, at[steps[-1][2]])]
-
-    def range(self) -> tuple[float, float] | None:
-        """The lowest and the highest lambda that matter, or None, as for `points`."""
-        points = self.points(torch.linspace(0, 1, GRID_POINTS))
-        return None if points is None else (points[0][0], points[-1][0])
+        last = steps[-1].slope
+        first = max(steps[0].slope, last * 10**-_DECADES)
+        between = {max(slope, first): (at[dear] + at[cheap]) / 2 for slope, dear, cheap in steps}
+        return [(first / _WIDENING, at[steps[0].dear]), *between.items(), (last * _WIDENING, at[steps[-1].cheap])]

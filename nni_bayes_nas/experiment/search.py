@@ -102,7 +102,7 @@ def run_search(
             score: terms.get(score),
             "terms": terms,
             "lambda_range": None if axis is None else [axis.low, axis.high],
-            **({"lambda_range_found": module.range_found} if strategy.structure.range_is_automatic else {}),
+            **({"lambda_found": strategy.structure.lambda_found} if strategy.structure.observed else {}),
             "cost": strategy.cost_kind,
             "cost_kind": strategy.cost.kind,
             "device": device,

@@ -50,20 +50,20 @@ def explained(run: RunFolder) -> list[str]:
 
 
 def found_ranges(run: RunFolder) -> str:
-    """The ranges of λ that the searches have found by themselves, as sentences; empty if they were given."""
-    if run.setting("strategy", "args", "lambda_range") != "auto":
-        return ""
+    """The ranges of λ that the searches have found by themselves, or could not find, as sentences; else empty."""
+    automatic = run.setting("strategy", "args", "lambda_range") == "auto"
     several = len(run.searches) > 1
-    sentences = {
-        True: "Range of λ found by the search itself (lambda_range: auto)",
-        False: "Range of λ not found (too few steps, or larger networks were no better), the one to begin with is kept",
-    }
+    sentences = {True: "Range of λ found by the search itself (lambda_range: auto)"} if automatic else {}
+    sentences[False] = (
+        "What λ costs was not found (too few steps, or larger networks were no better): it divides the range of sizes "
+        "evenly, over the range"
+    )
     ranges: dict[bool, list[str]] = {True: [], False: []}
     for search in run.searches:
         if (text := lambda_range(search)) != DASH:
-            found = bool(search.get("lambda_range_found", True))
+            found = bool(search.get("lambda_found", True))
             ranges[found].append(f"{text} ({search.get('id', '?')})" if several else text)
-    return " ".join(f"{sentences[found]}: {'; '.join(known)}." for found, known in ranges.items() if known)
+    return " ".join(f"{said}: {'; '.join(ranges[found])}." for found, said in sentences.items() if ranges[found])
 
 
 def scale_note(run: RunFolder) -> str:

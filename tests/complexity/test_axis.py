@@ -106,12 +106,17 @@ TABLE = [(1e-2, 0.1), (0.1, 0.4), (0.2, 0.9), (3.0, 1.0)]
 @given(u=st.floats(0, 1))
 def test_a_bent_axis_goes_through_its_table(u: float) -> None:
     axis = LambdaAxis(1e-2, 3.0).bent(TABLE)
+    assert axis.positions(torch.tensor([0.0, 0.5, 1.0])).tolist() == pytest.approx([0.1, 0.55, 1.0])
+    assert axis.fractions(torch.tensor([0.1, 0.55, 1.0])).tolist() == pytest.approx([0.0, 0.5, 1.0])
+    # What is trained is more than what has a lambda.
+    drawn = axis.positions_per_object(64, torch.Generator().manual_seed(0))
+    assert (float(drawn.min()), float(drawn.max())) == (0.0, 1.0)
     assert [axis.to_u(lam) for lam, _ in TABLE] == pytest.approx([at for _, at in TABLE])
     assert axis.to_u((0.1 * 0.2) ** 0.5) == pytest.approx((0.4 + 0.9) / 2)
     # Positions below the first one have no lambda: they get the nearest.
     lam = float(axis.to_lambda(torch.tensor(u, dtype=torch.float64)))
     assert axis.to_u(lam) == pytest.approx(max(0.1, u), abs=1e-9)
-    assert axis.domain == (0.1, 1.0) and axis.grid(3) == pytest.approx([1e-2, 0.03**0.5, 3.0])
+    assert axis.domain == (0.1, 1.0) and axis.grid(3) == pytest.approx([1e-2, 0.1 * 2**0.3, 3.0])
 
 
 def test_a_bent_axis_stays_where_its_table_ends() -> None:

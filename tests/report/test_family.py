@@ -83,9 +83,14 @@ def test_price_is_lambda_times_the_weight_of_the_term(known):
 
 def test_ranges_that_were_not_found_are_told_apart(known, edit_summary):
     change_config(known, strategy={"args": {"complexity": "penalty", "lambda_range": "auto"}})
-    edit_summary(known, lambda summary: summary["searches"][1].update(lambda_range_found=False))
+    edit_summary(known, lambda summary: summary["searches"][1].update(lambda_found=False))
     text = family.found_ranges(read_run(known))
-    assert "auto): 0.00123 to 4.56 (s0). Range of λ not found" in text and text.endswith("kept: 0.01 to 2 (s1).")
+    assert "auto): 0.00123 to 4.56 (s0). What λ costs was not found" in text
+    assert text.endswith("over the range: 0.01 to 2 (s1).")
+    # Under a given range there is nothing to say but that.
+    change_config(known, strategy={"args": {"complexity": "penalty", "lambda_range": [0.01, 2.0]}})
+    text = family.found_ranges(read_run(known))
+    assert text.startswith("What λ costs was not found") and text.endswith("over the range: 0.01 to 2 (s1).")
 
 
 def test_ranges_are_named_where_the_search_has_found_them(known):

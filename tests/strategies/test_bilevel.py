@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from nni_bayes_nas.complexity.price_range import hull_slopes
+from nni_bayes_nas.complexity.price_range import hull_steps
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.experiment.build import build_space, build_strategy
 from nni_bayes_nas.experiment.data import load_data
@@ -165,7 +165,7 @@ def test_an_automatic_range_holds_the_prices_over_the_weight_of_the_term(
     assert found == (list(range(98, 165, 4)) if hypernet == "linear" else list(range(232, 300, 4)))
     with torch.no_grad():
         costs = search.costs.expected(torch.linspace(0, 1, 9)).double()
-    slopes = hull_slopes(costs, (1 - costs) ** 2)
+    slopes = [step.slope for step in hull_steps(costs, (1 - costs) ** 2)]
     axis = search.structure.axis
     assert axis is not None
     assert 4 * axis.low == pytest.approx(float(slopes[0]) / 2, rel=1e-4)

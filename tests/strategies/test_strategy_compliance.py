@@ -60,15 +60,22 @@ class TestHyperDARTSOrder2ByFiniteDifference(StrategyCompliance):
 
 
 class TestHyperDARTSWithAnAutomaticRange(StrategyCompliance):
-    """Where the range stands is part of a checkpoint, as are prices."""
+    """What lambda means is part of a checkpoint, as are prices."""
 
     name = "hyper_darts"
     args: ClassVar[dict[str, Any]] = {"complexity": "penalty", "lambda_range": "auto"}
-    # The search that resumes has made its first observation.
-    epochs = 4
+    # The search that resumes has made its first observation, in the last quarter of the steps.
+    epochs = 12
 
     def test_the_search_moves_the_range(self, undisturbed: tuple[Path, dict[str, Any]]) -> None:
         assert undisturbed[1]["search"]["lambda_range"] != pytest.approx([1e-3, 1.0])
+
+
+class TestHyperDARTSThatExploresARange(TestHyperDARTSWithAnAutomaticRange):
+    """At no price the range is found in the first half, and penalized with in the second."""
+
+    args: ClassVar[dict[str, Any]] = {"complexity": "penalty", "lambda_range": "auto", "hypernet": "linear"}
+    epochs = 4
 
 
 class TestHyperDARTSGumbel(StrategyCompliance):
