@@ -32,7 +32,7 @@ def hull_steps(costs: Tensor, losses: Tensor) -> list[HullStep]:
         costs: E, `(n,)`, n >= 2, not all equal.
         losses: L, `(n,)`.
     """
-    points = list(zip(costs.tolist(), losses.tolist(), strict=True))
+    points: list[tuple[float, float]] = list(zip(costs.tolist(), losses.tolist(), strict=True))
 
     def slope(dear: int, cheap: int) -> float:
         return (points[cheap][1] - points[dear][1]) / (points[dear][0] - points[cheap][0])

@@ -114,3 +114,12 @@ def test_what_lambda_means_survives_a_checkpoint() -> None:
         assert again.axis == structure.axis and again.axis is not None
         assert (again.axis.low, again.axis.high) == ends
         assert [again.axis.to_u(lam) for lam, _ in points] == pytest.approx([u for _, u in points])
+
+
+def test_growth_is_punished_where_a_cost_is_no_sum() -> None:
+    control = toy()
+    both = CostModel((*control.costs.cost.terms, CostTerm(((0, (1,)), (1, (1,))), 2.0)), 0.0, (2, 2, 2))
+    loss = StructureLoss("target", monotonicity=1.0)
+    for cost, named in ((control.costs.cost, set()), (both, {"monotonicity"})):
+        costs = NormalizedCost(control.costs.structure, cost, (0.0, 5.0))
+        assert set(loss.terms(costs, [torch.linspace(0, 1, 3)], 0.1)) == named
