@@ -17,11 +17,10 @@ Arms, per seed (every network is trained from scratch with the same recipe; two 
 The hypervolume is that of (parameters, test accuracy) in a box that is fixed by the space alone, see `Setting`;
 `chosen` is the same with the front chosen by validation accuracy. Test data are read once per training.
 
-Budget of the cpu preset (width 12, 20,000 images, batch 64), from processor seconds measured beforehand, one thread of
-a busy 2-core machine: an epoch of search over lambda takes 30 s in the warm-up and 41 s after it (separate: 27 s and
-37 s), reading 22 lambda off 40 s, a training 2.5 s + 3.5 s an epoch. A seed has 2 searches over lambda of 3 epochs
-(112 s each, 40 s and 15 s to read off), 8 separate ones (101 s each) and about 78 trainings of 2 epochs (9.5 s each):
-1828 s. 5 seeds on two cores: 5 x 1828 / 2 = 76 minutes.
+Budget of the cpu preset (width 12, 20,000 images, batch 64), from processor seconds of one thread of two cores: a
+search over lambda of 3 epochs takes 73 s (and 23 s to read 22 lambda off, 9 s for 8), a separate one 60 s, a training
+of 2 epochs 12 s. A seed has 2 searches over lambda, 8 separate ones and about 80 trainings: 1620 s. 5 seeds on two
+cores: 5 x 1620 / 2 = 68 minutes.
 
 Searches of all arms run beside one other job, in one queue: their seconds are compared at equal load. The accuracies
 that a search measures at every lambda afterwards (`reading_seconds`) are not part of its seconds, in no arm.

@@ -85,6 +85,8 @@ class Benchmark:
             "search": {
                 "epochs": setting.search_epochs,
                 "warmup_epochs": 1,
+                # As in complexity_control.py.
+                "learning_rate": 0.15,
                 "lambdas": setting.lambdas,
                 "random": 0,
             },
