@@ -128,3 +128,27 @@ def epoch_axis(axes: Axes) -> None:
     """Label the horizontal axis as epochs and keep its ticks whole."""
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+
+
+def place_labels(axes: Axes) -> None:
+    """Move every annotation of `axes` to a side of its point where it covers no earlier one, if there is such a side.
+
+    Call it last: where labels lie in the figure depends on everything else in it.
+    """
+    figure: Any = axes.figure
+    figure.draw_without_rendering()
+    taken: list[Any] = []
+    for label in axes.texts:
+        sides: tuple[tuple[float, float, Any], ...] = (
+            *((6, -11, "left"), (6, 5, "left")),
+            *((-6, 5, "right"), (-6, -11, "right"), (0, -19, "center"), (0, 13, "center")),
+        )
+        boxes = []
+        for x, y, align in sides:
+            label.set(position=(x, y), horizontalalignment=align)
+            boxes.append(label.get_window_extent())
+        free = [i for i, box in enumerate(boxes) if not any(box.overlaps(other) for other in taken)]
+        side = free[0] if free else 0
+        x, y, align = sides[side]
+        label.set(position=(x, y), horizontalalignment=align)
+        taken.append(boxes[side])

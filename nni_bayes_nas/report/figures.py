@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from nni_bayes_nas.report.canvas import INK, MUTED, SERIES, epoch_axis, log_axis, render, short_count
+from nni_bayes_nas.report.canvas import INK, MUTED, SERIES, epoch_axis, log_axis, place_labels, render, short_count
 from nni_bayes_nas.report.read import Row, RunFolder, Score
 from nni_bayes_nas.report.tables import distinct, lam, plural, retrained, seeds_text
 
@@ -67,6 +67,7 @@ def accuracy_plot(run: RunFolder) -> Plot | None:
         axes.margins(x=0.1, y=0.1)
         log_axis(axes, "x", [float(r["params"]) for r in shown], short_count)
         figure.legend(loc="outside upper left", ncols=3, columnspacing=1.2)
+        place_labels(axes)
 
     total = len(run.architectures)
     missing = f" {total - len(shown)} of {total} not retrained (yet)." if total > len(shown) else ""
@@ -102,7 +103,7 @@ def _family(axes: Axes, family: list[Row], score: Score, color: str, name: str, 
         axes.annotate(
             text,
             (group[0]["params"], score.factor * value),
-            xytext=(6, -11),
+            xytext=(0, 0),  # place_labels decides
             textcoords="offset points",
             fontsize=8.5,
             color=INK,
