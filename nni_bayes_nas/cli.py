@@ -1,6 +1,7 @@
 """The command line ``nni-bayes-nas``.
 
-Exit codes: 0 done; 2 the user's mistake (at most three lines, nothing written); 130 interrupted; 1 anything else.
+Exit codes: 0 done; 2 the user's mistake (at most three lines, nothing written); 128 + n stopped by signal
+n (130: Ctrl-C); 1 anything else.
 Only what a command needs is imported, and only when it runs: torch alone takes seconds.
 """
 
@@ -15,7 +16,7 @@ from typing import NoReturn
 from nni_bayes_nas import __version__
 from nni_bayes_nas.coercion import closest
 from nni_bayes_nas.config import Config, load_config
-from nni_bayes_nas.errors import ConfigError, NniBayesNasError
+from nni_bayes_nas.errors import ConfigError, NniBayesNasError, StoppedError
 from nni_bayes_nas.registry import DATA_SETS, PLANS, SEARCH_SPACES, STRATEGIES, Registry, check_names
 
 PROGRAM = "nni-bayes-nas"
@@ -36,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         _print_error(error, lines=3)
         return 2
+    except StoppedError as error:
+        _print_error(error, lines=2)
+        return error.exit_code
     except NniBayesNasError as error:
         _print_error(error, lines=1)
         return 1

@@ -1,5 +1,7 @@
 """Exceptions of the package: each says the rule, the value and the remedy, in at most three lines."""
 
+import signal
+
 
 class NniBayesNasError(Exception):
     """Base of every exception that the package raises on purpose."""
@@ -19,6 +21,19 @@ class DataError(ConfigError):
 
 class NumericsError(NniBayesNasError, ArithmeticError):
     """A NaN or an infinity; the message names the term and the step."""
+
+
+class StoppedError(NniBayesNasError):
+    """A signal stopped the work; the command line ends with exit code 128 + its number.
+
+    Args:
+        number: The signal.
+        remedy: How to go on.
+    """
+
+    def __init__(self, number: int, remedy: str) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}\n{remedy}")
+        self.exit_code = 128 + number
 
 
 class RunError(NniBayesNasError, RuntimeError):

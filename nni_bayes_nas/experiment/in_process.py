@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from nni_bayes_nas.config import Config
-from nni_bayes_nas.errors import ConfigError
-from nni_bayes_nas.experiment import environment
+from nni_bayes_nas.errors import ConfigError, StoppedError
+from nni_bayes_nas.experiment import environment, processes
 from nni_bayes_nas.experiment.build import validate
 from nni_bayes_nas.experiment.check import check_same, require_cuda
 from nni_bayes_nas.experiment.plan import Ledger
@@ -35,6 +35,7 @@ def search_in_process(config: Config, output: Path, resume: bool, command: str) 
 
     Raises:
         ConfigError: The user's mistake; nothing was written.
+        StoppedError: SIGINT or SIGTERM stopped the search; the summary says `failed` and names it.
         Exception: Whatever a search raises; the summary says `failed` and names it.
     """
     if resume:
@@ -66,7 +67,11 @@ def search_in_process(config: Config, output: Path, resume: bool, command: str) 
             record.collect_metrics(ledger.order())
         _write(record, config, ledger, "done")
     except BaseException as error:
-        # A Ctrl-C included; what ran is left as running, from where --resume goes on.
+        # A signal included; what ran is left as running, from where --resume goes on.
+        number = None if isinstance(error, Exception) else processes.stopping_signal(error)
+        if number is not None:
+            _write(record, config, ledger, "failed", f"stopped by {number.name}")
+            raise StoppedError(number, "go on from the last epoch: the same command with --resume") from error
         _write(record, config, ledger, "failed", ": ".join(filter(None, (type(error).__name__, str(error)))))
         raise
 

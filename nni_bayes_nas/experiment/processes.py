@@ -61,6 +61,18 @@ def kill_orphans(output: Path) -> list[str]:
     return [path.parent.name for path in sorted(output.glob("trials/*/pid")) if kill(read_json(path))]
 
 
+def stopping_signal(error: BaseException | None) -> signal.Signals | None:
+    """The signal behind an exception: Lightning turns SIGINT and SIGTERM into a SystemExit; None for any other."""
+    while error is not None:
+        # Lightning's exception, which is not imported here: this module is used before torch may be.
+        if type(error).__name__ == "SIGTERMException":
+            return signal.SIGTERM
+        if isinstance(error, KeyboardInterrupt):
+            return signal.SIGINT
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def die_with_parent() -> None:
     """Has Linux kill this process when the one that started it dies; elsewhere ``kill_orphans`` is all there is."""
     if sys.platform != "linux":

@@ -42,11 +42,14 @@ def main() -> int:
     (directory / "error.json").unlink(missing_ok=True)
     try:
         result = run(parameters, directory)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        # Lightning turns a SIGTERM into an exit with code 0, which NNI would take for success.
+        number = processes.stopping_signal(error) if isinstance(error, SystemExit) else None
         traceback.print_exc()
+        message = str(error) if number is None else f"stopped by {number.name}"
         text = traceback.format_exc()
-        write_json(directory / "error.json", {"type": type(error).__name__, "message": str(error), "traceback": text})
-        return 1
+        write_json(directory / "error.json", {"type": type(error).__name__, "message": message, "traceback": text})
+        return 1 if number is None else 128 + number
     nni_compat.import_nni().report_final_result(result)
     return 0
 

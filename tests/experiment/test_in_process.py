@@ -1,6 +1,9 @@
 """The command `search`: one search in this process leaves a run folder and a report."""
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +84,20 @@ def test_resume_of_a_run_is_refused(
     error = capsys.readouterr().err
     assert "NNI experiment abc" in error and "nni-bayes-nas run" in error and len(error.splitlines()) <= 3
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["state.json"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_search_and_is_named(tmp_path: Path, number: signal.Signals) -> None:
+    (tmp_path / "small.yaml").write_text(SMALL.replace("epochs: 2", "epochs: 500"))
+    program = "from nni_bayes_nas.cli import main; raise SystemExit(main(['search', 'small.yaml', '--output', 'out']))"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline().startswith("epoch 0")
+        process.send_signal(number)
+        _, error = process.communicate(timeout=100)
+    assert process.returncode == 128 + number
+    assert f"error: stopped by {number.name}" in error and "--resume" in error
+    summary = read_json(tmp_path / "out" / "summary.json")
+    assert (summary["status"], summary["cause"]) == ("failed", f"stopped by {number.name}")

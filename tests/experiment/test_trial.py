@@ -88,3 +88,20 @@ def test_started_by_hand() -> None:
     assert done.returncode == 2 and "started by NNI, not by hand" in done.stderr
     assert "nni-bayes-nas run" in done.stderr
     assert len(done.stderr.splitlines()) <= 3 and done.stdout == ""
+
+
+def test_a_trial_that_lightning_ends_on_a_signal_has_failed(
+    tmp_path: Path, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+    def function(*_: Any) -> dict[str, Any]:
+        raise SIGTERMException
+
+    values = parameters(tmp_path, kind(function))
+    monkeypatch.setattr(trial.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(trial.processes, "die_with_parent", lambda: None)
+    monkeypatch.setattr(trial.nni_compat, "trial_parameters", lambda: values)
+    assert trial.main() == 143
+    error = read_json(tmp_path / "trials" / "t" / "error.json")
+    assert error["message"] == "stopped by SIGTERM"
