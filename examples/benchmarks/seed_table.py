@@ -16,9 +16,8 @@ The published entries (M. Yakovlev's report, full MNIST, 100 epochs, one start) 
 that is smaller by far: see `Setting`; cpu is 10 epochs on 10,000 images (780 steps), 2,000 for validation, 3 seeds.
 What to compare is the pattern (does lambda matter, does quality fall with the epochs), not the level.
 
-Budget of the cpu preset, from processor seconds measured beforehand (one thread of a busy 2-core machine): an epoch of
-half the images takes about 30 s for a search over lambda and 18 s for a separate one; a seed has 2 and 8 of 10 epochs:
-2040 s. 3 seeds on two cores: 51 minutes.
+Budget of the cpu preset on a 2-core machine, one thread each: a search over lambda takes 115 to 140 s, a separate one
+90 to 110; 3 seeds of 2 and 8 of them on two cores: 30 to 35 minutes.
 """
 
 from __future__ import annotations
