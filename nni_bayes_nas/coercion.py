@@ -119,6 +119,13 @@ def _coerce_union(value: Any, members: tuple[Any, ...], path: str) -> Any:
 def _annotation_name(annotation: Any) -> str:
     if annotation is types.NoneType:
         return "null"
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        return " or ".join(repr(option) for option in arguments)
+    if origin in (list, tuple) and arguments and Ellipsis not in arguments:
+        return f"a list of {len(arguments)} values" if origin is tuple else "a list"
+    if origin in (tuple, Sequence, Collection):
+        return "a list"
     return annotation.__name__ if isinstance(annotation, type) and not typing.get_args(annotation) else str(annotation)
 
 

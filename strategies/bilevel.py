@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nni_bayes_nas.bayes import objective
 from nni_bayes_nas.complexity.axis import stratified
 from nni_bayes_nas.complexity.price_range import GRID_POINTS, PriceRange
-from nni_bayes_nas.errors import NumericsError, SpaceError
+from nni_bayes_nas.errors import NumericsError
 from nni_bayes_nas.layers.normalization import batch_statistics
 
 from .relaxations import TEMPERATURE_SCHEDULES
@@ -317,12 +317,6 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
                 inner.log = saved
 
     # -- epochs ----------------------------------------------------------------------------------------------------
-
-    def on_fit_start(self) -> None:
-        """Refuse a space without a choice."""
-        if not self.structure.units:
-            raise SpaceError("a search needs at least one choice, got a space without any; add a LayerChoice.")
-        super().on_fit_start()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:
         """Seed the epoch at its first batch, so that a resumed search draws what an undisturbed one draws.

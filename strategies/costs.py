@@ -83,7 +83,9 @@ class _Entries:
         self.missing: dict[str, None] = {}
 
     def __call__(self, candidate: Candidate) -> float:
-        value = self.table.find(candidate.place, candidate.name, shape_key(self.inputs.get(candidate.module)))
+        # A wildcard means operations, not what has choices of its own inside: these have their entries.
+        shape = shape_key(self.inputs.get(candidate.module))
+        value = self.table.find(candidate.place, candidate.name, shape, wildcards=candidate.needs_an_entry)
         if value is None and candidate.needs_an_entry:
             self.missing[f"{candidate.place}/{candidate.name}"] = None
         return value or 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -21,7 +22,8 @@ from nni_bayes_nas.errors import ConfigError, SpaceError
 
 from .bilevel import BilevelModule
 from .costs import CostKind, NetworkCounts, cost_models, extreme_architecture
-from .relaxations import RELAXATIONS, TEMPERATURE_SCHEDULES
+from .option_checks import check_options
+from .relaxations import TEMPERATURE_SCHEDULES
 from .second_order import check_double_backward
 from .size_control import SizeControl
 from .step_options import StepOptions
@@ -79,43 +81,16 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
             # tries before ours: MixedRepeat comes before them.
             mutation_hooks=[*(mutation_hooks or []), MixedRepeat.mutate],
         )
-        _check_choice("cost", cost, ("params", "macs", "latency"))
-        _check_choice("lambda_per", step.lambda_per, ("object", "step"))
-        _check_choice("order", step.order, (1, 2))
-        _check_choice("temperature_schedule", step.temperature_schedule, tuple(TEMPERATURE_SCHEDULES))
-        _check_choice("second_order", step.second_order, ("exact", "finite_difference"))
-        _check_choice("relaxation", structure.get("relaxation", "softmax"), RELAXATIONS)
-        _check_choice("mixing", structure.get("mixing", "probabilities"), ("probabilities", "marginals"))
-        if (cost == "latency") != (latency_table is not None):
+        check_options(structure, loss, step, cost=cost, latency_table=latency_table)
+        if not all(callable(hook) for hook in mutation_hooks or []):
             raise ConfigError(
-                f"cost 'latency' and latency_table belong together, got cost {cost!r} and table {latency_table!r}; "
-                "give both, or neither."
+                f"mutation_hooks must be functions, got {mutation_hooks!r}; only Python code can give them, a "
+                "configuration leaves them out."
             )
-        if structure.get("mixing") == "marginals" and structure.get("relaxation") in ("sigmoid", "identity"):
-            raise ConfigError(
-                f"mixing 'marginals' needs probabilities, got relaxation {structure['relaxation']!r}; "
-                "set mixing='probabilities', or another relaxation."
-            )
-        for name, temperature in (("temperature", loss.temperature), ("mixing_temperature", step.mixing_temperature)):
-            if not 0 < temperature <= 1:
-                raise ConfigError(f"{name} must lie in (0, 1], got {temperature}; 1 leaves the probabilities alone.")
         if not arc_learning_rate > 0:
-            raise ConfigError(f"arc_learning_rate must be positive, got {arc_learning_rate}.")
+            raise ConfigError(f"arc_learning_rate must be positive, got {arc_learning_rate}; 0.01 is usual.")
         if not arc_weight_decay >= 0:
-            raise ConfigError(f"arc_weight_decay must not be negative, got {arc_weight_decay}.")
-        if step.lambdas_per_step < 1:
-            raise ConfigError(f"lambdas_per_step must be at least 1, got {step.lambdas_per_step}.")
-        if not 0 <= step.ramp <= 1:
-            raise ConfigError(f"ramp must lie in [0, 1], got {step.ramp}; it is a share of the steps of the structure.")
-        if step.one_hot_passes < 0:
-            raise ConfigError(f"one_hot_passes must not be negative, got {step.one_hot_passes}.")
-        for name, value in {
-            **loss.factors(),
-            "complexity_weight": loss.complexity_weight,
-            "penalty": loss.penalty,
-        }.items():
-            if not value >= 0:
-                raise ConfigError(f"{name} must not be negative, got {value}.")
+            raise ConfigError(f"arc_weight_decay must not be negative, got {arc_weight_decay}; 0 leaves it out.")
         self.loss = loss
         self.step = step
         self.cost_kind: CostKind = cost
@@ -150,6 +125,8 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
         """
         check_relaxable(model)
         labels = set(model.simplify())
+        if not labels:
+            raise SpaceError("a search needs at least one choice, got a space without any; add a LayerChoice.")
         self._binding, self._costs = Binding(), {}
         # DARTS.mutate_model would make architecture parameters of its own, which nothing here uses.
         supernet = super(DARTS, self).mutate_model(model)
@@ -314,6 +291,8 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
                 f"give one budget of max_params, max_macs and max_latency, got {len(given)}; call once for each."
             )
         kind, budget = given[0]
+        if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not math.isfinite(budget):
+            raise ConfigError(f"max_{kind} must be a finite number, got {budget!r}.")
         if not self._costs:
             raise RuntimeError("sizes are known only after the model space was measured; run the strategy first.")
         if kind not in self._costs:
@@ -327,9 +306,16 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
             return self.exact_cost(kind, self.export(lam_at(fraction)))
 
         unit = {"params": "parameters", "macs": "multiply-accumulates", "latency": "of latency"}[kind]
-        lam = lam_at(largest_within(size_at, budget, unit))
+        lam = lam_at(largest_within(size_at, budget, unit, self._smaller_networks()))
         choices = self.export(lam)
         return WithinBudget(lam, choices, self.exact_cost(kind, choices))
+
+    def _smaller_networks(self) -> str:
+        """How to get networks that are smaller than the smallest derived one."""
+        found = self.structure.found if self.structure.observed else []
+        if found and self.axis is not None and found[-1][0] > self.axis.high:
+            return f"search with a wider lambda_range: sizes fall until lambda is {found[-1][0]:.3g}"
+        return "search again for smaller networks"
 
     def lambdas(self, n: int) -> list[float | None]:
         """`n` values over the range of lambda, or [None] without one."""
@@ -358,11 +344,6 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
             sample = self.export(lam)
             family.setdefault(Architecture(sample).key, sample)
         return list(family.values())
-
-
-def _check_choice(name: str, value: Any, known: Sequence[Any]) -> None:
-    if value not in known:
-        raise ConfigError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r}.")
 
 
 def _if_mutable(hook: Callable[..., Any]) -> Callable[..., Any]:

@@ -70,7 +70,8 @@ class HyperDARTS(DifferentiableStrategy):
         latency_table: File of the table; see `nni_bayes_nas.complexity.latency`.
         lambda_per: "object": one lambda per object of the mini-batch; "step": `lambdas_per_step` passes with one each.
         lambdas_per_step: Passes of a step where all objects share lambda.
-        order: 1, or 2: the structure step differentiates through a virtual weight step.
+        order: 1, or 2: the structure step differentiates through a virtual weight step, that of the mixture alone:
+            not clipped, and without the one-hot passes.
         second_order: "exact" (Hessian-vector product) or "finite_difference".
         validation_points: Where validation metrics are taken, as fractions of the range of lambda.
         arc_learning_rate: Learning rate of the hypernetwork (Adam).

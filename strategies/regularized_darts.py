@@ -30,7 +30,8 @@ class RegularizedDARTS(DifferentiableStrategy):
         one_hot_passes: Passes of single architectures per weight step, as many as HyperDARTS has: drawn from the law in
             the warm-up; after it the derived one, in one pass that counts as often.
         zero_one: Factor of the zero-one loss of relaxation "sigmoid".
-        order: 1, or 2: the structure step differentiates through a virtual weight step.
+        order: 1, or 2: the structure step differentiates through a virtual weight step, that of the mixture alone:
+            not clipped, and without the one-hot passes.
         second_order: "exact" (Hessian-vector product) or "finite_difference".
         arc_learning_rate: Learning rate of the structure parameters (Adam).
         arc_weight_decay: Their L2 decay.

@@ -64,6 +64,7 @@ class Structure(nn.Module):
         self._axis = axis
         self.observed = observed
         self.range_is_automatic = automatic_range
+        self._read: tuple[tuple[int, int], Axis | None] | None = None
         if observed:
             # (lambda, position) of what was found, the last row repeated; nothing at first.
             self.register_buffer("table", torch.zeros(GRID_POINTS + 1, 2, dtype=torch.float64))
@@ -90,12 +91,25 @@ class Structure(nn.Module):
     @property
     def axis(self) -> Axis | None:
         """Range of lambda; where the search finds it out, as it stands now."""
-        points = list(dict(self.table.tolist()).items()) if self.observed else []
+        if not self.observed:
+            return self._axis
+        # Read again only where the table was written to: on an accelerator every look waits for the device.
+        state = id(self.table), self.table._version
+        if self._read is None or self._read[0] != state:
+            self._read = state, self._axis_of(self.found)
+        return self._read[1]
+
+    def _axis_of(self, points: list[tuple[float, float]]) -> Axis | None:
         if len(points) < 2:  # nothing was found
             return self._axis
         assert isinstance(self._axis, LambdaAxis)
         ends = LambdaAxis(points[0][0], points[-1][0]) if self.range_is_automatic else self._axis
         return ends.bent(points) if len(points) > 2 else ends
+
+    @property
+    def found(self) -> list[tuple[float, float]]:
+        """What the search has found out of lambda: (lambda, position), both growing; empty where it did not."""
+        return list(dict(self.table.tolist()).items()) if self.lambda_found else []
 
     def set_axis(self, points: Sequence[tuple[float, float]] | None) -> None:
         """Say what lambda means: at most `GRID_POINTS + 1` of (lambda, position), both growing; None forgets it."""
@@ -302,8 +316,9 @@ class Structure(nn.Module):
         # Logarithms: far from the best option probabilities underflow to ties. Weights that are not shares of a row are
         # compared as they are, as in Fair DARTS.
         raw = self.relaxation in ("sigmoid", "identity")
+        flat = flat.detach().cpu()
         values = self._split(self._blocks(flat)) if raw else self._log_probs(flat)
-        derived = [law.derive(unit, v.detach().cpu()) for unit, v in zip(self.units, values, strict=True)]
+        derived = [law.derive(unit, v) for unit, v in zip(self.units, values, strict=True)]
         return {label: choice for part in derived for label, choice in part.items()}
 
 

@@ -55,8 +55,8 @@ class Binding:
             like: Gives device and dtype of the weights for modules that know no shortcut.
         """
         before = self.weights
-        one_hot = {label: law.one_hot(unit, dict(choices)).to(like) for label, unit in self.units.items()}
-        self.weights = {k: w if isinstance(self.units[k], law.Node) else w[0] for k, w in one_hot.items()}
+        one_hot = {label: law.one_hot(unit, dict(choices)) for label, unit in self.units.items()}
+        self.weights = {k: (w if isinstance(self.units[k], law.Node) else w[0]).to(like) for k, w in one_hot.items()}
         self.kept = {k: [(i, j) for i, j in w.nonzero().tolist()] for k, w in one_hot.items()}
         try:
             yield

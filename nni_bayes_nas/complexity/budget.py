@@ -27,7 +27,9 @@ class WithinBudget:
     cost: float
 
 
-def largest_within(size_at: Callable[[float], float], budget: float, what: str) -> float:
+def largest_within(
+    size_at: Callable[[float], float], budget: float, what: str, remedy: str = "search again for smaller networks"
+) -> float:
     """Fraction of the range of lambda whose derived network is the largest within the budget.
 
     The sizes on an even grid of 65 fractions are looked at first. Then, wherever one of two neighbours fits and the
@@ -38,6 +40,7 @@ def largest_within(size_at: Callable[[float], float], budget: float, what: str) 
         size_at: Size of the network derived at a fraction of the range, in [0, 1].
         budget: Largest size that is allowed.
         what: Unit of the size, for the error.
+        remedy: What can be done about a budget that is too small, beside raising it.
 
     Raises:
         ConfigError: If no network of the grid fits; it names the smallest size.
@@ -47,7 +50,7 @@ def largest_within(size_at: Callable[[float], float], budget: float, what: str) 
     if not fitting:
         raise ConfigError(
             f"a budget must leave room for the smallest derived network, which has {min(sizes):,.6g} {what}, got "
-            f"{budget:,.6g}; raise the budget, or search again for smaller networks."
+            f"{budget:,.6g}; raise the budget, or {remedy}."
         )
     best = max(fitting, key=lambda i: (sizes[i], -i))
     fits, largest = best / (GRID_POINTS - 1), sizes[best]

@@ -8,6 +8,7 @@ and `?` stand for any text and any character. The entry `fixed` is the time of w
 from __future__ import annotations
 
 import csv
+import difflib
 import json
 import math
 import re
@@ -24,6 +25,7 @@ from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.yaml_text import parse_yaml, to_yaml
 
 FIXED = "fixed"
+_HEADER = ["operation", "milliseconds"]
 _SUFFIXES = (".yaml", ".yml", ".json", ".csv")
 
 
@@ -50,6 +52,9 @@ class LatencyTable:
                     f"a latency must be finite and not negative, but {self.source} has {key!r}: {value}; "
                     "it is the time of one pass in milliseconds."
                 )
+        near = difflib.get_close_matches(FIXED, [key for key in self.entries if key != FIXED], n=1, cutoff=0.8)
+        if near:
+            raise ConfigError(f"{self.source} has {near[0]!r}, did you mean {FIXED!r}? It is what all networks cost.")
         if not self.entries:
             raise ConfigError(f"{self.source} has no entry; write one line per candidate, e.g. `sep_conv_3x3: 0.42`.")
 
@@ -58,11 +63,11 @@ class LatencyTable:
         """Milliseconds of what every architecture has; 0 if the table does not say."""
         return float(self.entries.get(FIXED, 0.0))
 
-    def find(self, place: str, name: str, shape: str | None = None) -> float | None:
+    def find(self, place: str, name: str, shape: str | None = None, *, wildcards: bool = True) -> float | None:
         """Milliseconds of a candidate, or None.
 
         The first of `place/name@shape`, `place/name`, `name@shape` and `name` that the table has; then the first of
-        its wildcards, in its order, that fits one of them.
+        its wildcards, in its order, that fits one of them; `wildcards` false leaves these out.
 
         Example:
             >>> table = LatencyTable({"conv_3x3": 0.5, "cell1/conv_3x3": 0.3, "*/sep_*@16x8x8": 0.4})
@@ -73,7 +78,7 @@ class LatencyTable:
         for key in keys:
             if key in self.entries:
                 return float(self.entries[key])
-        for pattern, value in self.entries.items():
+        for pattern, value in self.entries.items() if wildcards else ():
             if ("*" in pattern or "?" in pattern) and any(_fits(pattern, key) for key in keys):
                 return float(value)
         return None
@@ -97,24 +102,38 @@ def read_latency_table(path: str | Path) -> LatencyTable:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{source} cannot be read: {error}") from error
+        raise ConfigError(f"{source} cannot be read: {error}; give the path of a YAML, JSON or CSV file.") from error
     if path.suffix == ".csv":
         return LatencyTable(_from_csv(text, source), {}, source)
     try:
-        values = json.loads(text) if path.suffix == ".json" else parse_yaml(text, source)
+        if path.suffix == ".json":
+            values = json.loads(text, object_pairs_hook=lambda pairs: _without_repeats(pairs, source))
+        else:
+            values = parse_yaml(text, source)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{source} is no JSON: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{source} must map names to milliseconds, got {type(values).__name__}.")
     if isinstance(values.get("latency_ms"), dict):
+        if unknown := sorted(set(values) - {"latency_ms", "environment"}):
+            raise ConfigError(
+                f"{source} may hold `environment` beside `latency_ms`, got {unknown[0]!r}; move it under latency_ms."
+            )
         return LatencyTable(values["latency_ms"], values.get("environment") or {}, source)
     return LatencyTable(values, {}, source)
+
+
+def _without_repeats(pairs: list[tuple[str, Any]], source: str) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if repeated := [key for i, key in enumerate(keys) if key in keys[:i]]:
+        raise ConfigError(f"{source} must name an operation once, but it repeats {repeated[0]!r}.")
+    return dict(pairs)
 
 
 def _from_csv(text: str, source: str) -> dict[str, float]:
     entries: dict[str, float] = {}
     for line, row in enumerate(csv.reader(text.splitlines()), start=1):
-        if not row or row[0].startswith("#") or row == ["operation", "milliseconds"]:
+        if not row or row[0].startswith("#") or [cell.strip().lower() for cell in row] == _HEADER:
             continue
         try:
             key, value = row[0].strip(), float(row[1])

@@ -70,7 +70,8 @@ def build_space(config: Config, data: DataSplits, seed: int, *, retraining: bool
     """
     cls, args = space_arguments(config, data, retraining=retraining)
     torch.manual_seed(seed)
-    space = _call(cls, args, SpaceError, f"space `{config.space.name}`")
+    what = "`retrain.space`" if retraining and config.retrain.space else f"space `{config.space.name}`"
+    space = _call(cls, args, SpaceError, what)
     if not isinstance(space, nni.nas.nn.pytorch.ModelSpace):
         raise SpaceError(
             f"space.name must mean a subclass of nni.nas.nn.pytorch.ModelSpace, but {config.space.name!r} gives "
@@ -135,7 +136,9 @@ def _call(function: Any, args: dict[str, Any], error: type[NniBayesNasError], wh
     """Call what the user may have written; whatever it raises becomes an error that says so."""
     try:
         return function(**args)
-    except NniBayesNasError:
+    except NniBayesNasError as cause:
+        if what == "`retrain.space`":  # the message names the argument, which the space of the search has too
+            raise type(cause)(f"{what}: {cause}") from cause
         raise
     except Exception as cause:
         said = " ".join(f"{type(cause).__name__}: {cause}".split())[:200]
@@ -179,9 +182,10 @@ def validate(config: Config) -> Config:
     data = load_data(config.data)
     space = build_space(config, data, config.seed)
     strategy = build_strategy(config, data, config.seed)
-    halves(data.train, config.search.structure_fraction, config.seed)
+    parts = halves(data.train, config.search.structure_fraction, config.seed)
     supernet = strategy.mutate_model(copy.deepcopy(space))
     _check_outputs(config, data, space)
+    _check_batches(config, data, space, min(map(len, parts)))
     strategy.measure(supernet, data.shape)
     strategy.check_order(supernet, data.shape)
     _check_retraining(config, data, space)
@@ -195,6 +199,25 @@ def _check_outputs(config: Config, data: DataSplits, space: nn.Module) -> None:
             f"the {data.task} data must fit the space, but data `{config.data.name}` have "
             f"{task_of(data).misfit(data, tuple(logits.shape[1:]))}"
         )
+
+
+def _check_batches(config: Config, data: DataSplits, space: nn.Module, smallest_part: int) -> None:
+    """Refuses batches of one object, where batch normalization has no more than one value per channel."""
+    sizes = {
+        "search.batch_size": min(config.search.batch_size, smallest_part),
+        "retrain.batch_size": min(config.retrain.batch_size, len(data.train)),
+    }
+    single = [name for name, size in sizes.items() if size == 1]
+    if not single:
+        return
+    try:
+        with torch.no_grad():
+            copy.deepcopy(space).train()(data.train[:1][0])
+    except ValueError as error:
+        raise ConfigError(
+            f"batches must have at least 2 objects where batch normalization sees one value of each, but those of "
+            f"`{single[0]}` have 1\nraise it; the parts of the data for weights and structure must hold 2 objects too"
+        ) from error
 
 
 def _check_retraining(config: Config, data: DataSplits, space: Any) -> None:

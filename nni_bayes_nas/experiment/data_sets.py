@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,17 @@ def load_npz(config: DataConfig) -> tuple[Any, ...]:
         raise DataError(
             f"data.path must name an .npz file, got {config.path!r}; write one with numpy.savez(path, x=x, y=y)."
         )
-    with np.load(config.path, allow_pickle=False) as archive:
+    try:
+        loaded = np.load(config.path, allow_pickle=False)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"data.path must name an .npz file, but {config.path} is none; write one with numpy.savez(path, x=x, y=y)."
+        ) from error
+    if not isinstance(loaded, np.lib.npyio.NpzFile):
+        raise DataError(
+            f"data.path must name an .npz file, but {config.path} holds one array; write numpy.savez(path, x=x, y=y)."
+        )
+    with loaded as archive:
         names = set(archive.files)
         if not {"x", "y"} <= names or len(names & {"x_test", "y_test"}) == 1:
             raise DataError(

@@ -74,11 +74,18 @@ def find_retraining(run: Path, architecture: str, seed: int | None = None) -> Re
     """
     summary = read_json(run / "summary.json")
     if not isinstance(summary, dict):
+        there = (run / "summary.json").is_file()
         raise ConfigError(
-            f"`{run}` is no run folder: it has no summary.json\n"
-            "give the folder that `nni-bayes-nas run` wrote, for example runs/demo"
+            f"`{run}` is no run folder: "
+            + ("its summary.json is damaged\n" if there else "it has no summary.json\n")
+            + "give the folder that `nni-bayes-nas run` wrote, for example runs/demo"
         )
-    rows = {row["id"]: row for row in summary.get("architectures", [])}
+    try:
+        rows = {str(row["id"]): row for row in summary.get("architectures", [])}
+    except (KeyError, TypeError) as error:
+        raise ConfigError(
+            f"`{run}/summary.json` must name its architectures, but one has no id\nrun it again, or take another folder"
+        ) from error
     if architecture not in rows:
         raise ConfigError(f"`{run}` has no architecture `{architecture}`, {closest(architecture, rows)}")
     retrained = {int(row["seed"]): row for row in rows[architecture].get("retrain", []) if row.get("name")}

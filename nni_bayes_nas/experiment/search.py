@@ -102,7 +102,7 @@ def run_search(
             score: terms.get(score),
             "terms": terms,
             "lambda_range": None if axis is None else [axis.low, axis.high],
-            **({"lambda_found": strategy.structure.lambda_found} if strategy.structure.observed else {}),
+            **(_found(strategy.structure) if strategy.structure.observed else {}),
             "cost": strategy.cost_kind,
             "cost_kind": strategy.cost.kind,
             "device": device,
@@ -136,6 +136,12 @@ def _evaluator(
         },
         fit_kwargs=evaluation.resume_arguments(directory),
     )
+
+
+def _found(structure: Any) -> dict[str, Any]:
+    """Whether the search found out what lambda costs, and between which values lambda decides."""
+    points = structure.found
+    return {"lambda_found": bool(points), "lambda_decides": [points[0][0], points[-1][0]] if points else None}
 
 
 def _steps_per_epoch(config: Config, data: DataSplits) -> int:

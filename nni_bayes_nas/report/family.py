@@ -63,7 +63,21 @@ def found_ranges(run: RunFolder) -> str:
         if (text := lambda_range(search)) != DASH:
             found = bool(search.get("lambda_found", True))
             ranges[found].append(f"{text} ({search.get('id', '?')})" if several else text)
-    return " ".join(f"{said}: {'; '.join(ranges[found])}." for found, said in sentences.items() if ranges[found])
+    said = [f"{said}: {'; '.join(ranges[found])}." for found, said in sentences.items() if ranges[found]]
+    return " ".join([*said, *(_cut_off(run) if not automatic else [])])
+
+
+def _cut_off(run: RunFolder) -> list[str]:
+    """Searches whose range of λ, as asked for, leaves out a part of where λ decides; a sentence for each."""
+    result = []
+    for search in run.searches:
+        asked, found = search.get("lambda_range"), search.get("lambda_decides")
+        if asked and found and (found[0] < asked[0] * (1 - 1e-6) or found[1] > asked[1] * (1 + 1e-6)):
+            result.append(
+                f"In search {search.get('id', '?')} λ decides between {lam(found[0])} and {lam(found[1])}: the range "
+                f"that was asked for, {lambda_range(search)}, leaves out a part of that (lambda_range: auto takes all)."
+            )
+    return result
 
 
 def scale_note(run: RunFolder) -> str:

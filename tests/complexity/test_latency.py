@@ -48,6 +48,8 @@ def test_a_file_by_hand_needs_no_frame(tmp_path: Path) -> None:
     assert read_latency_table(tmp_path / "a.yaml").entries == {"sep_conv_3x3": 0.42, "skip": 0, "fast": 1e-3}
     (tmp_path / "a.csv").write_text("operation,milliseconds\n\nsep_conv_3x3, 0.42\n", encoding="utf-8")
     assert read_latency_table(tmp_path / "a.csv").entries == {"sep_conv_3x3": 0.42}
+    (tmp_path / "b.csv").write_text("Operation, Milliseconds\nconv, 0.5\n", encoding="utf-8")
+    assert read_latency_table(tmp_path / "b.csv").entries == {"conv": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -63,6 +65,9 @@ def test_a_file_by_hand_needs_no_frame(tmp_path: Path) -> None:
         ("a.yaml", "{}", "has no entry"),
         ("a.yaml", "{", "valid YAML"),
         ("a.json", '{"conv": 1', "no JSON"),
+        ("a.json", '{"conv": 1, "conv": 2}', "repeats 'conv'"),
+        ("a.json", '{"latency_ms": {"conv": 1}, "pool": 2}', "'pool'; move it under latency_ms"),
+        ("a.yaml", "conv: 1\nFixed: 2", "'Fixed', did you mean 'fixed'"),
         ("a.csv", "conv", "line 1"),
         ("a.csv", "conv,1\nconv,2", "line 2 repeats 'conv'"),
         ("a.csv", "conv,inf", "finite"),

@@ -52,6 +52,15 @@ def test_a_size_that_no_price_reaches_gets_the_largest_and_the_smallest_one() ->
     torch.testing.assert_close(size(net(torch.tensor([0.0, 1.0]))).detach(), torch.tensor([1.0, 0.0]).double())
 
 
+def test_prices_never_fall_even_where_sizes_are_asked_to_grow() -> None:
+    """A target that rises again, or a size that is not monotone, must not let networks grow with lambda."""
+    net = PriceHypernet(6, n_knots=4).double()
+    net.set_costs(COSTS)
+    net.solve(size, torch.tensor([0.9, 0.2, 0.7, 0.1], dtype=torch.float64))
+    knots = net.knots.tolist()
+    assert knots[0] < knots[1] == knots[2] < knots[3]
+
+
 @given(scores_of_six, st.lists(st.floats(-1, 1), min_size=6, max_size=6))
 def test_the_reduced_gradient_is_that_of_prices_solved_again(scores: list[float], direction: list[float]) -> None:
     along = torch.tensor(direction, dtype=torch.float64)

@@ -43,6 +43,15 @@ class OnceSpace(ModelSpace):
 
     def forward(self, x):
         return self.layer(self.stem(x)).mean((-2, -1))
+
+
+class Empty(ModelSpace):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.stem = torch.nn.Conv2d(1, num_classes, 3)
+
+    def forward(self, x):
+        return self.stem(x).mean((-2, -1))
 """
 ONCE = {"space": {"name": "once_space:OnceSpace"}}
 
@@ -61,7 +70,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "once_space.py").write_text(SPACE)
     (tmp_path / "lacks.yaml").write_text("identity: 0.0\nlayer1/conv_3x3: 0.5\n")
     (tmp_path / "negative.yaml").write_text("identity: -1.0\n")
+    (tmp_path / "typo.yaml").write_text('"*": 0.1\nfixde: 3.0\n')
     (tmp_path / "full.csv").write_text("operation,milliseconds\nidentity,0.01\nconv_1x1,0.2\nconv_3x3,0.7\n")
+    np.save(tmp_path / "one.npy", np.zeros(3))
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "real.npz", x=rng.random((60, 1, 8, 8)), y=rng.random(60))
     np.savez(tmp_path / "same.npz", x=rng.random((60, 1, 8, 8)), y=np.zeros(60))
@@ -105,6 +116,24 @@ def refusal(values: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[
         (strategy(cost="latency", latency_table="nowhere.yaml"), ["nowhere.yaml", "cannot be read"]),
         (strategy(cost="latency", latency_table="once_space.py"), ["once_space.py", ".csv"]),
         (strategy(cost="latency", latency_table="negative.yaml"), ["negative.yaml", "identity", "-1.0"]),
+        (strategy(cost="latency", latency_table="typo.yaml"), ["typo.yaml", "'fixde'", "'fixed'"]),
+        # Spaces, batches and hooks.
+        ({"space": {"name": "once_space:Empty"}}, ["at least one choice", "LayerChoice"]),
+        (
+            {"data": {"name": "diabetes", "task": "regression", "limit": 8}, "space": {"name": "dense"}}
+            | {"search": {"batch_size": 1}},
+            ["search.batch_size", "2 objects", "raise it"],
+        ),
+        (
+            {"data": {"name": "diabetes", "task": "regression", "limit": 40}, "space": {"name": "dense"}}
+            | {"retrain": {"batch_size": 1}},
+            ["retrain.batch_size", "2 objects"],
+        ),
+        ({"retrain": {"space": {"width": 0}}, "space": {"name": "cell"}}, ["retrain.space", "width", "got 0"]),
+        ({"data": {"name": "npz", "path": "full.csv"}, "space": {"name": "chain"}}, ["full.csv", "numpy.savez"]),
+        ({"data": {"name": "npz", "path": "one.npy"}, "space": {"name": "chain"}}, ["one.npy", "one array"]),
+        (strategy(mutation_hooks=[1]), ["mutation_hooks", "functions", "[1]"]),
+        (strategy("regularized_darts", mutation_hooks=[1]), ["mutation_hooks", "functions", "[1]"]),
         # What excludes each other.
         (strategy(relaxation="sigmoid"), ["price", "sigmoid", "piecewise_linear"]),
         (strategy(relaxation="identity"), ["price", "identity", "piecewise_linear"]),
@@ -125,7 +154,7 @@ def refusal(values: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[
         (strategy(relaxation="identity", mixing="marginals", hypernet="mlp"), ["marginals", "identity"]),
         (strategy("regularized_darts", relaxation="sigmoid", mixing="marginals"), ["marginals", "sigmoid"]),
         # Names and ranges.
-        (strategy(lambda_range="atuo"), ["lambda_range", "atuo"]),
+        (strategy(lambda_range="atuo"), ["lambda_range", "a list of 2 values or 'auto'", "atuo"]),
         (strategy(lambda_range=[1.0, 0.1]), ["lambda_range", "(1.0, 0.1)", "0 < low < high"]),
         (strategy(lambda_range=[0.0, 0.1]), ["lambda_range", "(0.0, 0.1)"]),
         (strategy(lambda_range=[0.1]), ["lambda_range"]),

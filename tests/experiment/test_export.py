@@ -163,6 +163,10 @@ def spoil(run: Path, how: str) -> None:
         (trial / "model.pt").write_bytes((trial / "model.pt").read_bytes()[:100])
     elif how == "pickle":
         torch.save({"w": Path("x")}, trial / "model.pt")
+    elif how == "torn summary":
+        (run / "summary.json").write_text("{")
+    elif how == "nameless":
+        write_json(run / "summary.json", {"architectures": [{"x": 1}]})
     elif how in ("searched", "running", "failed"):
         summary["architectures"][0]["retrain"] = []
         summary["status"] = {"searched": "done"}.get(how, how)
@@ -182,6 +186,8 @@ def spoil(run: Path, how: str) -> None:
         ("other width", "loading failed"),
         ("torn weights", "loading failed"),
         ("pickle", "loading failed"),
+        ("torn summary", "its summary.json is damaged"),
+        ("nameless", "one has no id"),
         ("searched", "only searches"),
         ("running", "the run still goes on"),
         ("failed", "its retrain trials failed"),

@@ -59,7 +59,7 @@ def test_bad_arrays_are_refused(tmp_path: Path, arrays: dict[str, np.ndarray], m
 
 def test_what_a_file_raises_is_the_users_mistake(tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(b"no archive")
-    with pytest.raises(DataError, match="loading failed"):
+    with pytest.raises(DataError, match=r"must name an \.npz file"):
         load_data(DataConfig(name="npz", path=str(tmp_path / "a.npz")))
 
 

@@ -93,6 +93,17 @@ def test_ranges_that_were_not_found_are_told_apart(known, edit_summary):
     assert text.startswith("What λ costs was not found") and text.endswith("over the range: 0.01 to 2 (s1).")
 
 
+def test_a_range_that_leaves_out_where_lambda_decides_is_said(known, edit_summary):
+    change_config(known, strategy={"args": {"complexity": "penalty", "lambda_range": [0.01, 2.0]}})
+    edit_summary(known, lambda summary: summary["searches"][1].update(lambda_found=True, lambda_decides=[0.01, 2.0]))
+    assert family.found_ranges(read_run(known)) == ""
+    edit_summary(known, lambda summary: summary["searches"][1].update(lambda_decides=[0.5, 30.0]))
+    text = family.found_ranges(read_run(known))
+    assert text.startswith("In search s1 λ decides between 0.5 and 30: the range that was asked for, 0.01 to 2, leaves")
+    change_config(known, strategy={"args": {"complexity": "penalty", "lambda_range": "auto"}})
+    assert "leaves out" not in family.found_ranges(read_run(known))
+
+
 def test_ranges_are_named_where_the_search_has_found_them(known):
     run = read_run(known)
     column = tables.SEARCH_COLUMNS.index("λ range")

@@ -143,6 +143,16 @@ def test_an_automatic_range_is_looked_for_in_the_first_half_alone() -> None:
     assert float(terms["complexity"].detach()) < 0.01 < penalized  # on target: 0.98 and 0.02 of the range of sizes
 
 
+@pytest.mark.parametrize(("ramp", "first"), [(0.5, 232), (0.95, 286), (1.0, 299)])
+def test_what_lambda_costs_is_not_looked_for_before_it_has_spread(ramp: float, first: int) -> None:
+    search = module(complexity="penalty", ramp=ramp)
+    observed = []
+    for search.current_step in range(300):
+        if search._observing:
+            observed.append(search.current_step)
+    assert observed[0] == first
+
+
 @pytest.mark.parametrize("hypernet", ["linear", "price"])
 def test_an_automatic_range_holds_the_prices_over_the_weight_of_the_term(
     hypernet: str, monkeypatch: pytest.MonkeyPatch

@@ -116,6 +116,28 @@ def test_latency_of_cells_by_operation_name_and_by_cell(tmp_path: Path) -> None:
         assert strategy.predicted_cost("latency", sample) == pytest.approx(by_hand)
 
 
+class ChoiceOfChoices(ModelSpace):
+    """A candidate that is a choice itself, with nothing around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        inner = LayerChoice({"one": conv(1), "three": conv(3)}, label="inner")
+        self.outer = LayerChoice({"plain": conv(5), "nested": inner}, label="outer")
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.outer(x)
+        return out.mean((-2, -1))
+
+
+def test_a_wildcard_means_operations_not_choices_around_them() -> None:
+    strategy, _ = strategy_for(ChoiceOfChoices(), (4, 6, 6), LatencyTable({"*": 1.0}))
+    for outer in ("plain", "nested"):
+        assert strategy.predicted_cost("latency", {"outer": outer, "inner": "one"}) == pytest.approx(1.0)
+    # An entry of its own is meant.
+    strategy, _ = strategy_for(ChoiceOfChoices(), (4, 6, 6), LatencyTable({"*": 1.0, "outer/nested": 4.0}))
+    assert strategy.predicted_cost("latency", {"outer": "nested", "inner": "one"}) == pytest.approx(5.0)
+
+
 def test_a_table_that_lacks_candidates_is_refused_by_their_names() -> None:
     lacking = {key: value for key, value in TABLE.items() if key not in ("inner/three", "in?/1")}
     with pytest.raises(SpaceError, match="lacks inner/three, in0/1, in1/1;"):

@@ -71,12 +71,29 @@ def test_an_impossible_budget_is_refused_with_the_smallest_size(family: Any, kin
         ({}, "got 0"),
         ({"max_params": 1000, "max_macs": 1000}, "got 2"),
         ({"max_latency": 3.0}, "search with cost='latency'"),
-        ({"max_params": float("nan")}, "got nan"),
+        ({"max_params": float("nan")}, "max_params must be a finite number, got nan"),
+        ({"max_macs": "1000"}, "max_macs must be a finite number, got '1000'"),
     ],
 )
 def test_budgets_that_make_no_sense(budgets: dict[str, float], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         measured(HyperDARTS()).for_budget(**budgets)
+
+
+@pytest.mark.parametrize("lam", ["0.1", float("inf"), float("nan"), True, 0.0])
+def test_a_lambda_that_is_none(lam: Any) -> None:
+    strategy = measured(HyperDARTS())
+    for extrapolate in (False, True):
+        with pytest.raises(ConfigError, match="lambda must be a positive, finite number"):
+            strategy.export(lam, extrapolate=extrapolate)
+
+
+def test_a_budget_below_what_the_range_of_lambda_reaches_names_the_lambda_that_does() -> None:
+    strategy = measured(HyperDARTS(complexity="penalty", lambda_range=(1e-3, 1.0)))
+    strategy.structure.set_axis([(10.0, 0.0), (30.0, 0.5), (100.0, 1.0)])
+    smallest = strategy.predicted_cost("params", strategy.structure.derive_at(torch.ones(())))
+    with pytest.raises(ConfigError, match="search with a wider lambda_range: sizes fall until lambda is 100"):
+        strategy.for_budget(max_params=smallest)
 
 
 def test_a_budget_before_the_search() -> None:

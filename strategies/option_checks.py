@@ -1,0 +1,67 @@
+"""What the options of a differentiable strategy must be, checked before any time is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from nni_bayes_nas.errors import ConfigError
+
+from .relaxations import RELAXATIONS, TEMPERATURE_SCHEDULES
+from .step_options import StepOptions
+from .structure_loss import StructureLoss
+
+
+def check_options(
+    structure: dict[str, Any], loss: StructureLoss, step: StepOptions, *, cost: str, latency_table: Any
+) -> None:
+    """Refuse options that are unknown, out of range, or exclude each other.
+
+    Args:
+        structure: Keyword arguments of `Structure`.
+        loss: What is added to the task loss.
+        step: How a step is put together.
+        cost: What complexity counts.
+        latency_table: File of the table, or None.
+
+    Raises:
+        ConfigError: With rule, value and remedy.
+    """
+    _check_choice("cost", cost, ("params", "macs", "latency"))
+    _check_choice("lambda_per", step.lambda_per, ("object", "step"))
+    _check_choice("order", step.order, (1, 2))
+    _check_choice("temperature_schedule", step.temperature_schedule, tuple(TEMPERATURE_SCHEDULES))
+    _check_choice("second_order", step.second_order, ("exact", "finite_difference"))
+    _check_choice("relaxation", structure.get("relaxation", "softmax"), RELAXATIONS)
+    _check_choice("mixing", structure.get("mixing", "probabilities"), ("probabilities", "marginals"))
+    if (cost == "latency") != (latency_table is not None):
+        raise ConfigError(
+            f"cost 'latency' and latency_table belong together, got cost {cost!r} and table {latency_table!r}; "
+            "give both, or neither."
+        )
+    if structure.get("mixing") == "marginals" and structure.get("relaxation") in ("sigmoid", "identity"):
+        raise ConfigError(
+            f"mixing 'marginals' needs probabilities, got relaxation {structure['relaxation']!r}; "
+            "set mixing='probabilities', or another relaxation."
+        )
+    for name, temperature in (("temperature", loss.temperature), ("mixing_temperature", step.mixing_temperature)):
+        if not 0 < temperature <= 1:
+            raise ConfigError(f"{name} must lie in (0, 1], got {temperature}; 1 leaves the probabilities alone.")
+    if step.lambdas_per_step < 1:
+        raise ConfigError(f"lambdas_per_step must be at least 1, got {step.lambdas_per_step}; 2 is usual.")
+    if not 0 <= step.ramp <= 1:
+        raise ConfigError(f"ramp must lie in [0, 1], got {step.ramp}; it is a share of the steps of the structure.")
+    if step.one_hot_passes < 0:
+        raise ConfigError(f"one_hot_passes must not be negative, got {step.one_hot_passes}; 0 means none.")
+    for name, value in {
+        **loss.factors(),
+        "complexity_weight": loss.complexity_weight,
+        "penalty": loss.penalty,
+    }.items():
+        if not value >= 0:
+            raise ConfigError(f"{name} must not be negative, got {value}.")
+
+
+def _check_choice(name: str, value: Any, known: Sequence[Any]) -> None:
+    if value not in known:
+        raise ConfigError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r}.")
