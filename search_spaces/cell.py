@@ -10,8 +10,9 @@ from nni.nas.nn.pytorch import Cell, ModelSpace
 from torch import Tensor, nn
 
 from nni_bayes_nas.errors import SpaceError
+from nni_bayes_nas.layers.memory_format import channels_last
 
-from .operations import OPERATIONS, DropPath, auxiliary_head, channels_last, image_stem
+from .operations import OPERATIONS, DropPath, auxiliary_head, image_stem
 
 DEFAULT_OPERATIONS = (
     "skip_connect",

@@ -12,8 +12,7 @@ from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 from torch import Tensor, nn
 
 from nni_bayes_nas.errors import SpaceError
-
-from .operations import channels_last
+from nni_bayes_nas.layers.memory_format import channels_last
 
 NODES = 4
 EDGES = tuple((i, j) for j in range(1, NODES) for i in range(j))

@@ -103,15 +103,6 @@ def auxiliary_head(channels: int, num_classes: int) -> nn.Module:
     )
 
 
-def channels_last(x: Tensor) -> Tensor:
-    """The same `(batch, channels, h, w)` with the channels of a pixel side by side in memory, on a CPU.
-
-    Convolutions, pooling and normalization keep that order, and pooling is faster in it. On a GPU it depends on the
-    precision, and nothing is changed.
-    """
-    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
-
-
 def image_stem(in_channels: int, width: int, strides: tuple[int, ...]) -> nn.Module:
     """3x3 convolutions with these strides, each with batch normalization, ReLU between them; the first ones narrower.
 

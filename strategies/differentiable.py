@@ -22,6 +22,7 @@ from nni_bayes_nas.errors import ConfigError, SpaceError
 
 from .bilevel import BilevelModule
 from .costs import CostKind, NetworkCounts, cost_models, extreme_architecture
+from .fused import images_channels_last
 from .option_checks import check_options
 from .relaxations import TEMPERATURE_SCHEDULES
 from .second_order import check_double_backward
@@ -127,9 +128,12 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
         labels = set(model.simplify())
         if not labels:
             raise SpaceError("a search needs at least one choice, got a space without any; add a LayerChoice.")
-        self._binding, self._costs = Binding(), {}
+        self._binding, self._costs = Binding(self.step.execution), {}
         # DARTS.mutate_model would make architecture parameters of its own, which nothing here uses.
         supernet = super(DARTS, self).mutate_model(model)
+        if self.step.execution != "plain":
+            supernet.register_forward_pre_hook(images_channels_last)
+        supernet.register_forward_hook(self._binding.heads.forget, always_call=True)
         covered = {label for unit in self._binding.units.values() for label in _sample_labels(unit)}
         if missing := sorted(labels - covered):
             raise SpaceError(

@@ -10,6 +10,7 @@ from nni_bayes_nas.errors import ConfigError
 
 from .costs import CostKind
 from .differentiable import DifferentiableStrategy
+from .fused import Execution
 from .relaxations import Mixing, Relaxation, TemperatureSchedule
 from .step_options import StepOptions
 from .structure_loss import TARGET_WEIGHT, Complexity, Scale, StructureLoss
@@ -73,6 +74,8 @@ class HyperDARTS(DifferentiableStrategy):
         order: 1, or 2: the structure step differentiates through a virtual weight step, that of the mixture alone:
             not clipped, and without the one-hot passes.
         second_order: "exact" (Hessian-vector product) or "finite_difference".
+        execution: "plain": the supernet operation by operation; "fused": what operations share is computed once, with
+            the same result up to rounding; "auto" is "fused".
         validation_points: Where validation metrics are taken, as fractions of the range of lambda.
         arc_learning_rate: Learning rate of the hypernetwork (Adam).
         arc_weight_decay: Its L2 decay.
@@ -113,6 +116,7 @@ class HyperDARTS(DifferentiableStrategy):
         lambdas_per_step: int = 2,
         order: Literal[1, 2] = 1,
         second_order: Literal["exact", "finite_difference"] = "exact",
+        execution: Execution = "auto",
         validation_points: tuple[float, ...] = (0.0, 0.5, 1.0),
         arc_learning_rate: float = 0.02,
         arc_weight_decay: float = 0.0,
@@ -181,6 +185,7 @@ class HyperDARTS(DifferentiableStrategy):
                 ramp=(0.5 if priced else 0.0) if ramp is None else ramp,
                 order=order,
                 second_order=second_order,
+                execution=execution,
             ),
             cost=cost,
             latency_table=latency_table,

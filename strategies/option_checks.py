@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from nni_bayes_nas.errors import ConfigError
 
+from .fused import Execution
 from .relaxations import RELAXATIONS, TEMPERATURE_SCHEDULES
 from .step_options import StepOptions
 from .structure_loss import StructureLoss
@@ -32,6 +33,7 @@ def check_options(
     _check_choice("order", step.order, (1, 2))
     _check_choice("temperature_schedule", step.temperature_schedule, tuple(TEMPERATURE_SCHEDULES))
     _check_choice("second_order", step.second_order, ("exact", "finite_difference"))
+    _check_choice("execution", step.execution, get_args(Execution))
     _check_choice("relaxation", structure.get("relaxation", "softmax"), RELAXATIONS)
     _check_choice("mixing", structure.get("mixing", "probabilities"), ("probabilities", "marginals"))
     if (cost == "latency") != (latency_table is not None):

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from .costs import CostKind
 from .differentiable import DifferentiableStrategy
+from .fused import Execution
 from .relaxations import Mixing, Relaxation, TemperatureSchedule
 from .step_options import StepOptions
 from .structure_loss import StructureLoss
@@ -33,6 +34,8 @@ class RegularizedDARTS(DifferentiableStrategy):
         order: 1, or 2: the structure step differentiates through a virtual weight step, that of the mixture alone:
             not clipped, and without the one-hot passes.
         second_order: "exact" (Hessian-vector product) or "finite_difference".
+        execution: "plain": the supernet operation by operation; "fused": what operations share is computed once, with
+            the same result up to rounding; "auto" is "fused".
         arc_learning_rate: Learning rate of the structure parameters (Adam).
         arc_weight_decay: Their L2 decay.
         warmup_epochs: Epochs in which only the weights learn.
@@ -57,6 +60,7 @@ class RegularizedDARTS(DifferentiableStrategy):
         zero_one: float | None = None,
         order: Literal[1, 2] = 1,
         second_order: Literal["exact", "finite_difference"] = "exact",
+        execution: Execution = "auto",
         arc_learning_rate: float = 0.01,
         arc_weight_decay: float = 1e-3,
         warmup_epochs: int = 0,
@@ -76,6 +80,7 @@ class RegularizedDARTS(DifferentiableStrategy):
                 one_hot_passes=one_hot_passes,
                 order=order,
                 second_order=second_order,
+                execution=execution,
             ),
             cost=cost,
             latency_table=latency_table,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from .fused import Execution
 from .relaxations import TemperatureSchedule
 
 
@@ -26,6 +27,8 @@ class StepOptions:
             from the law in the warm-up and derived after it, and cost what the architecture costs.
         order: 1, or 2: the structure step differentiates through a virtual weight step (of the mixture, not clipped).
         second_order: "exact" or "finite_difference".
+        execution: "plain": the supernet operation by operation; "fused": with what operations share computed once;
+            "auto": fused where it is known.
     """
 
     lambda_per: Literal["object", "step"] = "step"
@@ -36,3 +39,4 @@ class StepOptions:
     ramp: float = 0.0
     order: Literal[1, 2] = 1
     second_order: Literal["exact", "finite_difference"] = "exact"
+    execution: Execution = "auto"

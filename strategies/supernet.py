@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -24,8 +24,10 @@ from torch import Tensor, nn
 
 from nni_bayes_nas.bayes import law
 from nni_bayes_nas.errors import SpaceError
+from nni_bayes_nas.layers.combine import mix
 
 from .expressions import ExpressionTable
+from .fused import Execution, FusedLayer, FusedNodes, SharedHeads
 
 
 class Binding:
@@ -38,9 +40,15 @@ class Binding:
         kept: While one architecture runs: by unit label the (row, option) pairs that it keeps. Nothing else is
             evaluated then. None while the weights mix.
         single_lambda: Names of modules that cannot carry weights with a batch axis.
+        execution: "plain", operation by operation; "fused" and "auto": see `fused`.
+        stack: Whether a fused cell runs equal operations as one; None: where a call costs more than its work, on GPUs.
+        heads: What the mixed layers of a pass share.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, execution: Execution = "auto") -> None:
+        self.execution: Execution = execution
+        self.stack: bool | None = None
+        self.heads = SharedHeads()
         self.units: dict[str, law.Unit] = {}
         self.weights: dict[str, Tensor] = {}
         self.kept: dict[str, list[tuple[int, int]]] | None = None
@@ -73,25 +81,6 @@ class Binding:
             )
 
 
-def mix(items: Sequence[Any], weights: Sequence[Tensor]) -> Any:
-    """Weighted sum of equally shaped outputs (tensors, or nested sequences and mappings of them).
-
-    Args:
-        items: Outputs, one per option; a tensor has the batch as its first axis.
-        weights: One per option, `()` or `(batch,)`.
-    """
-    first = items[0]
-    if isinstance(first, Mapping):
-        return {key: mix([item[key] for item in items], weights) for key in first}
-    if isinstance(first, (list, tuple)):
-        return [mix(column, weights) for column in zip(*items, strict=True)]
-    result = None
-    for item, weight in zip(items, weights, strict=True):
-        scaled = item * weight.reshape(weight.shape + (1,) * (item.dim() - weight.dim()) if weight.dim() else ())
-        result = scaled if result is None else result + scaled
-    return result
-
-
 class _Mixed(BaseSuperNetModule):  # type: ignore[misc]
     """NNI's supernet interface; sampling and export belong to the structure distribution, not to the modules."""
 
@@ -114,6 +103,7 @@ class MixedLayer(LayerChoice, _Mixed):  # type: ignore[misc]
     def __init__(self, candidates: Any, label: str, binding: Binding) -> None:
         super().__init__(candidates, label=label)
         self._binding = binding
+        self._fused: FusedLayer | None = None
         binding.add(law.Choice(label, tuple(self.names)))
 
     @classmethod
@@ -129,6 +119,11 @@ class MixedLayer(LayerChoice, _Mixed):  # type: ignore[misc]
         if self._binding.kept is not None:
             return self[self.names[self._binding.kept[self.label][0][1]]](*args, **kwargs)
         weights = self._binding.weights[self.label]
+        if self._binding.execution != "plain" and len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
+            if self._fused is None:
+                self._fused = FusedLayer([self[name] for name in self.names])
+            if self._fused.recognized:
+                return self._fused(args[0], weights, self._binding.heads)
         return mix([self[name](*args, **kwargs) for name in self.names], weights.unbind(-1))
 
 
@@ -249,6 +244,7 @@ class MixedCell(PathSamplingCell):  # type: ignore[misc]
         )
         self._binding: Binding = mutate_kwargs["binding"]
         self._op_factory = op_factory
+        self._fused: FusedNodes | None = None
         self.nodes: list[law.Node] = []
         for index in self.output_node_indices:
             if num_ops_per_node > index:
@@ -277,10 +273,22 @@ class MixedCell(PathSamplingCell):  # type: ignore[misc]
         operations: dict[str, nn.Module] = dict(self.ops[node.index - self.num_predecessors][edge].items())
         return operations
 
+    def _fuses(self, states: list[Any]) -> bool:
+        if self._binding.execution == "plain" or self._binding.kept is not None:
+            return False
+        return all(isinstance(state, Tensor) for state in states)
+
     def forward(self, *inputs: Any) -> Any:
         """Every node sums the weighted operations of all its incoming edges."""
         given = preprocess_cell_inputs(self.num_predecessors, *inputs)
         states = list(self.preprocessor(given))
+        if self._fuses(states):
+            if self._fused is None:
+                self._fused = FusedNodes(self.nodes, self.edge_operations)
+            stack = self._binding.stack
+            stack = states[0].device.type != "cpu" if stack is None else stack
+            states = self._fused(states, self._binding.weights, stack=stack)
+            return self.postprocessor(torch.cat(states[self.num_predecessors :], self.concat_dim), given)
         for node in self.nodes:
             if self._binding.kept is not None:
                 pairs = self._binding.kept[node.label]
@@ -375,5 +383,4 @@ __all__ = [
     "MixedOperationPolicy",
     "MixedRepeat",
     "check_relaxable",
-    "mix",
 ]

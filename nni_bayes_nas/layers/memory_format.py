@@ -1,0 +1,15 @@
+"""How images lie in memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """The same `(batch, channels, h, w)` with the channels of a pixel side by side in memory, on a CPU.
+
+    Convolutions, pooling and normalization keep that order, and pooling is faster in it. On a GPU it depends on the
+    precision, and nothing is changed.
+    """
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x

@@ -1,0 +1,295 @@
+"""The nodes of a supernet cell at less cost than operation by operation, with the same result.
+
+Over all edges that leave one state of a cell, what they have in common is computed once: the ReLU and the poolings at
+the beginning of their operations, and normalizations that have no parameters of their own. Equal operations may run as
+one grouped convolution and one batch normalization. Where an operation ends in batch normalization, its mixing weight
+is a factor of the scale and shift of that, so that no product with the weight is ever written to memory; all other
+terms of a node are added up in one pass (`nni_bayes_nas.layers.combine`).
+
+Operations are recognized by the layers of which they consist: chains of convolution, batch normalization, ReLU and
+pooling. What is not, or carries a hook, is called as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nni_bayes_nas.bayes import law
+from nni_bayes_nas.layers.combine import combine
+from nni_bayes_nas.layers.memory_format import channels_last
+
+from .chains import Chain, hooked, is_zero, recognize, run_layer
+
+Execution = Literal["auto", "plain", "fused"]
+
+
+class _Sum:
+    """The terms of a node as they come in."""
+
+    def __init__(self) -> None:
+        self._total: Tensor | None = None
+        self._terms = 0
+        self._items: list[Tensor] = []
+        self._weights: list[Tensor] = []
+
+    def add(self, term: Tensor) -> None:
+        """A term that carries its weight already."""
+        if self._total is None:
+            self._total = term
+        elif self._terms == 1:
+            self._total = self._total + term
+        else:  # the total is nobody else's
+            self._total.add_(term)
+        self._terms += 1
+
+    def add_weighted(self, item: Tensor, weight: Tensor) -> None:
+        """An item and its weight, `()` or `(batch,)`."""
+        self._items.append(item)
+        self._weights.append(weight)
+
+    def result(self) -> Tensor:
+        """The sum."""
+        if not self._items:
+            assert self._total is not None
+            return self._total
+        weighted = combine(self._items, torch.stack(self._weights, -1))
+        return weighted if self._total is None else weighted.add_(self._total)
+
+
+@dataclass(frozen=True)
+class _Term:
+    """One operation on one edge: to which node it leads, and where its mixing weight stands."""
+
+    target: int
+    operation: int
+    module: nn.Module
+    chain: Chain | None
+
+
+class FusedNodes:
+    """The nodes of one cell.
+
+    Args:
+        nodes: Of the cell, in order; their index counts the states before them, the inputs of the cell included.
+        operations: (node, edge) -> the candidates of the edge, in the order of `node.operations`.
+    """
+
+    def __init__(
+        self, nodes: Sequence[law.Node], operations: Callable[[law.Node, int], Mapping[str, nn.Module]]
+    ) -> None:
+        self.nodes = tuple(nodes)
+        self.n_inputs = self.nodes[0].index
+        by_source: list[list[_Term]] = [[] for _ in range(self.nodes[-1].index)]
+        for target, node in enumerate(self.nodes):
+            terms = [
+                (edge, _Term(target, i, module, recognize(module)))
+                for edge in range(node.index)
+                for i, module in enumerate(operations(node, edge).values())
+            ]
+            zeros = [is_zero(term.module) for _, term in terms]
+            for (edge, term), zero in zip(terms, zeros, strict=True):
+                if not zero or all(zeros):
+                    by_source[edge].append(term)
+        self._groups = [list(_grouped(terms)) for terms in by_source]
+
+    def __call__(self, inputs: Sequence[Tensor], weights: Mapping[str, Tensor], *, stack: bool) -> list[Tensor]:
+        """Inputs of the cell and mixing weights by label of the node -> all states, inputs included.
+
+        Args:
+            inputs: `(batch, channels, h, w)` each.
+            weights: As a `Binding` has them.
+            stack: Whether equal operations run as one grouped convolution.
+        """
+        states = list(inputs)
+        sums = [_Sum() for _ in self.nodes]
+        # Taken apart at once: a gradient of its own for every single weight costs more than the sum of all of them.
+        by_node = [[row.unbind(-1) for row in weights[node.label].unbind(-2)] for node in self.nodes]
+        for source, groups in enumerate(self._groups):
+            if source >= self.n_inputs:
+                states.append(sums[source - self.n_inputs].result())
+            heads: dict[Hashable, Tensor] = {}
+            for group in groups:
+                factors = [by_node[t.target][source][t.operation] for t in group]
+                _run(group, states[source], heads, factors, sums, stack)
+        return [*states, sums[-1].result()]
+
+
+def images_channels_last(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Images with the channels of a pixel side by side on a CPU, where convolutions are faster; a forward pre-hook."""
+    return tuple(channels_last(x) if isinstance(x, Tensor) and x.dim() == 4 else x for x in args)
+
+
+class SharedHeads:
+    """What the operations on one tensor have in common, for modules that do not know of one another.
+
+    It holds on to the tensors of a pass: `forget` them at its end.
+    """
+
+    def __init__(self) -> None:
+        self._of: dict[tuple[int, int], tuple[Tensor, dict[Hashable, Tensor]]] = {}
+
+    def of(self, x: Tensor) -> dict[Hashable, Tensor]:
+        """What is known of a tensor, to be added to."""
+        # A tensor that is written to has another version; while it is held, nothing else has its id.
+        return self._of.setdefault((id(x), x._version), (x, {}))[1]
+
+    def forget(self, *_: Any) -> None:
+        """Let go of everything; a forward hook."""
+        self._of.clear()
+
+
+class FusedLayer:
+    """The candidates of one LayerChoice on one tensor."""
+
+    def __init__(self, operations: Sequence[nn.Module]) -> None:
+        terms = [_Term(0, i, operation, recognize(operation)) for i, operation in enumerate(operations)]
+        zeros = [is_zero(operation) for operation in operations]
+        self.recognized = any(term.chain is not None for term in terms)
+        self._groups = list(_grouped(t for t, zero in zip(terms, zeros, strict=True) if not zero or all(zeros)))
+
+    def __call__(self, x: Tensor, weights: Tensor, shared: SharedHeads) -> Tensor:
+        """`(batch, ...)` and weights, `(options,)` or `(batch, options)` -> the weighted sum."""
+        sums = [_Sum()]
+        heads = shared.of(x)
+        factors = weights.unbind(-1)
+        for group in self._groups:
+            _run(group, x, heads, [factors[t.operation] for t in group], sums, stack=False)
+        return sums[0].result()
+
+
+def _grouped(terms: Iterable[_Term]) -> Iterator[list[_Term]]:
+    groups: dict[Hashable, list[_Term]] = {}
+    for i, term in enumerate(terms):
+        groups.setdefault(("alone", i) if term.chain is None else term.chain.signature, []).append(term)
+    yield from groups.values()
+
+
+def _run(
+    group: list[_Term],
+    state: Tensor,
+    heads: dict[Hashable, Tensor],
+    factors: list[Tensor],
+    sums: list[_Sum],
+    stack: bool,
+) -> None:
+    """Add the terms of equal operations on one state to the sums of their nodes."""
+    if group[0].chain is None or hooked(m for t in group if t.chain is not None for m in t.chain.modules):
+        for term, factor in zip(group, factors, strict=True):
+            sums[term.target].add_weighted(term.module(state), factor)
+        return
+    chains = [term.chain for term in group if term.chain is not None]
+    targets = [sums[term.target] for term in group]
+    first = chains[0]
+    key = first.head_signature
+    if key not in heads:
+        heads[key] = state if first.head is None else run_layer(first.head, state)
+    x = heads[key]
+    if not first.body:
+        _without_body(x, chains, factors, targets)
+        return
+    alike = len({tuple(m.training for m in chain.modules) for chain in chains}) == 1
+    size = len(chains) if stack and alike and _same_momenta(chains) else 1
+    for at in range(0, len(chains), size):
+        part = slice(at, at + size)
+        _add(_through(x, chains[part]), [c.norm for c in chains[part]], factors[part], targets[part])
+
+
+def _without_body(x: Tensor, chains: list[Chain], factors: list[Tensor], targets: list[_Sum]) -> None:
+    norms: list[Any] = [chain.norm for chain in chains]
+    if norms[0] is not None and (norms[0].affine or not all(norm.training for norm in norms)):
+        for norm, factor, target in zip(norms, factors, targets, strict=True):
+            _add(x, [norm], [factor], [target])
+        return
+    if norms[0] is not None:
+        x = _normalized_for_all(x, norms)
+    for factor, target in zip(factors, targets, strict=True):
+        target.add_weighted(x, factor)
+
+
+def _normalized_for_all(x: Tensor, norms: list[Any]) -> Tensor:
+    """x normalized once; the running statistics of all layers move as if each had seen it."""
+    mean, variance = torch.zeros_like(norms[0].running_mean), torch.ones_like(norms[0].running_var)
+    result = F.batch_norm(x, mean, variance, training=True, momentum=1.0, eps=norms[0].eps)
+    with torch.no_grad():
+        for norm in norms:
+            norm.running_mean.lerp_(mean, norm.momentum)
+            norm.running_var.lerp_(variance, norm.momentum)
+            norm.num_batches_tracked.add_(1)
+    return result
+
+
+def _through(x: Tensor, chains: list[Chain]) -> Tensor:
+    """The bodies of equal chains on one input: `(batch, chains x channels, h, w)`, chain by chain."""
+    n = len(chains)
+    shared = n > 1  # whether x is still the one input of all chains
+    for layers in zip(*(chain.body for chain in chains), strict=True):
+        first = layers[0]
+        if n == 1:
+            x = run_layer(first, x)
+        elif isinstance(first, nn.Conv2d):
+            if shared and first.groups > 1:
+                x, shared = x.repeat(1, n, 1, 1), False
+            groups = first.groups if shared else n * first.groups
+            weight, bias = _joined([m.weight for m in layers]), _joined([m.bias for m in layers])
+            x = F.conv2d(x, weight, bias, first.stride, first.padding, first.dilation, groups)
+            shared = False
+        elif isinstance(first, nn.BatchNorm2d):
+            if shared:
+                x, shared = x.repeat(1, n, 1, 1), False
+            x = _normalized(x, layers, None)
+        else:
+            x = first(x)
+    return x
+
+
+def _add(x: Tensor, norms: Sequence[Any], factors: list[Tensor], targets: list[_Sum]) -> None:
+    """Normalize what equal operations gave, and add it to the sums, weighted."""
+    folded = norms[0] is not None and factors[0].dim() == 0
+    if norms[0] is not None:
+        x = _normalized(x, norms, torch.stack(factors) if folded else None)
+    for piece, factor, target in zip(x.chunk(len(norms), 1), factors, targets, strict=True):
+        if folded:
+            target.add(piece)
+        else:
+            target.add_weighted(piece, factor)
+
+
+def _normalized(x: Tensor, norms: Sequence[Any], factors: Tensor | None) -> Tensor:
+    """Batch normalization of `(batch, norms x channels, h, w)`, scale and shift multiplied by factors, `(norms,)`."""
+    first, n = norms[0], len(norms)
+    weight, bias = _joined([m.weight for m in norms]), _joined([m.bias for m in norms])
+    if factors is not None:
+        by_channel = factors.to(first.running_mean).repeat_interleave(first.num_features)
+        weight = by_channel if weight is None else weight * by_channel
+        bias = torch.zeros_like(weight) if bias is None else bias * by_channel
+    mean, variance = first.running_mean, first.running_var
+    if n > 1:
+        mean, variance = _joined([m.running_mean for m in norms]), _joined([m.running_var for m in norms])
+    result = F.batch_norm(x, mean, variance, weight, bias, first.training, first.momentum, first.eps)
+    if first.training:
+        with torch.no_grad():
+            for i, norm in enumerate(norms):
+                norm.num_batches_tracked.add_(1)
+                if n > 1:
+                    own = slice(i * norm.num_features, (i + 1) * norm.num_features)
+                    norm.running_mean.copy_(mean[own])
+                    norm.running_var.copy_(variance[own])
+    return result
+
+
+def _joined(parts: list[Any]) -> Any:
+    return parts[0] if len(parts) == 1 or parts[0] is None else torch.cat(parts)
+
+
+def _same_momenta(chains: Sequence[Chain]) -> bool:
+    momenta = {tuple(m.momentum for m in c.modules if isinstance(m, nn.BatchNorm2d)) for c in chains}
+    return len(momenta) == 1
+
+
+__all__ = ["Execution", "FusedLayer", "FusedNodes", "SharedHeads", "images_channels_last"]

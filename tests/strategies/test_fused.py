@@ -1,0 +1,314 @@
+"""The fused supernet against the plain one: the same outputs, gradients, second derivatives and statistics."""
+
+import copy
+import json
+import shutil
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from nni.nas.hub.pytorch import DARTS, NasBench201
+from nni.nas.nn.pytorch import Cell, LayerChoice, ModelSpace
+from torch import nn
+
+from nni_bayes_nas.config import Config
+from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.experiment.search import run_search
+from nni_bayes_nas.search_spaces.cell import CellSpace
+from nni_bayes_nas.search_spaces.nasbench201 import NasBench201Space
+from nni_bayes_nas.search_spaces.operations import OPERATIONS
+from nni_bayes_nas.strategies import HyperDARTS, RegularizedDARTS
+from nni_bayes_nas.strategies.chains import recognize
+from nni_bayes_nas.strategies.fused import FusedNodes
+from nni_bayes_nas.strategies.supernet import MixedCell, MixedLayer
+
+SPACES = {
+    "cell": (partial(CellSpace, width=4, n_nodes=2), (1, 8, 8)),
+    "cell, affine": (partial(CellSpace, width=4, n_nodes=2, affine=True), (1, 8, 8)),
+    "nasbench201": (partial(NasBench201Space, in_channels=3, width=4, cells_per_stage=1), (3, 9, 9)),
+    "NNI's DARTS": (partial(DARTS, width=4, num_cells=3, dataset="cifar"), (3, 16, 16)),
+    "NNI's NAS-Bench-201": (partial(NasBench201, 4, 1, 10), (3, 8, 8)),
+}
+
+
+def supernet(space, shape, dtype=torch.float64):
+    torch.manual_seed(0)
+    strategy = RegularizedDARTS(seed=0, input_shape=shape)
+    return strategy.mutate_model(space).to(dtype), strategy._binding
+
+
+def passed(net, binding, x, *, execution, per_object, stack=None, twice=False):
+    """Output, gradients of mixing weights and parameters, with `twice` those of a function of the gradients too."""
+    binding.execution, binding.stack = execution, stack
+    generator = torch.Generator().manual_seed(1)
+    weights = {}
+    for label, unit in binding.units.items():
+        shape = unit.shape if hasattr(unit, "cell") else unit.shape[1:]
+        raw = torch.rand((len(x),) * per_object + tuple(shape), generator=generator, dtype=torch.float64)
+        weights[label] = raw.softmax(-1).to(x.dtype).requires_grad_(True)
+    binding.weights = weights
+    output = net(x)
+    output = output[0] if isinstance(output, (tuple, list)) else output
+    leaves = [*weights.values(), *net.parameters()]
+    gradients = torch.autograd.grad(output.square().sum() + output.sum(), leaves, create_graph=twice, allow_unused=True)
+    result = [output, *gradients]
+    if twice:
+        scalar = sum((g * g.detach().cos()).sum() for g in gradients if g is not None)
+        result += torch.autograd.grad(scalar, leaves, allow_unused=True)
+    return [torch.zeros(()) if r is None else r.detach() for r in result]
+
+
+def compare(net, binding, x, *, tolerance=1e-10, **how):
+    stack = how.pop("stack", None)
+    other = copy.deepcopy(net.state_dict())
+    plain = passed(net, binding, x, execution="plain", **how)
+    statistics = copy.deepcopy(net.state_dict())
+    moved = any(not torch.equal(statistics[name], other[name]) for name in other if "running" in name)
+    net.load_state_dict(other)
+    fused = passed(net, binding, x, execution="fused", stack=stack, **how)
+    for a, b in zip(plain, fused, strict=True):
+        scale = 1 + max(float(a.abs().max()), float(b.abs().max()))
+        assert float((a - b).abs().max()) <= tolerance * scale
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(value, statistics[name], atol=tolerance, rtol=tolerance)
+    return moved
+
+
+@pytest.mark.parametrize("stack", [False, True])
+@pytest.mark.parametrize("per_object", [False, True])
+@pytest.mark.parametrize("name", SPACES)
+def test_fused_equals_plain(name, per_object, stack):
+    make, shape = SPACES[name]
+    net, binding = supernet(make(), shape)
+    x = torch.randn(3, *shape, dtype=torch.float64)
+    assert compare(net, binding, x, per_object=per_object, stack=stack)
+    net.eval()
+    assert not compare(net, binding, x, per_object=per_object, stack=stack)
+
+
+@pytest.mark.parametrize("stack", [False, True])
+@pytest.mark.parametrize("name", ["cell", "cell, affine", "nasbench201"])
+def test_second_derivatives_are_equal(name, stack):
+    make, shape = SPACES[name]
+    net, binding = supernet(make(), shape)
+    x = torch.randn(2, *shape, dtype=torch.float64)
+    for per_object in (False, True):
+        compare(net, binding, x, per_object=per_object, stack=stack, twice=True, tolerance=1e-9)
+
+
+@pytest.mark.parametrize("per_object", [False, True])
+@pytest.mark.parametrize("name", SPACES)
+def test_single_precision_differs_by_rounding(name, per_object):
+    """Fused is as near to double precision as plain is."""
+    make, shape = SPACES[name]
+    net, binding = supernet(make(), shape, torch.float32)
+    start = copy.deepcopy(net.state_dict())
+
+    def run(execution, dtype):
+        net.to(dtype).load_state_dict(start)
+        x = torch.randn(4, *shape, generator=torch.Generator().manual_seed(3)).to(dtype)
+        return passed(net, binding, x, execution=execution, per_object=per_object)
+
+    exact = run("plain", torch.float64)
+    errors = {
+        execution: [
+            float((a - b).norm() / (1e-3 + b.norm())) for a, b in zip(run(execution, torch.float32), exact, strict=True)
+        ]
+        for execution in ("plain", "fused")
+    }
+    assert 0 < max(errors["plain"]) < 1e-2
+    assert max(errors["fused"]) <= 4 * max(errors["plain"])
+    assert sum(errors["fused"]) <= 2 * sum(errors["plain"])
+
+
+def test_a_search_goes_on_in_the_other_mode(tmp_path):
+    """One step in one mode, the next one in the other: the loss is what the first mode goes on to."""
+
+    def losses(folder, epochs, execution):
+        config = Config.from_dict(
+            {
+                "space": {"name": "cell", "args": {"width": 4}},
+                "data": {"limit": 160},
+                "strategy": {"name": "hyper_darts", "args": {"execution": execution}},
+                "search": {"epochs": epochs, "warmup_epochs": 0, "batch_size": 64, "lambdas": 2, "random": 0},
+            }
+        )
+        run_search(config, {"trial": "search-s0", "seed": 0}, folder, lambda row: None)
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [row["terms"]["train_loss"] for row in rows if "train_loss" in row.get("terms", {})]
+
+    for first, second in (("plain", "fused"), ("fused", "plain")):
+        folders = [tmp_path / f"{first}-{name}" for name in ("stays", "changes")]
+        folders[0].mkdir()
+        begun = losses(folders[0], 1, first)
+        shutil.copytree(*folders)
+        stays, changes = losses(folders[0], 2, first), losses(folders[1], 2, second)
+        assert len(stays) == len(changes) == 2 and stays[0] == changes[0] == begun[0]
+        assert changes[1] == pytest.approx(stays[1], abs=1e-5)
+
+
+class _Odd(nn.Module):
+    """An operation that is not known, in the middle of known ones."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(channels, 1, 1))
+
+    def forward(self, x):
+        return torch.tanh(self.scale * x)
+
+
+CANDIDATES = {
+    **{name: (lambda c, a, make=make: make(c, a)) for name, make in OPERATIONS.items()},
+    "odd": lambda c, a: _Odd(c),
+    "pool": lambda c, a: nn.AvgPool2d(3, 1, 1),
+    "twice": lambda c, a: nn.Sequential(OPERATIONS["sep_conv_3x3"](c, a), OPERATIONS["conv_1x1"](c, a)),
+    "biased": lambda c, a: nn.Conv2d(c, c, 3, padding=1),
+    "normalized": lambda c, a: nn.BatchNorm2d(c, affine=a, momentum=0.3, eps=1e-3),
+}
+
+
+class _Toy(ModelSpace):
+    def __init__(self, names, channels, n_nodes, affine, layer):
+        super().__init__()
+        candidates = {name: partial(self._make, name, channels, affine) for name in names}
+        self.cell = Cell(candidates, num_nodes=n_nodes, num_ops_per_node=1, num_predecessors=2, label="cell")
+        self.layer = LayerChoice({name: make(0, 0, 0) for name, make in candidates.items()}, label="layer")
+        self.with_layer = layer
+
+    @staticmethod
+    def _make(name, channels, affine, node, slot, chosen):
+        return CANDIDATES[name](channels, affine)
+
+    def forward(self, x):
+        return self.cell(x, self.layer(x) + self.layer(2 * x) if self.with_layer else x.flip(-1))
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    names=st.lists(st.sampled_from(sorted(CANDIDATES)), min_size=2, max_size=5, unique=True),
+    channels=st.integers(1, 5),
+    n_nodes=st.integers(1, 3),
+    affine=st.booleans(),
+    layer=st.booleans(),
+    size=st.tuples(st.integers(2, 9), st.integers(2, 9)),
+    batch=st.integers(2, 4),
+    per_object=st.booleans(),
+    stack=st.booleans(),
+    training=st.booleans(),
+    channels_last=st.booleans(),
+)
+def test_any_cell_of_any_shape(
+    names, channels, n_nodes, affine, layer, size, batch, per_object, stack, training, channels_last
+):
+    net, binding = supernet(_Toy(names, channels, n_nodes, affine, layer), (channels, *size))
+    net.train(training)
+    for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d) and m.affine):
+        nn.init.uniform_(norm.weight, -1, 1)
+        nn.init.uniform_(norm.bias, -1, 1)
+    x = torch.randn(batch, channels, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    compare(net, binding, x, per_object=per_object, stack=stack)
+
+
+def test_equal_layers_of_other_statistics_are_told_apart_in_evaluation():
+    net, binding = supernet(CellSpace(width=4, n_nodes=2), (1, 8, 8))
+    for i, norm in enumerate(m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.running_mean.fill_(0.1 * i)
+        norm.running_var.fill_(1 + 0.1 * i)
+    net.eval()
+    for stack in (False, True):
+        compare(net, binding, torch.randn(2, 1, 8, 8, dtype=torch.float64), per_object=False, stack=stack)
+
+
+def test_layers_of_other_momentum_or_mode_are_not_run_as_one():
+    net, binding = supernet(CellSpace(width=4, n_nodes=2), (1, 8, 8))
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    for i, norm in enumerate(norms):
+        norm.momentum = 0.1 + 0.8 * i / len(norms)
+        norm.training = i % 3 > 0
+    compare(net, binding, torch.randn(2, 1, 8, 8, dtype=torch.float64), per_object=False, stack=True)
+
+
+def test_who_listens_to_an_operation_hears_every_call():
+    net, binding = supernet(CellSpace(width=4, n_cells=1, n_nodes=2), (1, 8, 8))
+    heard = []
+    for name, module in net.named_modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda *_, name=name: heard.append(name))
+    x = torch.randn(2, 1, 8, 8, dtype=torch.float64)
+    compare(net, binding, x, per_object=False)
+    assert len(heard) == 2 * len(set(heard)) > 0
+
+
+def test_nothing_is_held_after_a_pass():
+    make, shape = SPACES["nasbench201"]
+    net, binding = supernet(make(), shape)
+    seen = []
+    mixed = [m for m in net.modules() if isinstance(m, MixedLayer)]
+    mixed[-1].register_forward_hook(lambda *_: seen.append(len(binding.heads._of)))
+    passed(net, binding, torch.randn(2, *shape, dtype=torch.float64), execution="fused", per_object=False)
+    assert seen[-1] > 0 and not binding.heads._of
+
+
+def test_shared_input_that_is_written_to_is_not_taken_for_the_old_one():
+    class Writing(ModelSpace):
+        def __init__(self):
+            super().__init__()
+            make = lambda: {"a": OPERATIONS["conv_1x1"](2, False), "b": OPERATIONS["conv_3x3"](2, False)}  # noqa: E731
+            self.first, self.second = LayerChoice(make(), label="first"), LayerChoice(make(), label="second")
+
+        def forward(self, x):
+            x = x * 1.0
+            y = self.first(x.detach())
+            with torch.no_grad():
+                x.neg_()
+            return y + self.second(x)
+
+    net, binding = supernet(Writing(), (2, 5, 5))
+    compare(net, binding, torch.randn(2, 2, 5, 5, dtype=torch.float64), per_object=False)
+
+
+def test_our_operations_are_known():
+    unknown = [name for name, make in OPERATIONS.items() if recognize(make(4, True)) is None]
+    assert unknown == []
+    assert recognize(nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(2, 2, 1))) is None
+    assert recognize(nn.Sequential(nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"))) is None
+    assert recognize(nn.BatchNorm2d(2, momentum=None)) is None
+    assert recognize(nn.Sequential(nn.GELU())) is None
+
+
+def test_equal_operations_run_as_one_convolution(monkeypatch):
+    net, binding = supernet(CellSpace(width=4, n_cells=1, n_nodes=3, operations=["conv_3x3"]), (1, 8, 8))
+    cell = next(m for m in net.modules() if isinstance(m, MixedCell))
+    inner = {id(m.weight) for m in cell.ops.modules() if isinstance(m, nn.Conv2d)}
+    calls = []
+    real = torch.nn.functional.conv2d
+    monkeypatch.setattr(torch.nn.functional, "conv2d", lambda x, w, *a: calls.append(tuple(w.shape)) or real(x, w, *a))
+    passed(net, binding, torch.randn(2, 1, 8, 8, dtype=torch.float64), execution="fused", per_object=False, stack=True)
+    # Four states have outgoing edges: two inputs to three nodes, the first node to two, the second to one.
+    stacked = [shape[0] // 4 for shape in calls if shape[1:] == (4, 3, 3)]
+    assert len(inner) == 9 and sorted(stacked) == [1, 2, 3, 3]
+
+
+@pytest.mark.parametrize("strategy", [HyperDARTS, RegularizedDARTS])
+def test_the_option_decides(strategy, monkeypatch):
+    ran = []
+    run = FusedNodes.__call__
+    monkeypatch.setattr(FusedNodes, "__call__", lambda *args, **kwargs: ran.append(1) or run(*args, **kwargs))
+    for execution, times in (("plain", 0), ("fused", 2), ("auto", 2)):
+        made = strategy(execution=execution, input_shape=(1, 8, 8))
+        net = made.mutate_model(CellSpace(width=4, n_nodes=1))
+        made._binding.weights = made.structure.mean(None)
+        ran.clear()
+        net(torch.randn(2, 1, 8, 8))
+        assert len(ran) == times
+
+
+@pytest.mark.parametrize("strategy", [HyperDARTS, RegularizedDARTS])
+def test_unknown_execution_is_refused(strategy):
+    with pytest.raises(ConfigError, match="execution must be one of auto, plain, fused, got 'fast'"):
+        strategy(execution="fast")
