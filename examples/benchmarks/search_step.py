@@ -9,8 +9,8 @@ have L1 and the cost penalty on; NNI's has none. Images are random numbers but f
     NNI                 NNI's DARTS as it comes
     NNI channels_last   the same with images channels_last, which a user of NNI can do
     plain               RegularizedDARTS(execution="plain")
-    fused               RegularizedDARTS(), execution="auto"
-    fused, order 2      RegularizedDARTS(order=2), the exact second order
+    fused               RegularizedDARTS(execution="fused")
+    fused, order 2      the same with order=2, the exact second order
 
 Peak memory is taken in a process of its own for each arm: the largest resident size in a block, less what it was before
 the space was built (Linux alone; on a GPU what its allocator says).
@@ -117,8 +117,8 @@ ARMS: dict[str, Callable[[int], Any]] = {
     "NNI": theirs,
     "NNI channels_last": theirs,
     "plain": ours(execution="plain"),
-    "fused": ours(),
-    "fused, order 2": ours(order=2),
+    "fused": ours(execution="fused"),
+    "fused, order 2": ours(execution="fused", order=2),
 }
 # Largest ratio of the seconds that is allowed, by space: fused / NNI.
 LIMITS = {"hub_darts": 1 / 1.8, "mnist": 1 / 1.8, "hub_nasbench201": 1 / 1.5}
