@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -14,6 +13,7 @@ from torch import nn
 
 from nni_bayes_nas.architecture import Architecture
 from nni_bayes_nas.bayes import law
+from nni_bayes_nas.coercion import coerce
 from nni_bayes_nas.complexity.axis import Axis
 from nni_bayes_nas.complexity.budget import WithinBudget, largest_within
 from nni_bayes_nas.complexity.expected import CostModel
@@ -294,9 +294,7 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
             raise ConfigError(
                 f"give one budget of max_params, max_macs and max_latency, got {len(given)}; call once for each."
             )
-        kind, budget = given[0]
-        if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not math.isfinite(budget):
-            raise ConfigError(f"max_{kind} must be a finite number, got {budget!r}.")
+        kind, budget = given[0][0], coerce(given[0][1], float, f"max_{given[0][0]}")
         if not self._costs:
             raise RuntimeError("sizes are known only after the model space was measured; run the strategy first.")
         if kind not in self._costs:
@@ -316,7 +314,7 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
 
     def _smaller_networks(self) -> str:
         """How to get networks that are smaller than the smallest derived one."""
-        found = self.structure.found if self.structure.observed else []
+        found = self.structure.found
         if found and self.axis is not None and found[-1][0] > self.axis.high:
             return f"search with a wider lambda_range: sizes fall until lambda is {found[-1][0]:.3g}"
         return "search again for smaller networks"

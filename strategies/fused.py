@@ -92,9 +92,9 @@ class FusedNodes:
                 for edge in range(node.index)
                 for i, module in enumerate(operations(node, edge).values())
             ]
-            zeros = [is_zero(term.module) for _, term in terms]
-            for (edge, term), zero in zip(terms, zeros, strict=True):
-                if not zero or all(zeros):
+            kept = _without_zeros([term for _, term in terms])
+            for edge, term in terms:
+                if term in kept:
                     by_source[edge].append(term)
         self._groups = [list(_grouped(terms)) for terms in by_source]
 
@@ -149,9 +149,8 @@ class FusedLayer:
 
     def __init__(self, operations: Sequence[nn.Module]) -> None:
         terms = [_Term(0, i, operation, recognize(operation)) for i, operation in enumerate(operations)]
-        zeros = [is_zero(operation) for operation in operations]
         self.recognized = any(term.chain is not None for term in terms)
-        self._groups = list(_grouped(t for t, zero in zip(terms, zeros, strict=True) if not zero or all(zeros)))
+        self._groups = list(_grouped(_without_zeros(terms)))
 
     def __call__(self, x: Tensor, weights: Tensor, shared: SharedHeads) -> Tensor:
         """`(batch, ...)` and weights, `(options,)` or `(batch, options)` -> the weighted sum."""
@@ -161,6 +160,11 @@ class FusedLayer:
         for group in self._groups:
             _run(group, x, heads, [factors[t.operation] for t in group], sums, stack=False)
         return sums[0].result()
+
+
+def _without_zeros(terms: list[_Term]) -> list[_Term]:
+    """The terms of a node without those that add nothing; all of them where nothing else is left."""
+    return [term for term in terms if not is_zero(term.module)] or terms
 
 
 def _grouped(terms: Iterable[_Term]) -> Iterator[list[_Term]]:

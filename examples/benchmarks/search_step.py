@@ -264,7 +264,8 @@ def targets(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         def median(value: Callable[[dict[str, Any]], float], mine: list[dict[str, Any]] = mine) -> float:
             return statistics.median(value(row) for row in mine)
 
-        plain, fused = (median(lambda row, arm=arm: row["ratio_to_nni"][arm][1]) for arm in ("plain", "fused"))  # type: ignore[misc]
+        plain = median(lambda row: row["ratio_to_nni"]["plain"][1])
+        fused = median(lambda row: row["ratio_to_nni"]["fused"][1])
         found.append(target(space, "seconds of a step, plain / NNI", plain, 1.0))
         if space in LIMITS:
             found.append(target(space, "seconds of a step, fused / NNI", fused, LIMITS[space]))

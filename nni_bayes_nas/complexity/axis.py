@@ -7,11 +7,11 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from nni_bayes_nas.coercion import coerce
 from nni_bayes_nas.errors import ConfigError
 
 _TOLERANCE = 1e-9
@@ -110,8 +110,9 @@ class LambdaAxis(Axis):
         Outside [low, high] nothing was trained, so it is refused unless `extrapolate`; the first or the last segment
         then goes on.
         """
-        if not (_is_number(lam) and lam > 0):
-            raise ConfigError(f"lambda must be a positive, finite number on the logarithmic axis, got {lam!r}.")
+        lam = coerce(lam, float, "lambda")
+        if not lam > 0:
+            raise ConfigError(f"lambda must be positive on the logarithmic axis, got {lam:g}.")
         logs, us = self._points
         i = min(max(1, bisect.bisect_left(logs, math.log(lam))), len(logs) - 1)
         u = us[i - 1] + (us[i] - us[i - 1]) * (math.log(lam) - logs[i - 1]) / (logs[i] - logs[i - 1])
@@ -180,8 +181,7 @@ class LiteralAxis(Axis):
 
     def to_u(self, lam: float, *, extrapolate: bool = False) -> float:
         """Position of lambda: lambda. Outside [low, high] it is refused unless `extrapolate`."""
-        if not _is_number(lam):
-            raise ConfigError(f"lambda must be a finite number, got {lam!r}.")
+        lam = coerce(lam, float, "lambda")
         slack = _TOLERANCE * max(abs(self.low), abs(self.high))
         if self.low - slack <= lam <= self.high + slack:
             return min(self.high, max(self.low, lam))
@@ -204,10 +204,6 @@ class LiteralAxis(Axis):
         if self.low > 0:
             return (u / self.low).log() / math.log(self.high / self.low)
         return (u - self.low) / (self.high - self.low)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _outside(lam: float, low: float, high: float) -> ConfigError:

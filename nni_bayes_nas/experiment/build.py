@@ -70,8 +70,12 @@ def build_space(config: Config, data: DataSplits, seed: int, *, retraining: bool
     """
     cls, args = space_arguments(config, data, retraining=retraining)
     torch.manual_seed(seed)
-    what = "`retrain.space`" if retraining and config.retrain.space else f"space `{config.space.name}`"
-    space = _call(cls, args, SpaceError, what)
+    try:
+        space = _call(cls, args, SpaceError, f"space `{config.space.name}`")
+    except SpaceError as error:
+        if retraining and config.retrain.space:  # the error names an argument, which the space of the search has too
+            raise SpaceError(f"`retrain.space`: {error}") from error
+        raise
     if not isinstance(space, nni.nas.nn.pytorch.ModelSpace):
         raise SpaceError(
             f"space.name must mean a subclass of nni.nas.nn.pytorch.ModelSpace, but {config.space.name!r} gives "
@@ -136,9 +140,7 @@ def _call(function: Any, args: dict[str, Any], error: type[NniBayesNasError], wh
     """Call what the user may have written; whatever it raises becomes an error that says so."""
     try:
         return function(**args)
-    except NniBayesNasError as cause:
-        if what == "`retrain.space`":  # the message names the argument, which the space of the search has too
-            raise type(cause)(f"{what}: {cause}") from cause
+    except NniBayesNasError:
         raise
     except Exception as cause:
         said = " ".join(f"{type(cause).__name__}: {cause}".split())[:200]

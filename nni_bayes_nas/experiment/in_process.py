@@ -68,7 +68,7 @@ def search_in_process(config: Config, output: Path, resume: bool, command: str) 
         _write(record, config, ledger, "done")
     except BaseException as error:
         # A signal included; what ran is left as running, from where --resume goes on.
-        number = None if isinstance(error, Exception) else processes.stopping_signal(error)
+        number = processes.stopping_signal(error)
         if number is not None:
             _write(record, config, ledger, "failed", f"stopped by {number.name}")
             raise StoppedError(number, "go on from the last epoch: the same command with --resume") from error

@@ -62,7 +62,9 @@ def kill_orphans(output: Path) -> list[str]:
 
 
 def stopping_signal(error: BaseException | None) -> signal.Signals | None:
-    """The signal behind an exception: Lightning turns SIGINT and SIGTERM into a SystemExit; None for any other."""
+    """The signal behind an exit: Lightning turns SIGINT and SIGTERM into a SystemExit; None for an error."""
+    if isinstance(error, Exception):
+        return None
     while error is not None:
         # Lightning's exception, which is not imported here: this module is used before torch may be.
         if type(error).__name__ == "SIGTERMException":

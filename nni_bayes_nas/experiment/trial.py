@@ -44,7 +44,7 @@ def main() -> int:
         result = run(parameters, directory)
     except (Exception, SystemExit) as error:
         # Lightning turns a SIGTERM into an exit with code 0, which NNI would take for success.
-        number = processes.stopping_signal(error) if isinstance(error, SystemExit) else None
+        number = processes.stopping_signal(error)
         traceback.print_exc()
         message = str(error) if number is None else f"stopped by {number.name}"
         text = traceback.format_exc()
