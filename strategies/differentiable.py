@@ -131,7 +131,7 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
         self._binding, self._costs = Binding(self.step.execution), {}
         # DARTS.mutate_model would make architecture parameters of its own, which nothing here uses.
         supernet = super(DARTS, self).mutate_model(model)
-        if self.step.execution == "fused":
+        if self.step.execution != "plain":
             supernet.register_forward_pre_hook(images_channels_last)
         supernet.register_forward_hook(self._binding.heads.forget, always_call=True)
         covered = {label for unit in self._binding.units.values() for label in _sample_labels(unit)}

@@ -75,7 +75,7 @@ class HyperDARTS(DifferentiableStrategy):
             not clipped, and without the one-hot passes.
         second_order: "exact" (Hessian-vector product) or "finite_difference".
         execution: "plain": the supernet operation by operation; "fused": what operations share is computed once, with
-            the same result up to rounding; "auto" is "plain".
+            the same result up to rounding; "auto" is "fused".
         validation_points: Where validation metrics are taken, as fractions of the range of lambda.
         arc_learning_rate: Learning rate of the hypernetwork (Adam).
         arc_weight_decay: Its L2 decay.

@@ -35,7 +35,7 @@ class RegularizedDARTS(DifferentiableStrategy):
             not clipped, and without the one-hot passes.
         second_order: "exact" (Hessian-vector product) or "finite_difference".
         execution: "plain": the supernet operation by operation; "fused": what operations share is computed once, with
-            the same result up to rounding; "auto" is "plain".
+            the same result up to rounding; "auto" is "fused".
         arc_learning_rate: Learning rate of the structure parameters (Adam).
         arc_weight_decay: Their L2 decay.
         warmup_epochs: Epochs in which only the weights learn.

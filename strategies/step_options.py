@@ -28,7 +28,7 @@ class StepOptions:
         order: 1, or 2: the structure step differentiates through a virtual weight step (of the mixture, not clipped).
         second_order: "exact" or "finite_difference".
         execution: "plain": the supernet operation by operation; "fused": with what operations share computed once;
-            "auto": plain.
+            "auto": fused.
     """
 
     lambda_per: Literal["object", "step"] = "step"

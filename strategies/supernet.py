@@ -40,7 +40,7 @@ class Binding:
         kept: While one architecture runs: by unit label the (row, option) pairs that it keeps. Nothing else is
             evaluated then. None while the weights mix.
         single_lambda: Names of modules that cannot carry weights with a batch axis.
-        execution: "plain" and "auto", operation by operation; "fused": see `fused`.
+        execution: "plain": operation by operation; "fused" and "auto": see `fused`.
         stack: Whether a fused cell runs equal operations as one; None: where a call costs more than its work, on GPUs.
         heads: What the mixed layers of a pass share.
     """
@@ -119,7 +119,7 @@ class MixedLayer(LayerChoice, _Mixed):  # type: ignore[misc]
         if self._binding.kept is not None:
             return self[self.names[self._binding.kept[self.label][0][1]]](*args, **kwargs)
         weights = self._binding.weights[self.label]
-        if self._binding.execution == "fused" and len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
+        if self._binding.execution != "plain" and len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
             if self._fused is None:
                 self._fused = FusedLayer([self[name] for name in self.names])
             if self._fused.recognized:
@@ -274,7 +274,7 @@ class MixedCell(PathSamplingCell):  # type: ignore[misc]
         return operations
 
     def _fuses(self, states: list[Any]) -> bool:
-        if self._binding.execution != "fused" or self._binding.kept is not None:
+        if self._binding.execution == "plain" or self._binding.kept is not None:
             return False
         return all(isinstance(state, Tensor) for state in states)
 

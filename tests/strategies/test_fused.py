@@ -299,7 +299,7 @@ def test_the_option_decides(strategy, monkeypatch):
     ran = []
     run = FusedNodes.__call__
     monkeypatch.setattr(FusedNodes, "__call__", lambda *args, **kwargs: ran.append(1) or run(*args, **kwargs))
-    for execution, times in (("plain", 0), ("fused", 2), ("auto", 0)):
+    for execution, times in (("plain", 0), ("fused", 2), ("auto", 2)):
         made = strategy(execution=execution, input_shape=(1, 8, 8))
         net = made.mutate_model(CellSpace(width=4, n_nodes=1))
         made._binding.weights = made.structure.mean(None)
