@@ -18,8 +18,9 @@ from nni_bayes_nas.errors import NumericsError
 from nni_bayes_nas.layers.normalization import batch_statistics
 
 from .relaxations import TEMPERATURE_SCHEDULES
+from .replicas import Alone, backward_of, gradients_of
 from .second_order import hypergradient, step_settings
-from .size_control import SizeControl
+from .size_control import SizeControl, reduce_all, solve_all
 from .step_options import StepOptions
 from .structure import Structure
 from .supernet import Binding
@@ -85,6 +86,7 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
         self.seed = seed
         self.current_step = 0
         self.price_range = PriceRange()
+        self.replica: Alone = Alone()
 
     # -- structure -------------------------------------------------------------------------------------------------
 
@@ -195,7 +197,7 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
                 task, gradients = self._second_order(validation, training, knots)
             else:
                 task = validation()
-                gradients = list(torch.autograd.grad(task, knots, allow_unused=True, materialize_grads=True))
+                gradients = self.replica.together(gradients_of, (task, knots))
         temperature = self.temperature(self.structure_loss.temperature)
         terms = self.structure_loss.terms(self.costs, positions, temperature, exploring=self.exploring)
         total = objective.total({"task": task.detach(), **terms}, self.structure_loss.factors(), step=step)
@@ -203,15 +205,21 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
             added = torch.autograd.grad(total, knots, allow_unused=True, materialize_grads=True)
             gradients = [g + a for g, a in zip(gradients, added, strict=True)]
         # Only the structure learns here: the weights' gradients would be thrown away.
-        for parameter, gradient in zip(knots, self.sizes.reduced(knots, gradients, temperature), strict=True):
+        kind = self.sizes.kind, temperature
+        reduced = self.replica.together(reduce_all, (self.sizes, knots, gradients, temperature), kind)
+        for parameter, gradient in zip(knots, reduced, strict=True):
             if gradient is not None:
                 objective.check_finite("gradient of the structure", gradient, step=step)
             parameter.grad = gradient
         optimizer.step()
-        missed = self.sizes.solve(temperature)
+        missed = self.replica.together(solve_all, (self.sizes, temperature), kind)
         self._look_for_range(batch["val"], batch_idx, step)
         logged = {f"structure_{name}": value.detach() for name, value in {"task": task, **terms, **missed}.items()}
         self.log_dict({**logged, "structure_loss": total.detach()}, on_step=False, on_epoch=True)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Lightning's hook."""
+        self.replica.together(backward_of, (loss, args, kwargs))
 
     def _second_order(self, validation: Any, training: Any, knots: list[nn.Parameter]) -> tuple[Tensor, list[Tensor]]:
         optimizer = next(o for o in self.optimizers() if not getattr(o, "is_arch_optimizer", False))

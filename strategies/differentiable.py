@@ -25,6 +25,7 @@ from .costs import CostKind, NetworkCounts, cost_models, extreme_architecture
 from .fused import images_channels_last
 from .option_checks import check_options
 from .relaxations import TEMPERATURE_SCHEDULES
+from .replicas import Alone
 from .second_order import check_double_backward
 from .size_control import SizeControl
 from .step_options import StepOptions
@@ -105,6 +106,7 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
         self._binding = Binding()
         self._costs: dict[CostKind, CostModel] = {}
         self._structure: Structure | None = None
+        self.replica = Alone()
 
     # -- NNI's seams -----------------------------------------------------------------------------------------------
 
@@ -162,7 +164,7 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
         assert self.input_shape is not None
         self.measure(self._mutating, self.input_shape)
         self.check_order(self._mutating, self.input_shape)
-        return self.module_class(
+        module = self.module_class(
             training_module,
             structure=self.structure,
             binding=self._binding,
@@ -175,10 +177,16 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
             arc_learning_rate=self.arc_learning_rate,
             gradient_clip_val=self.gradient_clip_val,
         )
+        module.replica = self.replica
+        return module
 
     def _initialize(self, model_space: Any, engine: Any) -> Any:
         self._mutating = model_space.model_space
         return super()._initialize(model_space, engine)
+
+    def _run(self) -> None:
+        with self.replica.attached(self._mutating, self._binding):
+            super()._run()
 
     def val_dataloader(self, train_dataloader_fn: Callable[[], Any], val_dataloader_fn: Callable[[], Any]) -> Any:
         """The validation data, once per position of lambda."""

@@ -49,7 +49,7 @@ class _Sum:
         self._terms += 1
 
     def add_weighted(self, item: Tensor, weight: Tensor) -> None:
-        """An item and its weight, `()` or `(batch,)`."""
+        """An item and its weight, `()`, `(batch,)`, or as `combine` has those of parts."""
         self._items.append(item)
         self._weights.append(weight)
 
@@ -254,7 +254,8 @@ def _through(x: Tensor, chains: list[Chain]) -> Tensor:
 
 def _add(x: Tensor, norms: Sequence[Any], factors: list[Tensor], targets: list[_Sum]) -> None:
     """Normalize what equal operations gave, and add it to the sums, weighted."""
-    folded = norms[0] is not None and factors[0].dim() == 0
+    # Not where every object has a weight of its own.
+    folded = norms[0] is not None and (factors[0].dim() == 0 or (factors[0].dim() == 2 and len(factors[0]) == 1))
     if norms[0] is not None:
         x = _normalized(x, norms, torch.stack(factors) if folded else None)
     for piece, factor, target in zip(x.chunk(len(norms), 1), factors, targets, strict=True):
@@ -265,11 +266,12 @@ def _add(x: Tensor, norms: Sequence[Any], factors: list[Tensor], targets: list[_
 
 
 def _normalized(x: Tensor, norms: Sequence[Any], factors: Tensor | None) -> Tensor:
-    """Batch normalization of `(batch, norms x channels, h, w)`, scale and shift multiplied by factors, `(norms,)`."""
+    """Batch normalization of `(batch, norms x channels, h, w)`, its scale and shift times factors of equal parts."""
     first, n = norms[0], len(norms)
     weight, bias = _joined([m.weight for m in norms]), _joined([m.bias for m in norms])
     if factors is not None:
-        by_channel = factors.to(first.running_mean).repeat_interleave(first.num_features)
+        factors = factors.to(first.running_mean).flatten()
+        by_channel = factors.repeat_interleave(n * first.num_features // len(factors))
         weight = by_channel if weight is None else weight * by_channel
         bias = torch.zeros_like(weight) if bias is None else bias * by_channel
     mean, variance = first.running_mean, first.running_var

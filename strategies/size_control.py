@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from nni_bayes_nas.complexity.price import PriceHypernet
+from nni_bayes_nas.complexity.price import PriceHypernet, reduced_gradient, solve_prices
 
 from .structure_loss import NormalizedCost, StructureLoss
 
@@ -39,30 +39,19 @@ class SizeControl:
         return logits if isinstance(logits, PriceHypernet) else None
 
     def solve(self, temperature: float) -> dict[str, Tensor]:
-        """Set the prices at which sizes are on their targets, at this temperature of the sharpened law.
-
-        Returns:
-            "size_miss", `()`: the largest difference to a target, to be logged; nothing where there are no prices.
-        """
-        if (prices := self._prices) is None:
-            return {}
-        knots = torch.linspace(0, 1, len(prices.knots)).to(prices.reference)
-        size, targets = self._size(temperature), self.loss.target(knots)
-        prices.solve(size, targets)
-        with torch.no_grad():
-            return {"size_miss": (size(prices(knots)) - targets).abs().max()}
+        """Set the prices at which sizes are on their targets; see `solve_all`."""
+        return solve_all([(self, temperature)])[0]
 
     def reduced(
         self, parameters: list[nn.Parameter], gradients: list[Tensor], temperature: float
     ) -> list[Tensor | None]:
         """The gradients of the structure with prices that follow the scores: none is left for the prices."""
-        if (prices := self._prices) is None:
-            return list(gradients)
-        by_parameter = dict(zip(parameters, gradients, strict=True))
-        scores = prices.reduced_gradient(
-            self._size(temperature), by_parameter[prices.scores], by_parameter[prices.knots]
-        )
-        return [None if p is prices.knots else scores if p is prices.scores else by_parameter[p] for p in parameters]
+        return reduce_all([(self, parameters, gradients, temperature)])[0]
+
+    @property
+    def kind(self) -> tuple[Hashable, ...]:
+        """Equal for controls that find their prices by the same equation, targets aside."""
+        return self._prices is None, self.loss.target_scale, self.costs.bounds
 
     def _size(self, temperature: float) -> Callable[[Tensor], Tensor]:
         return lambda flat: self.loss.size(self.costs, flat, temperature)
@@ -82,3 +71,52 @@ class SizeControl:
             size = float(self.loss.size(self.costs, equal, 1.0))
         first, last = self.loss.target_range
         return min(1.0, max(0.0, (size - first) / (last - first)))
+
+
+def solve_all(requests: Sequence[tuple[SizeControl, float]]) -> list[dict[str, Tensor]]:
+    """Set the prices of structures of one kind, each at a temperature of the sharpened law, the same for all.
+
+    Returns:
+        For each "size_miss", `()`: the largest difference to a target, to be logged; nothing where there are no prices.
+    """
+    controls, (first, temperature) = [control for control, _ in requests], requests[0]
+    prices = [control._prices for control in controls if control._prices is not None]
+    if not prices:
+        return [{} for _ in controls]
+    size = first._size(temperature)
+    with torch.no_grad():
+        scores, costs, knots = _stacked(prices)
+        grid = torch.linspace(0, 1, knots.shape[-1]).to(knots)
+        targets = torch.stack([control.loss.target(grid) for control in controls])
+        found = solve_prices(scores, costs, knots, size, targets)
+        missed = (size(scores.unsqueeze(-2) - found.unsqueeze(-1) * costs) - targets).abs().amax(-1)
+        for own, values in zip(prices, found, strict=True):
+            own.knots.copy_(values)
+    return [{"size_miss": miss} for miss in missed]
+
+
+def reduce_all(
+    requests: Sequence[tuple[SizeControl, list[nn.Parameter], list[Tensor], float]],
+) -> list[list[Tensor | None]]:
+    """`SizeControl.reduced` of structures of one kind; the temperature is the same for all."""
+    prices = [control._prices for control, *_ in requests if control._prices is not None]
+    if not prices:
+        return [list(gradients) for _, _, gradients, _ in requests]
+    by_parameter = [dict(zip(parameters, gradients, strict=True)) for _, parameters, gradients, _ in requests]
+    of_scores = torch.stack([g[own.scores] for g, own in zip(by_parameter, prices, strict=True)])
+    of_prices = torch.stack([g[own.knots] for g, own in zip(by_parameter, prices, strict=True)])
+    control, *_, temperature = requests[0]
+    reduced = reduced_gradient(*_stacked(prices), control._size(temperature), of_scores, of_prices)
+    return [
+        [None if p is own.knots else scores if p is own.scores else gradients[p] for p in parameters]
+        for scores, own, gradients, (_, parameters, *_) in zip(reduced, prices, by_parameter, requests, strict=True)
+    ]
+
+
+def _stacked(prices: Sequence[PriceHypernet]) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, costs (of the first: of one space), prices."""
+    return (
+        torch.stack([p.scores.detach() for p in prices]),
+        prices[0].costs,
+        torch.stack([p.knots.detach() for p in prices]),
+    )

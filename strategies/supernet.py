@@ -25,9 +25,11 @@ from torch import Tensor, nn
 from nni_bayes_nas.bayes import law
 from nni_bayes_nas.errors import SpaceError
 from nni_bayes_nas.layers.combine import mix
+from nni_bayes_nas.layers.side_by_side import is_batched
 
 from .expressions import ExpressionTable
 from .fused import Execution, FusedLayer, FusedNodes, SharedHeads
+from .stacked import StackedNodes
 
 
 class Binding:
@@ -119,12 +121,17 @@ class MixedLayer(LayerChoice, _Mixed):  # type: ignore[misc]
         if self._binding.kept is not None:
             return self[self.names[self._binding.kept[self.label][0][1]]](*args, **kwargs)
         weights = self._binding.weights[self.label]
-        if self._binding.execution != "plain" and len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
+        if self._binding.execution != "plain" and len(args) == 1 and not kwargs and _is_one(args[0]):
             if self._fused is None:
                 self._fused = FusedLayer([self[name] for name in self.names])
             if self._fused.recognized:
                 return self._fused(args[0], weights, self._binding.heads)
         return mix([self[name](*args, **kwargs) for name in self.names], weights.unbind(-1))
+
+
+def _is_one(x: Any) -> bool:
+    """Whether it is the tensor of one supernet."""
+    return isinstance(x, Tensor) and not is_batched(x)
 
 
 class MixedInput(InputChoice, _Mixed):  # type: ignore[misc]
@@ -245,6 +252,7 @@ class MixedCell(PathSamplingCell):  # type: ignore[misc]
         self._binding: Binding = mutate_kwargs["binding"]
         self._op_factory = op_factory
         self._fused: FusedNodes | None = None
+        self.stacked: StackedNodes | None = None
         self.nodes: list[law.Node] = []
         for index in self.output_node_indices:
             if num_ops_per_node > index:
@@ -276,13 +284,15 @@ class MixedCell(PathSamplingCell):  # type: ignore[misc]
     def _fuses(self, states: list[Any]) -> bool:
         if self._binding.execution == "plain" or self._binding.kept is not None:
             return False
-        return all(isinstance(state, Tensor) for state in states)
+        return all(isinstance(state, Tensor) if self.stacked is not None else _is_one(state) for state in states)
 
     def forward(self, *inputs: Any) -> Any:
         """Every node sums the weighted operations of all its incoming edges."""
         given = preprocess_cell_inputs(self.num_predecessors, *inputs)
         states = list(self.preprocessor(given))
         if self._fuses(states):
+            if self.stacked is not None:
+                return self.postprocessor(self.stacked(states, self._binding.weights), given)
             if self._fused is None:
                 self._fused = FusedNodes(self.nodes, self.edge_operations)
             stack = self._binding.stack

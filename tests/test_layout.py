@@ -17,6 +17,7 @@ PLUG_INS = ("strategies", "search_spaces")
 # A part may import the parts of smaller rank; parts of the same rank know nothing of each other, but for rank 0.
 RANKS = {
     "errors": 0,
+    "lockstep": 0,
     "coercion": 0,
     "config": 0,
     "yaml_text": 0,

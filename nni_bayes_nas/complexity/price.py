@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -68,49 +67,18 @@ class PriceHypernet(nn.Module):
             self.costs.copy_(costs / costs.max().clamp_min(1e-12))
 
     def solve(self, size: Size, targets: Tensor) -> None:
-        """Set the prices at the knots so that sizes are what is asked for, by bisection at all knots at once.
-
-        Begins around the prices that stand. A target that no price reaches gets the largest or smallest one.
+        """Set the prices at the knots so that sizes are what is asked for; see `solve_prices`.
 
         Args:
-            size: Of outputs, `(n_knots, n_outputs)` -> `(n_knots,)`; falls in the price.
+            size: Of outputs, `(*batch, n_outputs)` -> `(*batch,)`; falls in the price.
             targets: Sizes at the knots, falling; `(n_knots,)`.
         """
         with torch.no_grad():
-            width = _BRACKET
-            low, high = self.knots - width, self.knots + width
-            while width < _LARGEST_PRICE and bool(
-                ((size(self._at(low)) < targets) | (size(self._at(high)) > targets)).any()
-            ):
-                width *= 8
-                low, high = self.knots - width, self.knots + width
-            for _ in range(math.ceil(math.log2(2 * width / _PRECISION))):
-                middle = (low + high) / 2
-                above = size(self._at(middle)) > targets
-                low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-            self.knots.copy_(((low + high) / 2).clamp(-_LARGEST_PRICE, _LARGEST_PRICE).cummax(0).values)
+            self.knots.copy_(solve_prices(self.scores, self.costs, self.knots, size, targets))
 
     def reduced_gradient(self, size: Size, of_scores: Tensor, of_prices: Tensor) -> Tensor:
-        """Gradient along the scores of a loss whose prices follow them: dL/db + sum_k dL/dp_k dp_k/db.
-
-        By the implicit function theorem, S(b - p_k c) = t_k gives dp_k/db = -(dS_k/db) / (dS_k/dp_k). It is zero along
-        a common multiple of the costs: scores compete at equal size.
-
-        Args:
-            size: S, as in `solve`.
-            of_scores: dL/db at fixed prices, `(n_outputs,)`.
-            of_prices: dL/dp at fixed scores, `(n_knots,)`.
-        """
-        with torch.enable_grad():
-            outputs = self._at(self.knots.detach(), self.scores.detach()).requires_grad_(True)
-            (slopes,) = torch.autograd.grad(size(outputs).sum(), outputs)
-        of_price = -(slopes @ self.costs)
-        steep = of_price < -_LEAST_SLOPE
-        weights = torch.where(steep, -of_prices / torch.where(steep, of_price, -1.0), 0.0)
-        return of_scores + weights @ slopes
-
-    def _at(self, prices: Tensor, scores: Tensor | None = None) -> Tensor:
-        return (self.scores if scores is None else scores) - prices.unsqueeze(-1) * self.costs
+        """Gradient along the scores of a loss whose prices follow them; see `reduced_gradient`."""
+        return reduced_gradient(self.scores, self.costs, self.knots, size, of_scores, of_prices)
 
     def prices(self, u: Tensor, *, extrapolate: bool = False) -> Tensor:
         """p(u), never falling; any shape. Raises ValueError outside [0, 1] unless asked to extrapolate."""
@@ -118,4 +86,67 @@ class PriceHypernet(nn.Module):
 
     def forward(self, u: Tensor, *, extrapolate: bool = False) -> Tensor:
         """alpha(u); `(*batch,)` -> `(*batch, n_outputs)`."""
-        return self._at(self.prices(u, extrapolate=extrapolate))
+        return self.scores - self.prices(u, extrapolate=extrapolate).unsqueeze(-1) * self.costs
+
+
+def solve_prices(scores: Tensor, costs: Tensor, prices: Tensor, size: Size, targets: Tensor) -> Tensor:
+    """Prices p_k with S(b - p_k c) = t_k by bisection, at all knots, and of several networks, at once.
+
+    Begins around the prices that stand. A target that no price reaches gets the largest or smallest one. What several
+    networks share is the call of `size`: each gets what it would get alone.
+
+    Args:
+        scores: b, `(*batch, n)`.
+        costs: c, `(n,)`.
+        prices: Where to begin, `(*batch, k)`.
+        size: S, of outputs `(..., n)` -> `(...)`; falls in the price.
+        targets: t, falling, `(*batch, k)`.
+
+    Returns:
+        `(*batch, k)`, never falling.
+    """
+    scores = scores.unsqueeze(-2)
+
+    def size_at(trial: Tensor) -> Tensor:
+        return size(scores - trial.unsqueeze(-1) * costs)
+
+    def missed(width: Tensor) -> Tensor:
+        outside = (size_at(prices - width) < targets) | (size_at(prices + width) > targets)
+        return outside.any(-1, keepdim=True) & (width < _LARGEST_PRICE)
+
+    width = torch.full_like(prices[..., :1], _BRACKET)
+    while bool((wider := missed(width)).any()):
+        width = torch.where(wider, 8 * width, width)
+    low, high = prices - width, prices + width
+    halvings = (2 * width / _PRECISION).log2().ceil()
+    for done in range(int(halvings.max())):
+        middle = (low + high) / 2
+        too_large, unfinished = size_at(middle) > targets, done < halvings
+        low = torch.where(unfinished & too_large, middle, low)
+        high = torch.where(unfinished & ~too_large, middle, high)
+    return ((low + high) / 2).clamp(-_LARGEST_PRICE, _LARGEST_PRICE).cummax(-1).values
+
+
+def reduced_gradient(
+    scores: Tensor, costs: Tensor, prices: Tensor, size: Size, of_scores: Tensor, of_prices: Tensor
+) -> Tensor:
+    """Gradient along the scores of a loss whose prices follow them: dL/db + sum_k dL/dp_k dp_k/db, `(*batch, n)`.
+
+    By the implicit function theorem, S(b - p_k c) = t_k gives dp_k/db = -(dS_k/db) / (dS_k/dp_k). It is zero along
+    a common multiple of the costs: scores compete at equal size.
+
+    Args:
+        scores: b, `(*batch, n)`.
+        costs: c, `(n,)`.
+        prices: p, `(*batch, k)`.
+        size: S, as in `solve_prices`.
+        of_scores: dL/db at fixed prices, `(*batch, n)`.
+        of_prices: dL/dp at fixed scores, `(*batch, k)`.
+    """
+    with torch.enable_grad():
+        outputs = (scores.detach().unsqueeze(-2) - prices.detach().unsqueeze(-1) * costs).requires_grad_(True)
+        (slopes,) = torch.autograd.grad(size(outputs).sum(), outputs)
+    of_price = -(slopes @ costs)
+    steep = of_price < -_LEAST_SLOPE
+    weights = torch.where(steep, -of_prices / torch.where(steep, of_price, -1.0), 0.0)
+    return of_scores + (weights.unsqueeze(-2) @ slopes).squeeze(-2)

@@ -50,7 +50,11 @@ def count_optimizer_steps() -> Iterator[StepCounter]:
 
 
 def run_search(
-    config: Config, parameters: dict[str, Any], directory: Path, report: Callable[[dict[str, Any]], None]
+    config: Config,
+    parameters: dict[str, Any],
+    directory: Path,
+    report: Callable[[dict[str, Any]], None],
+    replica: Any = None,
 ) -> dict[str, Any]:
     """Search, then read the architectures off; goes on from the checkpoint in `directory`, if there is one.
 
@@ -71,6 +75,8 @@ def run_search(
     data = load_data(config.data)
     device = evaluation.pick_device(config.experiment.device)
     strategy = build_strategy(config, data, seed)
+    if replica is not None:
+        strategy.replica = replica
     space = RawFormatModelSpace(
         build_space(config, data, seed), _evaluator(config, data, seed, directory, device, report)
     )

@@ -39,7 +39,8 @@ def combine(items: Sequence[Tensor], weights: Tensor) -> Tensor:
 
     Args:
         items: x_i of equal shape `(batch, ...)`.
-        weights: `(n,)`, or `(batch, n)` for weights of each object.
+        weights: `(n,)`, or `(batch, n)` for weights of each object; `(batch, m, n)`, or `(1, m, n)` for all objects,
+            for weights of each of m equal parts of the second axis.
     """
     result: Tensor = _Combine.apply(weights, *items)
     return result
@@ -74,13 +75,30 @@ class _Combine(torch.autograd.Function):
         ]
         if not wanted[0]:
             return None, *of_items
-        products = torch.stack([_inner(gradient, item) for item in items], -1)
-        return (products if weights.dim() > 1 else products.sum(0)).to(weights.dtype), *of_items
+        if weights.dim() == 3:
+            products = torch.stack([_inner_of_parts(gradient, item, weights.shape[1]) for item in items], -1)
+        else:
+            products = torch.stack([_inner(gradient, item) for item in items], -1)
+        return products.sum_to_size(weights.shape).to(weights.dtype), *of_items
 
 
 def _spread(factor: Tensor, like: Tensor) -> Tensor:
-    """A factor, `()` or `(batch,)`, that multiplies objects; in the precision of what it multiplies."""
+    """A factor, `()`, `(batch,)` or `(batch, parts)`, as it multiplies objects; in their precision."""
+    if factor.dim() == 2:
+        spread = _by_channel(factor.to(like.dtype), like.shape[1])
+        return spread.reshape(spread.shape + (1,) * (like.dim() - 2))
     return factor.to(like.dtype).reshape(factor.shape + (1,) * (like.dim() - 1)) if factor.dim() else factor.to(like)
+
+
+def _by_channel(factor: Tensor, channels: int) -> Tensor:
+    """`(batch, parts)` -> `(batch, channels)`: the factor of every channel, part by part."""
+    return factor.repeat_interleave(channels // factor.shape[1], 1)
+
+
+def _inner_of_parts(a: Tensor, b: Tensor, parts: int) -> Tensor:
+    """Inner products of the parts of the second axis, `(batch, parts)`."""
+    products = (a * b).flatten(2).sum(2) if a.dim() > 2 else a * b
+    return products.reshape(len(a), parts, -1).sum(2)
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:

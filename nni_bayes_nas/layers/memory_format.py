@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -12,4 +13,7 @@ def channels_last(x: Tensor) -> Tensor:
     Convolutions, pooling and normalization keep that order, and pooling is faster in it. On a GPU it depends on the
     precision, and nothing is changed.
     """
-    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
+    # Under vmap the order in memory is that of all networks together, which nothing here can see.
+    if x.device.type != "cpu" or _functorch.is_batchedtensor(x):
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
