@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.experiment import stopwatch
 
 LOOPBACK_JS = Path(__file__).with_name("loopback.js")
 PATIENCE_JS = Path(__file__).with_name("patience.js")
@@ -348,6 +349,7 @@ def start(experiment: Any, action: str, port: int) -> None:
     experiment._action = action
     try:
         os.environ.update(loopback_environment())
+        os.environ[stopwatch.BEGAN] = str(time.time() - stopwatch.process_age())
         launcher._check_rest_server = functools.partial(check, retry=60)
         experiment.start(port, run_mode=RunMode.Detach)
     finally:
