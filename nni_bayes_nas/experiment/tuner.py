@@ -122,6 +122,7 @@ class PlanTuner(Tuner):  # type: ignore[misc]
             # Whoever resumes a run that could not finish has mended its cause; else it would fail again at once.
             self.ledger.revive()
         nni_compat.deliver_recovered_trials(self.recovered)
+        nni_compat.stop_at_once()
         self._write("running")
 
     # ---- what NNI calls

@@ -51,6 +51,33 @@ def test_the_traps_in_the_dispatcher_are_still_there() -> None:
     assert "_pack_parameter(ids[0], '')" in text
 
 
+def test_the_dispatchers_threads_end_when_they_are_told_to() -> None:
+    """In a process of its own: the mend is of the module."""
+    code = """if True:
+        import sys, threading, time
+        from nni.runtime.msg_dispatcher_base import MsgDispatcherBase
+        if sys.argv[1] == "mended":
+            from nni_bayes_nas.experiment.nni_compat import stop_at_once
+            stop_at_once()
+        dispatcher = MsgDispatcherBase.__new__(MsgDispatcherBase)
+        dispatcher.stopping, dispatcher.worker_exceptions = False, []
+        from nni.runtime import msg_dispatcher_base
+        queue = msg_dispatcher_base.Queue()
+        thread = threading.Thread(target=dispatcher.command_queue_worker, args=[queue])
+        thread.start()
+        time.sleep(0.2)
+        began = time.monotonic()
+        dispatcher.stopping = True
+        thread.join()
+        print(time.monotonic() - began)
+    """
+    mended, trap = (
+        float(subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("mended", "trap")
+    )
+    assert mended < 0.5 and trap > 2
+
+
 def test_a_search_reports_through_the_trials_own_channel(monkeypatch: pytest.MonkeyPatch) -> None:
     from nni.runtime import trial_command_channel as channels
 
