@@ -155,6 +155,12 @@ def experiment_parameters() -> dict[str, Any]:
     return {}
 
 
+def trials_are_local() -> bool:
+    """True in the dispatcher of an experiment whose trials run on this machine, by NNI's local training service."""
+    service = experiment_parameters().get("trainingService")
+    return isinstance(service, dict) and service.get("platform") == "local" and not service.get("reuseMode")
+
+
 def dispatcher_code_directory() -> Path | None:
     """``tuner.codeDirectory`` of the experiment, absolute.
 

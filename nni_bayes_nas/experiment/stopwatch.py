@@ -13,6 +13,8 @@ Clock = Callable[[], float]
 
 # When the command began, for the tuner, which runs in a process of NNI's: seconds since 1970.
 BEGAN = "NNI_BAYES_NAS_BEGAN"
+# The same of the process that NNI started, for the fork that runs its trial.
+TRIAL_BEGAN = "NNI_BAYES_NAS_TRIAL_BEGAN"
 
 
 class Stopwatch:
@@ -121,8 +123,8 @@ def process_age() -> float:
     return max(0.0, time.time() - float(psutil.Process().create_time()))
 
 
-def began() -> float:
-    """Seconds since the command `run` was started that this process serves; without one, the age of the process."""
+def since(variable: str) -> float:
+    """Seconds since the beginning that a variable of the environment names; without it, the age of this process."""
     with contextlib.suppress(KeyError, ValueError):
-        return max(0.0, time.time() - float(os.environ[BEGAN]))
+        return max(0.0, time.time() - float(os.environ[variable]))
     return process_age()

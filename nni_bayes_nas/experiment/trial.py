@@ -14,9 +14,10 @@ from typing import Any
 
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.errors import NumericsError, RunError
-from nni_bayes_nas.experiment import nni_compat, processes
+from nni_bayes_nas.experiment import fork_server, nni_compat, processes, stopwatch
 from nni_bayes_nas.experiment.record import read_json, write_json
-from nni_bayes_nas.experiment.stopwatch import Stopwatch, process_age
+from nni_bayes_nas.experiment.resources import THREAD_VARIABLES
+from nni_bayes_nas.experiment.stopwatch import Stopwatch
 from nni_bayes_nas.registry import resolve
 
 Report = Callable[[dict[str, Any]], None]
@@ -28,16 +29,25 @@ KINDS: dict[str, tuple[str, str]] = {
     "retrain": ("nni_bayes_nas.experiment.retrain:run_retrain", "one architecture, trained from scratch"),
 }
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-
 
 def main() -> int:
-    """Runs the trial that NNI started this process for; returns the exit code."""
+    """Runs the trial that NNI started this process for, in a fork of the run's server if it has one.
+
+    Returns the exit code.
+    """
     # NNI stops a trial by SIGINT. Lightning would catch it and hand back a half-trained network as if it were done.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     processes.die_with_parent()
+    code = fork_server.ask()
+    return run_here() if code is None else code
+
+
+def run_here() -> int:
+    """Runs the trial of this environment in this process; returns the exit code."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    processes.die_with_parent()
     watch = Stopwatch()
-    watch.add({"start": process_age()})
+    watch.add({"start": stopwatch.since(stopwatch.TRIAL_BEGAN)})
     with watch.stage("start"):
         parameters = nni_compat.trial_parameters()
     directory = Path(parameters["output"]) / "trials" / parameters["trial"]
@@ -54,7 +64,7 @@ def main() -> int:
         text = traceback.format_exc()
         write_json(directory / "error.json", {"type": type(error).__name__, "message": message, "traceback": text})
         return 1 if number is None else 128 + number
-    result["stage_seconds"] = watch.account(process_age())
+    result["stage_seconds"] = watch.account(stopwatch.since(stopwatch.TRIAL_BEGAN))
     nni_compat.import_nni().report_final_result(result)
     return 0
 

@@ -19,12 +19,13 @@ from nni.tuner import Tuner
 
 from nni_bayes_nas.config import Config, config_to_yaml, load_config
 from nni_bayes_nas.errors import ConfigError, RunError
-from nni_bayes_nas.experiment import environment, nni_compat, processes
+from nni_bayes_nas.experiment import environment, fork_server, nni_compat, processes
 from nni_bayes_nas.experiment.plan import Ledger, TrialSpec
 from nni_bayes_nas.experiment.record import Record, write_text
 from nni_bayes_nas.experiment.resources import Resources
-from nni_bayes_nas.experiment.stopwatch import RunClock, began
+from nni_bayes_nas.experiment.stopwatch import BEGAN, RunClock, since
 from nni_bayes_nas.experiment.summary import summarize
+from nni_bayes_nas.experiment.trial import KINDS
 from nni_bayes_nas.registry import PLANS, resolve
 
 P = ParamSpec("P")
@@ -115,7 +116,7 @@ class PlanTuner(Tuner):  # type: ignore[misc]
                 command, self.code_directory, self.resources.gpus, self.resources.concurrency, self.resources.threads
             )
             self.record = Record.create(self.output, self.config, described)
-        self.clock = RunClock(self.resources.concurrency, began(), times)
+        self.clock = RunClock(self.resources.concurrency, since(BEGAN), times)
         self.ledger = Ledger(plan, self.config.experiment.retries, entries)
         self.ledger.recover()
         if self.ledger.verdict() is not None:
@@ -124,6 +125,16 @@ class PlanTuner(Tuner):  # type: ignore[misc]
         nni_compat.deliver_recovered_trials(self.recovered)
         nni_compat.stop_at_once()
         self._write("running")
+        self._start_fork_server()
+
+    def _start_fork_server(self) -> None:
+        """Where trials of ours run here and on the CPU; in the main thread, whose end is the server's."""
+        experiment, settings = nni_compat.experiment_id(), self.config.experiment
+        specs = map(self.ledger.spec, self.ledger.order())
+        ours = any(spec is not None and spec.kind in KINDS for spec in specs)
+        if experiment and ours and settings.fork and self.resources.gpus == 0 and nni_compat.trials_are_local():
+            log = Path(os.environ["NNI_LOG_DIRECTORY"], "fork_server.log")
+            fork_server.start(experiment, self.config.data, self.resources.threads, log)
 
     # ---- what NNI calls
 

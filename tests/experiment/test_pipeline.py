@@ -1,9 +1,11 @@
 """The whole pipeline on the digits, with a real NNI manager: what `make test` holds of it."""
 
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
+import psutil
 import pytest
 import requests
 
@@ -25,6 +27,9 @@ def test_search_and_retrain_as_one_experiment(pipeline: Callable[..., Pipeline])
     began = time.monotonic()
     run.start()
     run.until(lambda: run.ledger.get("search-s0", {}).get("status") == "running")
+    if sys.platform == "linux":
+        run.until(lambda: run.json("trials/search-s0/pid"))
+        assert "nni_bayes_nas.experiment.fork_server" in psutil.Process(run.pid("search-s0")).parent().cmdline()
     # Whoever is on another machine, or does not know the prefix, stays outside.
     assert_closed_to_strangers(run.port)
     assert requests.get(f"http://127.0.0.1:{run.port}/api/v1/nni/check-status", timeout=10).status_code == 404

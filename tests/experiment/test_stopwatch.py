@@ -124,9 +124,9 @@ def test_age_of_a_process() -> None:
 
 def test_began_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(stopwatch.BEGAN, raising=False)
-    assert stopwatch.began() == pytest.approx(process_age(), abs=0.5)
+    assert stopwatch.since(stopwatch.BEGAN) == pytest.approx(process_age(), abs=0.5)
     monkeypatch.setitem(os.environ, stopwatch.BEGAN, str(time.time() - 12.5))
-    assert stopwatch.began() == pytest.approx(12.5, abs=0.5)
+    assert stopwatch.since(stopwatch.BEGAN) == pytest.approx(12.5, abs=0.5)
 
 
 def check_account(times: dict[str, Any], seconds: float) -> None:
