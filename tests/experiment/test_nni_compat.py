@@ -37,6 +37,8 @@ def test_nni_is_the_version_that_is_mended() -> None:
         ("core/nnimanager.js", "job.status === 'WAITING' || job.status === 'RUNNING'"),
         ("core/nnimanager.js", "this.currSubmittedTrialNum >= this.maxTrialNum"),
         ("core/tuner_command_channel.js", "if (commandType === 'PI') {"),
+        ("core/tuner_command_channel.js", "}, 10000);"),
+        ("core/nnimanager.js", "this.pollInterval = 0.5;"),
     ],
 )
 def test_the_trap_in_the_manager_is_still_there(path: str, text: str) -> None:
@@ -124,6 +126,21 @@ def test_loopback_binds_to_loopback(tmp_path: Path) -> None:
     env = {**os.environ, **nni_compat.loopback_environment()}
     done = subprocess.run([str(NODE / "node"), str(script)], env=env, capture_output=True, text=True, timeout=30)
     assert sorted(done.stdout.split()) == ["127.0.0.1"] * 5 + ["127.0.0.2"], done.stderr
+
+
+def test_the_managers_times_are_mended(tmp_path: Path) -> None:
+    """What node makes of files of those names, in the folder of that name and in another."""
+    (tmp_path / "core").mkdir()
+    poll = "const o = {m() { this.pollInterval = 0.5; return this.pollInterval; }}; console.log(o.m());"
+    wait = "const f = (_, n) => n;\nconst n = f(() => {\n}, 10000);\nconsole.log(n, 'in 10 seconds');"
+    texts = {"core/nnimanager.js": poll, "core/tuner_command_channel.js": wait, "nnimanager.js": poll}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    script = "for (const name of process.argv.slice(1)) require(name);"
+    env = {**os.environ, **nni_compat.loopback_environment()}
+    command = [str(NODE / "node"), "-e", script, *(str(tmp_path / name) for name in texts)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30)
+    assert done.stdout.split("\n") == ["0.05", "50000 in 50 seconds", "0.5", ""], done.stderr
 
 
 def test_loopback_environment_keeps_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
