@@ -6,6 +6,8 @@ Only what a command needs is imported, and only when it runs: torch alone takes 
 """
 
 import argparse
+import atexit
+import contextlib
 import os
 import shlex
 import sys
@@ -20,6 +22,20 @@ from nni_bayes_nas.errors import ConfigError, NniBayesNasError, StoppedError
 from nni_bayes_nas.registry import DATA_SETS, PLANS, SEARCH_SPACES, STRATEGIES, Registry, check_names
 
 PROGRAM = "nni-bayes-nas"
+
+
+def process() -> NoReturn:
+    """The process of the command: ``main``, then out, without taking the interpreter apart.
+
+    That takes more than a second where torch and Lightning were imported, and a run ends as many processes as it has
+    trials.
+    """
+    code = main()
+    atexit._run_exitfuncs()
+    with contextlib.suppress(OSError):  # nobody reads any more
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

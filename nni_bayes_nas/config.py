@@ -177,7 +177,7 @@ class ExperimentConfig:
 
     ``concurrency`` null means the number of GPUs, or on the CPU 2 but no more than its cores; ``threads`` null means
     cores // concurrency, at least 1. ``retries`` is how often a dead trial is run again; ``trial_timeout`` is in
-    seconds.
+    seconds. ``fork``: trials on this machine's CPU are forks of a process that has torch imported, on Linux.
     """
 
     name: str = "nni-bayes-nas"
@@ -188,6 +188,7 @@ class ExperimentConfig:
     port: int = 8080
     retries: int = 1
     trial_timeout: float | None = None
+    fork: bool = True
 
     def __post_init__(self) -> None:
         _require_name("experiment.name", self.name)

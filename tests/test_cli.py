@@ -80,6 +80,25 @@ def test_a_reader_that_has_enough(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
+def test_the_process_ends_without_taking_the_interpreter_apart(tmp_path: Path) -> None:
+    """Buffers and exit handlers are seen to; objects are left as they are."""
+    code = """if True:
+        import atexit, sys
+        from nni_bayes_nas import cli
+        class Kept:
+            def __del__(self):
+                print("taken apart", flush=True)
+        kept = Kept()
+        atexit.register(print, "handler")
+        cli._COMMANDS["list"] = (lambda options: print("list") or 3, *cli._COMMANDS["list"][1:])
+        sys.argv = ["nni-bayes-nas", "list"]
+        cli.process()
+    """
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=env)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "list\nhandler\n", "")
+
+
 def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
     code = (
         "import sys; from nni_bayes_nas.cli import main; main(['list']);"

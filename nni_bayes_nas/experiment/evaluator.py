@@ -22,6 +22,7 @@ from torchmetrics.functional.classification import multiclass_accuracy
 
 from nni_bayes_nas.bayes import objective
 from nni_bayes_nas.experiment.record import read_rows, write_rows
+from nni_bayes_nas.experiment.stopwatch import Stopwatch
 
 CHECKPOINT = "last.ckpt"
 METRICS = "metrics.jsonl"
@@ -225,6 +226,7 @@ class EpochLog(Callback):
         stage: "search" or "retrain".
         rows: What else to write per epoch: called with the outer module and the terms.
         report: Called with the terms.
+        watch: Notes the seconds that this takes, as "reporting".
     """
 
     def __init__(
@@ -233,7 +235,9 @@ class EpochLog(Callback):
         stage: str,
         report: Callable[[dict[str, Any]], None],
         rows: Callable[[Any], list[dict[str, Any]]] | None = None,
+        watch: Stopwatch | None = None,
     ) -> None:
+        self.watch = watch or Stopwatch()
         self.path = directory / METRICS
         self.head = {"stage": stage, "trial": directory.name}
         self.report = report
@@ -247,6 +251,10 @@ class EpochLog(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write and report."""
+        with self.watch.stage("reporting"):
+            self._write(trainer, pl_module)
+
+    def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         terms = mean_over_loaders({k: float(v) for k, v in trainer.callback_metrics.items()})
         step = (trainer.current_epoch + 1) * int(trainer.num_training_batches)
         rows = [{**self.head, "epoch": trainer.current_epoch, "step": step, "terms": terms}]
@@ -255,6 +263,49 @@ class EpochLog(Callback):
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
         self.report({"epoch": trainer.current_epoch, **terms})
+
+
+class Stages(Callback):
+    """Notes the seconds of "training", the optimizer steps and the loop around them, and of "validation" inside."""
+
+    def __init__(self, watch: Stopwatch) -> None:
+        self.watch = watch
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """All is set up."""
+        self.watch.begin("training")
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The last epoch is over."""
+        self.watch.end()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """In an epoch, or on its own."""
+        self.watch.begin("validation")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """All batches are seen."""
+        self.watch.end()
+
+
+class Checkpoints(ModelCheckpoint):
+    """Lightning's checkpoint of every epoch, `last.ckpt`; notes the seconds that it takes, as "checkpoints"."""
+
+    def __init__(self, directory: Path, watch: Stopwatch) -> None:
+        super().__init__(
+            dirpath=directory,
+            filename="last",
+            every_n_epochs=1,
+            save_on_train_epoch_end=True,
+            save_top_k=1,
+            enable_version_counter=False,
+        )
+        self.watch = watch
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save."""
+        with self.watch.stage("checkpoints"):
+            super().on_train_epoch_end(trainer, pl_module)
 
 
 class SeedEpochs(Callback):
@@ -290,17 +341,21 @@ def mean_over_loaders(metrics: dict[str, float]) -> dict[str, float]:
     return {**{k.replace("/dataloader_idx_", "_lambda"): v for k, v in metrics.items()}, **means}
 
 
-def trainer(directory: Path, epochs: int, device: str, callbacks: list[Callback], *, clip: float | None = None) -> Any:
-    """A Lightning trainer without logger or progress bar that checkpoints every epoch into `directory`."""
+def trainer(
+    directory: Path,
+    epochs: int,
+    device: str,
+    callbacks: list[Callback],
+    *,
+    clip: float | None = None,
+    watch: Stopwatch | None = None,
+) -> Any:
+    """A Lightning trainer without logger or progress bar that checkpoints every epoch into `directory`.
+
+    `watch` notes the seconds of training, validation and checkpoints.
+    """
     quiet_lightning()
-    checkpoint = ModelCheckpoint(
-        dirpath=directory,
-        filename="last",
-        every_n_epochs=1,
-        save_on_train_epoch_end=True,
-        save_top_k=1,
-        enable_version_counter=False,
-    )
+    watch = watch or Stopwatch()
     return Trainer(
         accelerator="gpu" if device == "gpu" else "cpu",
         devices=1,
@@ -311,7 +366,7 @@ def trainer(directory: Path, epochs: int, device: str, callbacks: list[Callback]
         num_sanity_val_steps=0,
         default_root_dir=directory,
         gradient_clip_val=clip,
-        callbacks=[*callbacks, checkpoint],
+        callbacks=[Stages(watch), *callbacks, Checkpoints(directory, watch)],
     )
 
 

@@ -18,6 +18,7 @@ from nni_bayes_nas.experiment.plans.search_and_retrain import SearchAndRetrain
 from nni_bayes_nas.experiment.record import Record, refuse_other_run
 from nni_bayes_nas.experiment.resources import Resources
 from nni_bayes_nas.experiment.search import run_search
+from nni_bayes_nas.experiment.stopwatch import RunClock, process_age
 from nni_bayes_nas.experiment.summary import summarize
 from nni_bayes_nas.experiment.tasks import task_of
 
@@ -51,28 +52,34 @@ def search_in_process(config: Config, output: Path, resume: bool, command: str) 
     else:
         described = environment.describe(command, Path.cwd(), resources.gpus, 1, torch.get_num_threads())
         record = Record.create(output, config, described)
+    clock = RunClock(1, process_age(), record.state.get("times"))
     ledger = Ledger(SearchAndRetrain(config), 0, record.state.get("ledger"))
     ledger.recover()
+    if record.summary.get("status") == "done":
+        return
     try:
         for spec in [ledger.spec(name) for name in ledger.names("waiting")]:
             if spec is None or spec.kind != "search":
                 continue
             ledger.running(spec.name)
-            _write(record, config, ledger, "running")
+            sent = clock.now()
+            clock.update(phase="trials", running=1)
+            _write(record, config, ledger, clock, "running")
             directory = record.trial_directory(spec.name)
             directory.mkdir(parents=True, exist_ok=True)
             report = partial(_print_row, title=task_of(config.data).title)
             result = run_search(config, {"trial": spec.name, **spec.parameters}, directory, report)
-            ledger.done(spec.name, result)
+            clock.update(running=0)
+            ledger.done(spec.name, result, seconds=clock.now() - sent)
             record.collect_metrics(ledger.order())
-        _write(record, config, ledger, "done")
+        _write(record, config, ledger, clock, "done")
     except BaseException as error:
         # A signal included; what ran is left as running, from where --resume goes on.
         number = processes.stopping_signal(error)
         if number is not None:
-            _write(record, config, ledger, "failed", f"stopped by {number.name}")
+            _write(record, config, ledger, clock, "failed", f"stopped by {number.name}")
             raise StoppedError(number, "go on from the last epoch: the same command with --resume") from error
-        _write(record, config, ledger, "failed", ": ".join(filter(None, (type(error).__name__, str(error)))))
+        _write(record, config, ledger, clock, "failed", ": ".join(filter(None, (type(error).__name__, str(error)))))
         raise
 
 
@@ -94,9 +101,12 @@ def _check_resumable(config: Config, output: Path) -> None:
     check_same(config, output, "search")
 
 
-def _write(record: Record, config: Config, ledger: Ledger, status: str, cause: str | None = None) -> None:
-    record.write_state({"schema": 1, "experiment": None, "ledger": ledger.entries})
-    record.write_summary(summarize(config, ledger, experiment=None, status=status, cause=cause))
+def _write(
+    record: Record, config: Config, ledger: Ledger, clock: RunClock, status: str, cause: str | None = None
+) -> None:
+    clock.update()
+    record.write_state({"schema": 1, "experiment": None, "ledger": ledger.entries, "times": clock.state})
+    record.write_summary(summarize(config, ledger, experiment=None, status=status, cause=cause, clock=clock))
 
 
 def _print_row(row: dict[str, Any], title: str = "score") -> None:

@@ -10,6 +10,7 @@ import functools
 import importlib
 import json
 import os
+import queue
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.experiment import stopwatch
 
 LOOPBACK_JS = Path(__file__).with_name("loopback.js")
 PATIENCE_JS = Path(__file__).with_name("patience.js")
@@ -153,6 +155,12 @@ def experiment_parameters() -> dict[str, Any]:
     return {}
 
 
+def trials_are_local() -> bool:
+    """True in the dispatcher of an experiment whose trials run on this machine, by NNI's local training service."""
+    service = experiment_parameters().get("trainingService")
+    return isinstance(service, dict) and service.get("platform") == "local" and not service.get("reuseMode")
+
+
 def dispatcher_code_directory() -> Path | None:
     """``tuner.codeDirectory`` of the experiment, absolute.
 
@@ -182,6 +190,20 @@ def deliver_recovered_trials(recovered: Callable[[int, Any], None]) -> None:
             recovered(id_, parameters)
 
     msg_dispatcher.MsgDispatcher.handle_add_customized_trial = handle
+
+
+def stop_at_once() -> None:
+    """Has the dispatcher end when it is told to, instead of up to three seconds later; before it is built.
+
+    nni/runtime/msg_dispatcher_base.py joins two threads that look every three seconds whether there is an end.
+    """
+    from nni.runtime import msg_dispatcher_base
+
+    class Queue(queue.Queue[Any]):
+        def get(self, block: bool = True, timeout: float | None = None) -> Any:
+            return super().get(block, timeout and min(timeout, 0.1))
+
+    msg_dispatcher_base.Queue = Queue
 
 
 def report_tuner_error(send_trial: Callable[..., None] | None, text: str) -> None:
@@ -348,6 +370,7 @@ def start(experiment: Any, action: str, port: int) -> None:
     experiment._action = action
     try:
         os.environ.update(loopback_environment())
+        os.environ[stopwatch.BEGAN] = str(time.time() - stopwatch.process_age())
         launcher._check_rest_server = functools.partial(check, retry=60)
         experiment.start(port, run_mode=RunMode.Detach)
     finally:

@@ -109,8 +109,14 @@ class Ledger:
         self.entries[name]["attempts"] += 1
         return True
 
-    def done(self, name: str, result: Result, job: str | None = None) -> bool:
+    def done(self, name: str, result: Result, job: str | None = None, seconds: float | None = None) -> bool:
         """Records a result; False when the trial is unknown or was done before (the first result stands).
+
+        Args:
+            name: The trial.
+            result: What it gave.
+            job: NNI's id of the trial.
+            seconds: From the moment the trial was sent until its end was known; None where nobody measured them.
 
         Raises:
             Exception: Whatever the plan raises for a result that it cannot read, which is then not recorded.
@@ -118,7 +124,14 @@ class Ledger:
         if name not in self._specs or self.entries[name]["status"] == "done":
             return False
         before = self.entries[name]
-        self.entries[name] = {**before, "status": "done", "result": result, "job": job, "cause": None}
+        self.entries[name] = {
+            **before,
+            "status": "done",
+            "result": result,
+            "job": job,
+            "cause": None,
+            "seconds": seconds,
+        }
         try:
             self._refresh()
             self.summary()

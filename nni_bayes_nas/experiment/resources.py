@@ -7,6 +7,9 @@ from nni_bayes_nas.config import ExperimentConfig
 from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.experiment import nni_compat
 
+# What libraries read when they are imported.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
 
 @dataclass(frozen=True)
 class Resources:

@@ -18,6 +18,7 @@ from nni_bayes_nas.experiment.augment import Augment, augmentation
 from nni_bayes_nas.experiment.build import build_network, drop_training_parts
 from nni_bayes_nas.experiment.data import batches, load_data
 from nni_bayes_nas.experiment.retrained import save
+from nni_bayes_nas.experiment.stopwatch import Stopwatch
 from nni_bayes_nas.experiment.tasks import evaluation_module, task_of
 
 
@@ -58,12 +59,14 @@ def run_retrain(
     Raises:
         NumericsError: If the loss is not finite.
     """
-    started = time.perf_counter()
+    started, watch = time.perf_counter(), Stopwatch()
     seed, settings = int(parameters["seed"]), config.retrain
-    data = load_data(config.data)
+    with watch.stage("data"):
+        data = load_data(config.data)
     device = evaluation.pick_device(config.experiment.device)
     architecture = Architecture(parameters["choices"])
-    network = build_network(config, data, seed, architecture, training=True)
+    with watch.stage("building"):
+        network = build_network(config, data, seed, architecture, training=True)
     (directory / "architecture.json").write_text(architecture.to_json(), encoding="utf-8")
     task = task_of(data)
     module = evaluation_module(
@@ -74,28 +77,36 @@ def run_retrain(
     def intermediate(terms: dict[str, Any]) -> None:
         report({"default": terms[task.val_score], "epoch": terms["epoch"]})
 
-    log = evaluation.EpochLog(directory, "retrain", intermediate)
+    log = evaluation.EpochLog(directory, "retrain", intermediate, watch=watch)
     callbacks = [evaluation.SeedEpochs(seed), TrainingProgress(network, settings.epochs), log]
     augment = augmentation(settings)
     if augment is not None:
         callbacks.append(Augment(augment))
-    trainer = evaluation.trainer(directory, settings.epochs, device, callbacks, clip=settings.gradient_clip)
-    trainer.fit(
-        module,
-        batches(data.train, settings.batch_size, seed=seed),
-        batches(data.val, 256, seed=None),
-        **evaluation.resume_arguments(directory),
+    trainer = evaluation.trainer(
+        directory, settings.epochs, device, callbacks, clip=settings.gradient_clip, watch=watch
     )
+    with watch.stage("building"):
+        trainer.fit(
+            module,
+            batches(data.train, settings.batch_size, seed=seed),
+            batches(data.val, 256, seed=None),
+            **evaluation.resume_arguments(directory),
+        )
     drop_training_parts(network)
-    val = trainer.validate(module, batches(data.val, 256, seed=None), verbose=False)[0]
-    test = trainer.test(module, batches(data.test, 256, seed=None), verbose=False)[0]
-    save(network, data, directory)
+    with watch.stage("validation"):
+        val = trainer.validate(module, batches(data.val, 256, seed=None), verbose=False)[0]
+    with watch.stage("test"):
+        test = trainer.test(module, batches(data.test, 256, seed=None), verbose=False)[0]
+    with watch.stage("saving"):
+        save(network, data, directory)
+    with watch.stage("counting"):
+        size = {"params": count_parameters(network), "macs": count_macs(network, data.shape)}
     return {
         **task.result({**val, **test}),
-        "params": count_parameters(network),
-        "macs": count_macs(network, data.shape),
+        **size,
         "lambda": parameters.get("lambda"),
         "seconds": round(time.perf_counter() - started, 2),
         "seed": seed,
         "device": device,
+        "stage_seconds": watch.seconds,
     }

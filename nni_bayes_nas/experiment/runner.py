@@ -81,7 +81,9 @@ def run(
                 _mark_failed(output, str(error))
                 raise RunError(f"{error}; go on with: {_resume_command(command, output)}") from error
             raise
+        began = time.monotonic()
         manager.stop(output)
+        _add_stop(output, time.monotonic() - began)
         return _finish(output)
 
 
@@ -166,6 +168,16 @@ def _mark_failed(output: Path, cause: str) -> None:
     summary = record.summary
     if summary and summary.get("status") == "running":
         record.write_summary({**summary, "status": "failed", "cause": cause})
+
+
+def _add_stop(output: Path, seconds: float) -> None:
+    """Adds the phase that the tuner cannot know: NNI's manager, and the tuner with it, have been stopped."""
+    record = Record(output)
+    summary = record.summary
+    if times := summary.get("wall_clock"):
+        times["phases"]["stop"] = round(times["phases"].get("stop", 0.0) + seconds, 3)
+        times["seconds"] = round(sum(times["phases"].values()), 3)
+        record.write_summary(summary)
 
 
 def _finish(output: Path) -> int:

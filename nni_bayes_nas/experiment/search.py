@@ -21,6 +21,7 @@ from nni_bayes_nas.experiment import evaluator as evaluation
 from nni_bayes_nas.experiment.build import build_space, build_strategy, effective
 from nni_bayes_nas.experiment.data import DataSplits, batches, halves, load_data
 from nni_bayes_nas.experiment.derived import SharedWeights
+from nni_bayes_nas.experiment.stopwatch import Stopwatch
 from nni_bayes_nas.experiment.tasks import evaluation_module, task_of
 
 _CURVE_POINTS = 33
@@ -70,23 +71,23 @@ def run_search(
     Raises:
         NumericsError: If a term of the loss is not finite.
     """
-    started = time.perf_counter()
+    started, watch = time.perf_counter(), Stopwatch()
     seed = int(parameters["seed"])
-    data = load_data(config.data)
+    with watch.stage("data"):
+        data = load_data(config.data)
     device = evaluation.pick_device(config.experiment.device)
-    strategy = build_strategy(config, data, seed)
-    if replica is not None:
-        strategy.replica = replica
-    space = RawFormatModelSpace(
-        build_space(config, data, seed), _evaluator(config, data, seed, directory, device, report)
-    )
-    strategy(space, SequentialExecutionEngine())
+    with watch.stage("building"):
+        strategy = build_strategy(config, data, seed)
+        if replica is not None:
+            strategy.replica = replica
+        evaluator = _evaluator(config, data, seed, directory, device, report, watch)
+        strategy(RawFormatModelSpace(build_space(config, data, seed), evaluator), SequentialExecutionEngine())
     module = strategy.oneshot_module
     searched = time.perf_counter()
     if device == "gpu":
         module.to("cuda")  # Lightning has moved it back
-    with count_optimizer_steps() as after:
-        reader = Reader(config, data, strategy, seed)
+    with watch.stage("reading"), count_optimizer_steps() as after:
+        reader = Reader(config, data, strategy, seed, watch)
         architectures = [reader.derived(lam) for lam in strategy.lambdas(config.search.lambdas)]
         curve = reader.curve() if strategy.axis is not None else []
         random = reader.matched_random(architectures, config.search.random)
@@ -117,11 +118,18 @@ def run_search(
         "random": random,
         "curve": curve,
         "config": effective(config).to_dict(),
+        "stage_seconds": watch.seconds,
     }
 
 
 def _evaluator(
-    config: Config, data: DataSplits, seed: int, directory: Path, device: str, report: Callable[[dict[str, Any]], None]
+    config: Config,
+    data: DataSplits,
+    seed: int,
+    directory: Path,
+    device: str,
+    report: Callable[[dict[str, Any]], None],
+    watch: Stopwatch,
 ) -> Any:
     settings = config.search
     weights, structure = halves(data.train, settings.structure_fraction, seed)
@@ -131,10 +139,10 @@ def _evaluator(
         kept = ("epoch", "entropy", "expected_cost_min_lambda", "expected_cost_max_lambda")
         report({"default": terms[score], **{k: terms[k] for k in kept if k in terms}})
 
-    log = evaluation.EpochLog(directory, "search", intermediate, rows=_weight_rows)
+    log = evaluation.EpochLog(directory, "search", intermediate, _weight_rows, watch)
     return nni.nas.evaluator.pytorch.Lightning(
         evaluation_module(data, settings),
-        evaluation.trainer(directory, settings.epochs, device, [log]),
+        evaluation.trainer(directory, settings.epochs, device, [log], watch=watch),
         train_dataloaders=batches(weights, settings.batch_size, seed=seed),
         val_dataloaders={
             "structure": batches(structure, settings.batch_size, seed=seed + 1),
@@ -163,8 +171,9 @@ def _weight_rows(module: Any) -> list[dict[str, Any]]:
 class Reader:
     """Reads architectures off a finished search and counts them on the networks themselves."""
 
-    def __init__(self, config: Config, data: DataSplits, strategy: Any, seed: int) -> None:
+    def __init__(self, config: Config, data: DataSplits, strategy: Any, seed: int, watch: Stopwatch) -> None:
         self.strategy = strategy
+        self.watch = watch
         self.shape = data.shape
         self.space = build_space(config, data, seed)
         self.shared = SharedWeights(strategy, halves(data.train, config.search.structure_fraction, seed)[0], data.val)
@@ -177,8 +186,9 @@ class Reader:
         """Parameters and multiply-accumulates of the network; its milliseconds where the search has a latency table."""
         architecture = Architecture(choices)
         if architecture.key not in self._sizes:
-            network = architecture.build(self.space)
-            size = {"params": count_parameters(network), "macs": count_macs(network, self.shape)}
+            with self.watch.stage("counting"):
+                network = architecture.build(self.space)
+                size = {"params": count_parameters(network), "macs": count_macs(network, self.shape)}
             if self.strategy.latency_table is not None:
                 size["latency"] = self.strategy.predicted_cost("latency", choices)
             self._sizes[architecture.key] = size

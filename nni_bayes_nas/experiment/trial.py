@@ -14,8 +14,10 @@ from typing import Any
 
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.errors import NumericsError, RunError
-from nni_bayes_nas.experiment import nni_compat, processes
+from nni_bayes_nas.experiment import fork_server, nni_compat, processes, stopwatch
 from nni_bayes_nas.experiment.record import read_json, write_json
+from nni_bayes_nas.experiment.resources import THREAD_VARIABLES
+from nni_bayes_nas.experiment.stopwatch import Stopwatch
 from nni_bayes_nas.registry import resolve
 
 Report = Callable[[dict[str, Any]], None]
@@ -27,21 +29,33 @@ KINDS: dict[str, tuple[str, str]] = {
     "retrain": ("nni_bayes_nas.experiment.retrain:run_retrain", "one architecture, trained from scratch"),
 }
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-
 
 def main() -> int:
-    """Runs the trial that NNI started this process for; returns the exit code."""
+    """Runs the trial that NNI started this process for, in a fork of the run's server if it has one.
+
+    Returns the exit code.
+    """
     # NNI stops a trial by SIGINT. Lightning would catch it and hand back a half-trained network as if it were done.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     processes.die_with_parent()
-    parameters = nni_compat.trial_parameters()
+    code = fork_server.ask()
+    return run_here() if code is None else code
+
+
+def run_here() -> int:
+    """Runs the trial of this environment in this process; returns the exit code."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    processes.die_with_parent()
+    watch = Stopwatch()
+    watch.add({"start": stopwatch.since(stopwatch.TRIAL_BEGAN)})
+    with watch.stage("start"):
+        parameters = nni_compat.trial_parameters()
     directory = Path(parameters["output"]) / "trials" / parameters["trial"]
     directory.mkdir(parents=True, exist_ok=True)
     processes.claim(directory)
     (directory / "error.json").unlink(missing_ok=True)
     try:
-        result = run(parameters, directory)
+        result = run(parameters, directory, watch)
     except (Exception, SystemExit) as error:
         # Lightning turns a SIGTERM into an exit with code 0, which NNI would take for success.
         number = processes.stopping_signal(error)
@@ -50,21 +64,25 @@ def main() -> int:
         text = traceback.format_exc()
         write_json(directory / "error.json", {"type": type(error).__name__, "message": message, "traceback": text})
         return 1 if number is None else 128 + number
+    result["stage_seconds"] = watch.account(stopwatch.since(stopwatch.TRIAL_BEGAN))
     nni_compat.import_nni().report_final_result(result)
     return 0
 
 
-def run(parameters: dict[str, Any], directory: Path) -> dict[str, Any]:
+def run(parameters: dict[str, Any], directory: Path, watch: Stopwatch | None = None) -> dict[str, Any]:
     """Runs the kind's function, or gives back the result that an earlier process of this trial left.
 
     Args:
         parameters: As the tuner sent them.
         directory: ``OUT/trials/NAME``.
+        watch: Takes the seconds of imports, of the function's own stages (``stage_seconds`` of its result, which are
+            no part of what is given back) and of saving.
 
     Raises:
         RunError: The function gave no dict with a ``default``.
         NumericsError: A term of a result is NaN or infinite.
     """
+    watch = watch or Stopwatch()
     identity = fingerprint(parameters)
     earlier = read_json(directory / "result.json")
     # A manager that was killed between a trial's result and its end starts the trial again.
@@ -75,13 +93,18 @@ def run(parameters: dict[str, Any], directory: Path) -> dict[str, Any]:
     if code_directory not in sys.path:
         sys.path.append(code_directory)
     config = Config.from_dict(parameters["config"])
-    function: Kind = resolve("kind of trial", parameters["kind"], KINDS)
+    with watch.stage("imports"):
+        function: Kind = resolve("kind of trial", parameters["kind"], KINDS)
     if "torch" in sys.modules:
         importlib.import_module("torch").set_num_threads(parameters["threads"])
-    result = finite(function(config, parameters, directory, _reporter()), parameters["trial"])
+    with watch.stage("imports"):
+        report = _reporter()
+    result = finite(function(config, parameters, directory, report), parameters["trial"])
     if not isinstance(result, dict) or "default" not in result:
         raise RunError(f"`{parameters['kind']}` must give a dict with a `default`, got {type(result).__name__}")
-    write_json(directory / "result.json", {"fingerprint": identity, "result": result})
+    watch.add(result.pop("stage_seconds", {}))
+    with watch.stage("saving"):
+        write_json(directory / "result.json", {"fingerprint": identity, "result": result})
     return result
 
 

@@ -19,11 +19,13 @@ from nni.tuner import Tuner
 
 from nni_bayes_nas.config import Config, config_to_yaml, load_config
 from nni_bayes_nas.errors import ConfigError, RunError
-from nni_bayes_nas.experiment import environment, nni_compat, processes
+from nni_bayes_nas.experiment import environment, fork_server, nni_compat, processes
 from nni_bayes_nas.experiment.plan import Ledger, TrialSpec
 from nni_bayes_nas.experiment.record import Record, write_text
 from nni_bayes_nas.experiment.resources import Resources
+from nni_bayes_nas.experiment.stopwatch import BEGAN, RunClock, since
 from nni_bayes_nas.experiment.summary import summarize
+from nni_bayes_nas.experiment.trial import KINDS
 from nni_bayes_nas.registry import PLANS, resolve
 
 P = ParamSpec("P")
@@ -36,9 +38,11 @@ DEATH_GRACE = 3.0
 
 @dataclass
 class _Run:
-    """One NNI trial that executes one of the plan's."""
+    """One NNI trial that executes one of the plan's; sent at and ended after seconds of the run's clock."""
 
     name: str
+    sent: float
+    seconds: float | None = None
     result: dict[str, Any] | None = None
     job: str | None = None
     ended: bool = False
@@ -98,7 +102,7 @@ class PlanTuner(Tuner):  # type: ignore[misc]
         self._free: list[int] = []
         self._runs: dict[int, _Run] = {}
         self._over = False
-        entries = None
+        entries, times = None, None
         if nni_compat.resumed():
             self.record = Record(self.output)
             state = self.record.state
@@ -106,19 +110,31 @@ class PlanTuner(Tuner):  # type: ignore[misc]
                 raise ConfigError(f"--resume needs the folder of a run, {self.output} holds none\nrun it without")
             processes.kill(state.get("dispatcher"))
             processes.kill_orphans(self.output)
-            entries = state["ledger"]
+            entries, times = state["ledger"], state.get("times")
         else:
             described = environment.describe(
                 command, self.code_directory, self.resources.gpus, self.resources.concurrency, self.resources.threads
             )
             self.record = Record.create(self.output, self.config, described)
+        self.clock = RunClock(self.resources.concurrency, since(BEGAN), times)
         self.ledger = Ledger(plan, self.config.experiment.retries, entries)
         self.ledger.recover()
         if self.ledger.verdict() is not None:
             # Whoever resumes a run that could not finish has mended its cause; else it would fail again at once.
             self.ledger.revive()
         nni_compat.deliver_recovered_trials(self.recovered)
+        nni_compat.stop_at_once()
         self._write("running")
+        self._start_fork_server()
+
+    def _start_fork_server(self) -> None:
+        """Where trials of ours run here and on the CPU; in the main thread, whose end is the server's."""
+        experiment, settings = nni_compat.experiment_id(), self.config.experiment
+        specs = map(self.ledger.spec, self.ledger.order())
+        ours = any(spec is not None and spec.kind in KINDS for spec in specs)
+        if experiment and ours and settings.fork and self.resources.gpus == 0 and nni_compat.trials_are_local():
+            log = Path(os.environ["NNI_LOG_DIRECTORY"], "fork_server.log")
+            fork_server.start(experiment, self.config.data, self.resources.threads, log)
 
     # ---- what NNI calls
 
@@ -128,6 +144,8 @@ class PlanTuner(Tuner):  # type: ignore[misc]
     ) -> list[dict[str, Any]]:
         """Gives as many trials as may start now; the ids left over are kept for later ones."""
         self._send = st_callback
+        if not self._over:
+            self.clock.update(phase="trials")
         specs = [] if self._over else self.ledger.take(len(parameter_id_list))
         ids = parameter_id_list[: len(specs)]
         self._free.extend(parameter_id_list[len(specs) :])
@@ -151,6 +169,8 @@ class PlanTuner(Tuner):  # type: ignore[misc]
         if run is None:
             return
         run.ended, run.succeeded = True, success
+        run.seconds = self.clock.now() - run.sent
+        self._count_running()
         if run.result is None:
             self._later(RESULT_GRACE if success else DEATH_GRACE, run)
         self._settle(run)
@@ -168,8 +188,9 @@ class PlanTuner(Tuner):  # type: ignore[misc]
     def recovered(self, parameter_id: int, parameters: Any) -> None:
         """Takes over a trial that NNI itself starts again when it resumes an experiment."""
         if isinstance(parameters, dict) and "trial" in parameters:
-            self._runs[parameter_id] = _Run(parameters["trial"])
+            self._runs[parameter_id] = _Run(parameters["trial"], self.clock.now())
             self.ledger.running(parameters["trial"])
+            self._count_running()
 
     def update_search_space(self, search_space: dict[str, Any]) -> None:
         """Nothing: the search space is the supernet's, inside the search trial."""
@@ -183,7 +204,8 @@ class PlanTuner(Tuner):  # type: ignore[misc]
     # ---- what happens
 
     def _start(self, id_: int, spec: TrialSpec) -> dict[str, Any]:
-        self._runs[id_] = _Run(spec.name)
+        self._runs[id_] = _Run(spec.name, self.clock.now())
+        self._count_running()
         return {
             "trial": spec.name,
             "kind": spec.kind,
@@ -194,6 +216,9 @@ class PlanTuner(Tuner):  # type: ignore[misc]
             "code_directory": str(self.code_directory),
         }
 
+    def _count_running(self) -> None:
+        self.clock.update(running=sum(not run.ended for run in self._runs.values()))
+
     def _settle(self, run: _Run) -> None:
         """Acts when both the result and the end are in."""
         if run.result is None or not run.ended:
@@ -201,7 +226,7 @@ class PlanTuner(Tuner):  # type: ignore[misc]
         # Defaults of the space's and the strategy's arguments are known only where torch is imported: in a trial.
         if (effective := run.result.get("config")) is not None:
             write_text(self.output / "config.yaml", config_to_yaml(Config.from_dict(effective)))
-        self.ledger.done(run.name, run.result, run.job)
+        self.ledger.done(run.name, run.result, run.job, run.seconds)
         self._advance()
 
     def _later(self, seconds: float, run: _Run) -> None:
@@ -240,6 +265,7 @@ class PlanTuner(Tuner):  # type: ignore[misc]
             self._write("running")
             return
         self._over = True
+        self.clock.update(phase="report")
         self._write("done")
         make_report(self.output)
         nni_compat.end_experiment()
@@ -263,6 +289,7 @@ class PlanTuner(Tuner):  # type: ignore[misc]
 
     def _write(self, status: str, cause: str | None = None, finished: bool = False) -> None:
         experiment = nni_compat.experiment_id()
+        self.clock.update()
         self.record.write_state(
             {
                 "schema": 1,
@@ -271,10 +298,11 @@ class PlanTuner(Tuner):  # type: ignore[misc]
                 "code_directory": str(self.code_directory),
                 "finished": finished,
                 "ledger": self.ledger.entries,
+                "times": self.clock.state,
             }
         )
         self.record.write_summary(
-            summarize(self.config, self.ledger, experiment=experiment, status=status, cause=cause)
+            summarize(self.config, self.ledger, experiment=experiment, status=status, cause=cause, clock=self.clock)
         )
 
 

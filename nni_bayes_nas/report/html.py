@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from nni_bayes_nas.experiment.record import write_text
-from nni_bayes_nas.report import family, tables
+from nni_bayes_nas.report import family, tables, times
 from nni_bayes_nas.report.figures import Plot, accuracy_plot, curve_plot, retrain_plot, search_plots
 from nni_bayes_nas.report.picture import draw_architecture
 from nni_bayes_nas.report.read import RunFolder, read_run
@@ -71,6 +71,7 @@ def render_report(run: RunFolder) -> str:
     size_plots = [plot for plot in (accuracy_plot(run), curve_plot(run)) if plot is not None]
     learning_plots = [*search_plots(run), *(plot for plot in (retrain_plot(run),) if plot is not None)]
     known_columns, known_rows = family.known_before(run)
+    time_columns, time_rows = times.time_table(run)
     return environment.get_template("report.html").render(
         title=str(title),
         score=run.score,
@@ -98,6 +99,10 @@ def render_report(run: RunFolder) -> str:
         architecture_rows=tables.architecture_rows(run),
         search_columns=tables.SEARCH_COLUMNS,
         search_rows=tables.search_rows(run),
+        time_columns=time_columns,
+        time_rows=time_rows,
+        time_text_columns=times.TEXT_COLUMNS,
+        time_sentence=times.time_sentence(run),
         seeds_text=tables.seeds_text(run),
         commands=tables.repeat_commands(run),
         seeds=tables.seed_rows(run),

@@ -12,6 +12,7 @@ from nni.nas.nn.pytorch import ModelSpace, MutableBatchNorm2d, MutableConv2d
 from torch import Tensor, nn
 
 from nni_bayes_nas.architecture import Architecture
+from nni_bayes_nas.compliance import stable
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.experiment.build import build_space, build_strategy
 from nni_bayes_nas.experiment.data import DataSplits, load_data
@@ -275,9 +276,6 @@ def test_a_finished_search_is_read_off_again_without_training(tmp_path: Path, st
 
     def run(report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         return run_search(Config.from_dict(values), {"trial": "search-s0", "seed": 0}, tmp_path, report)
-
-    def stable(result: dict[str, Any]) -> dict[str, Any]:
-        return {**result, "search": {k: v for k, v in result["search"].items() if not k.endswith("seconds")}}
 
     first = run(lambda terms: None)
     epochs: list[dict[str, Any]] = []

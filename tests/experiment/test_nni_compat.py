@@ -37,6 +37,8 @@ def test_nni_is_the_version_that_is_mended() -> None:
         ("core/nnimanager.js", "job.status === 'WAITING' || job.status === 'RUNNING'"),
         ("core/nnimanager.js", "this.currSubmittedTrialNum >= this.maxTrialNum"),
         ("core/tuner_command_channel.js", "if (commandType === 'PI') {"),
+        ("core/tuner_command_channel.js", "}, 10000);"),
+        ("core/nnimanager.js", "this.pollInterval = 0.5;"),
     ],
 )
 def test_the_trap_in_the_manager_is_still_there(path: str, text: str) -> None:
@@ -49,6 +51,33 @@ def test_the_traps_in_the_dispatcher_are_still_there() -> None:
     text = Path(msg_dispatcher.__file__).read_text()
     assert "The end of the recovered trial is ignored" in text
     assert "_pack_parameter(ids[0], '')" in text
+
+
+def test_the_dispatchers_threads_end_when_they_are_told_to() -> None:
+    """In a process of its own: the mend is of the module."""
+    code = """if True:
+        import sys, threading, time
+        from nni.runtime.msg_dispatcher_base import MsgDispatcherBase
+        if sys.argv[1] == "mended":
+            from nni_bayes_nas.experiment.nni_compat import stop_at_once
+            stop_at_once()
+        dispatcher = MsgDispatcherBase.__new__(MsgDispatcherBase)
+        dispatcher.stopping, dispatcher.worker_exceptions = False, []
+        from nni.runtime import msg_dispatcher_base
+        queue = msg_dispatcher_base.Queue()
+        thread = threading.Thread(target=dispatcher.command_queue_worker, args=[queue])
+        thread.start()
+        time.sleep(0.2)
+        began = time.monotonic()
+        dispatcher.stopping = True
+        thread.join()
+        print(time.monotonic() - began)
+    """
+    mended, trap = (
+        float(subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("mended", "trap")
+    )
+    assert mended < 0.5 and trap > 2
 
 
 def test_a_search_reports_through_the_trials_own_channel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,6 +126,21 @@ def test_loopback_binds_to_loopback(tmp_path: Path) -> None:
     env = {**os.environ, **nni_compat.loopback_environment()}
     done = subprocess.run([str(NODE / "node"), str(script)], env=env, capture_output=True, text=True, timeout=30)
     assert sorted(done.stdout.split()) == ["127.0.0.1"] * 5 + ["127.0.0.2"], done.stderr
+
+
+def test_the_managers_times_are_mended(tmp_path: Path) -> None:
+    """What node makes of files of those names, in the folder of that name and in another."""
+    (tmp_path / "core").mkdir()
+    poll = "const o = {m() { this.pollInterval = 0.5; return this.pollInterval; }}; console.log(o.m());"
+    wait = "const f = (_, n) => n;\nconst n = f(() => {\n}, 10000);\nconsole.log(n, 'in 10 seconds');"
+    texts = {"core/nnimanager.js": poll, "core/tuner_command_channel.js": wait, "nnimanager.js": poll}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    script = "for (const name of process.argv.slice(1)) require(name);"
+    env = {**os.environ, **nni_compat.loopback_environment()}
+    command = [str(NODE / "node"), "-e", script, *(str(tmp_path / name) for name in texts)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30)
+    assert done.stdout.split("\n") == ["0.05", "50000 in 50 seconds", "0.5", ""], done.stderr
 
 
 def test_loopback_environment_keeps_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:

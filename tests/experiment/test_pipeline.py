@@ -1,13 +1,17 @@
 """The whole pipeline on the digits, with a real NNI manager: what `make test` holds of it."""
 
+import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
+import psutil
 import pytest
 import requests
 
 from .conftest import Pipeline
 from .test_nnictl import assert_closed_to_strangers
+from .test_stopwatch import check_account
 
 DIGITS: dict[str, Any] = {
     "space": {"name": "chain"},
@@ -20,14 +24,19 @@ DIGITS: dict[str, Any] = {
 @pytest.mark.nni
 def test_search_and_retrain_as_one_experiment(pipeline: Callable[..., Pipeline]) -> None:
     run = pipeline(DIGITS)
+    began = time.monotonic()
     run.start()
     run.until(lambda: run.ledger.get("search-s0", {}).get("status") == "running")
+    if sys.platform == "linux":
+        run.until(lambda: run.json("trials/search-s0/pid"))
+        assert "nni_bayes_nas.experiment.fork_server" in psutil.Process(run.pid("search-s0")).parent().cmdline()
     # Whoever is on another machine, or does not know the prefix, stays outside.
     assert_closed_to_strangers(run.port)
     assert requests.get(f"http://127.0.0.1:{run.port}/api/v1/nni/check-status", timeout=10).status_code == 404
 
     code, out, err = run.wait()
     assert code == 0, f"{out}\n{err}"
+    seconds = time.monotonic() - began
     summary = run.summary
     assert summary["status"] == "done" and summary["failures"] == []
     records = run.records()
@@ -44,3 +53,12 @@ def test_search_and_retrain_as_one_experiment(pipeline: Callable[..., Pipeline])
         assert (run.output / name).stat().st_size > 0
     assert f"report: {run.output / 'report.html'}" in out
     assert not run.left()
+
+    times = summary["wall_clock"]
+    check_account(times, seconds)
+    assert set(times["phases"]) == {"start", "trials", "report", "stop"} and times["slots"]["unfinished"] < 0.5
+    process = {"start", "imports", "saving", "other", "nni"}
+    training = {"data", "building", "training", "validation", "reporting", "checkpoints", "counting"}
+    for name, row in times["trials"].items():
+        beside = {"reading"} if name.startswith("search") else {"test"}
+        assert set(row["stages"]) == process | training | beside, name

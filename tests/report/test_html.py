@@ -14,7 +14,7 @@ import pytest
 from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.report import write_report
 
-SECTIONS = ["headline", "size", "learning", "weights", "architectures", "table", "repeat"]
+SECTIONS = ["headline", "size", "learning", "weights", "architectures", "table", "time", "repeat"]
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 
 
