@@ -1,47 +1,67 @@
 """The fused supernet against the plain one: the same outputs, gradients, second derivatives and statistics."""
 
 import copy
-import json
-import shutil
+import itertools
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from nni.nas.hub.pytorch import DARTS, NasBench201
+from nni.nas.hub import pytorch as hub
 from nni.nas.nn.pytorch import Cell, LayerChoice, ModelSpace
 from torch import nn
 
 from nni_bayes_nas.config import Config
-from nni_bayes_nas.errors import ConfigError
-from nni_bayes_nas.experiment.search import run_search
+from nni_bayes_nas.experiment.build import build_space
+from nni_bayes_nas.registry import SEARCH_SPACES
 from nni_bayes_nas.search_spaces.cell import CellSpace
-from nni_bayes_nas.search_spaces.nasbench201 import NasBench201Space
 from nni_bayes_nas.search_spaces.operations import OPERATIONS
-from nni_bayes_nas.strategies import HyperDARTS, RegularizedDARTS
+from nni_bayes_nas.strategies import RegularizedDARTS
 from nni_bayes_nas.strategies.chains import recognize
-from nni_bayes_nas.strategies.fused import FusedNodes
 from nni_bayes_nas.strategies.supernet import MixedCell, MixedLayer
 
-SPACES = {
-    "cell": (partial(CellSpace, width=4, n_nodes=2), (1, 8, 8)),
-    "cell, affine": (partial(CellSpace, width=4, n_nodes=2, affine=True), (1, 8, 8)),
-    "nasbench201": (partial(NasBench201Space, in_channels=3, width=4, cells_per_stage=1), (3, 9, 9)),
-    "NNI's DARTS": (partial(DARTS, width=4, num_cells=3, dataset="cifar"), (3, 16, 16)),
-    "NNI's NAS-Bench-201": (partial(NasBench201, 4, 1, 10), (3, 8, 8)),
+# Small versions of our spaces; one of the registry that has none here is compared at its defaults.
+SMALL = {
+    "cell": {"width": 4, "n_nodes": 2},
+    "chain": {"width": 4},
+    "dense": {"width": 16, "dropout": 0.3},
+    "nasbench201": {"width": 4, "cells_per_stage": 1},
 }
+OURS = [*SEARCH_SPACES, "cell, affine"]
+# All that NNI's hub has, but for a class behind DARTS and its kin, another name, and what no strategy relaxes.
+HUB = sorted({n for n in dir(hub) if isinstance(getattr(hub, n), type)} - {"NDS", "AutoFormer", "NasBench101"})
+MODES = ("plain", "fused")
+CLOSELY = [*OURS, "DARTS", "NasBench201"]
 
 
-def supernet(space, shape, dtype=torch.float64):
+def built(name, example, shape=None):
+    """A space of ours or of the hub, and the shape of an object."""
+    if name in HUB:
+        edge = example.SPACES[name][1]
+        return example.fresh(name), shape or (3, edge, edge)
+    shape = shape or ((3, 9, 9) if name == "nasbench201" else (1, 8, 8))
+    name, *affine = name.split(", ")
+    args = SMALL.get(name, {}) | ({"affine": True} if affine else {})
+    data = SimpleNamespace(shape=shape, num_classes=10)
+    return build_space(Config.from_dict({"space": {"name": name, "args": args}}), data, 0), shape
+
+
+def supernet(space, shape, dtype=torch.float64, execution="auto"):
     torch.manual_seed(0)
-    strategy = RegularizedDARTS(seed=0, input_shape=shape)
+    strategy = RegularizedDARTS(seed=0, input_shape=shape, execution=execution)
     return strategy.mutate_model(space).to(dtype), strategy._binding
+
+
+def slow_but_for(names, chosen):
+    return [pytest.param(name, marks=() if name in chosen else pytest.mark.slow) for name in names]
 
 
 def passed(net, binding, x, *, execution, per_object, stack=None, twice=False):
     """Output, gradients of mixing weights and parameters, with `twice` those of a function of the gradients too."""
     binding.execution, binding.stack = execution, stack
+    per_object = per_object and not binding.single_lambda
     generator = torch.Generator().manual_seed(1)
     weights = {}
     for label, unit in binding.units.items():
@@ -49,6 +69,7 @@ def passed(net, binding, x, *, execution, per_object, stack=None, twice=False):
         raw = torch.rand((len(x),) * per_object + tuple(shape), generator=generator, dtype=torch.float64)
         weights[label] = raw.softmax(-1).to(x.dtype).requires_grad_(True)
     binding.weights = weights
+    torch.manual_seed(2)  # dropout
     output = net(x)
     output = output[0] if isinstance(output, (tuple, list)) else output
     leaves = [*weights.values(), *net.parameters()]
@@ -76,34 +97,81 @@ def compare(net, binding, x, *, tolerance=1e-10, **how):
     return moved
 
 
-@pytest.mark.parametrize("stack", [False, True])
-@pytest.mark.parametrize("per_object", [False, True])
-@pytest.mark.parametrize("name", SPACES)
-def test_fused_equals_plain(name, per_object, stack):
-    make, shape = SPACES[name]
-    net, binding = supernet(make(), shape)
+@pytest.mark.parametrize(
+    ("name", "per_object", "stack"),
+    [
+        pytest.param(*case, marks=() if case[0] in CLOSELY or case[1:] == (True, False) else pytest.mark.slow)
+        for case in itertools.product([*OURS, *HUB], (False, True), (False, True))
+    ],
+)
+def test_fused_equals_plain(name, per_object, stack, example):
+    space, shape = built(name, example)
+    net, binding = supernet(space, shape)
     x = torch.randn(3, *shape, dtype=torch.float64)
-    assert compare(net, binding, x, per_object=per_object, stack=stack)
+    # NNI's AutoFormer alone has no running statistics.
+    assert compare(net, binding, x, per_object=per_object, stack=stack) or name == "AutoformerSpace"
     net.eval()
     assert not compare(net, binding, x, per_object=per_object, stack=stack)
 
 
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    name=st.sampled_from(OURS),
+    channels=st.integers(1, 3),
+    size=st.tuples(st.integers(2, 9), st.integers(2, 9)),
+    batch=st.integers(2, 4),
+    per_object=st.booleans(),
+    stack=st.booleans(),
+    training=st.booleans(),
+)
+def test_our_spaces_at_any_shape(name, channels, size, batch, per_object, stack, training, example):
+    any_shape(name, example, (channels, *size), batch, training, per_object=per_object, stack=stack)
+
+
+@pytest.mark.slow
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    name=st.sampled_from(HUB),
+    size=st.tuples(st.integers(3, 20), st.integers(3, 20)),
+    batch=st.integers(2, 4),
+    per_object=st.booleans(),
+    stack=st.booleans(),
+    training=st.booleans(),
+)
+def test_the_hub_at_any_shape(name, size, batch, per_object, stack, training, example):
+    shape = {
+        "AutoformerSpace": None,  # made for one size
+        "NasBench201": (3, *(4 * (n // 4 + 1) for n in size)),  # its two ways to halve an image must agree
+    }.get(name, (3, *size))
+    any_shape(name, example, shape, batch, training, per_object=per_object, stack=stack)
+
+
+def any_shape(name, example, shape, batch, training, **how):
+    space, shape = built(name, example, shape)
+    net, binding = supernet(space, shape)
+    net.train(training)
+    x = torch.randn(batch, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    compare(net, binding, x, **how)
+
+
 @pytest.mark.parametrize("stack", [False, True])
-@pytest.mark.parametrize("name", ["cell", "cell, affine", "nasbench201"])
-def test_second_derivatives_are_equal(name, stack):
-    make, shape = SPACES[name]
-    net, binding = supernet(make(), shape)
+@pytest.mark.parametrize("name", OURS)
+def test_second_derivatives_are_equal(name, stack, example):
+    space, shape = built(name, example)
+    net, binding = supernet(space, shape)
     x = torch.randn(2, *shape, dtype=torch.float64)
     for per_object in (False, True):
         compare(net, binding, x, per_object=per_object, stack=stack, twice=True, tolerance=1e-9)
 
 
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("per_object", [False, True])
-@pytest.mark.parametrize("name", SPACES)
-def test_single_precision_differs_by_rounding(name, per_object):
+@pytest.mark.parametrize("name", slow_but_for([*OURS, *HUB], CLOSELY))
+def test_single_precision_differs_by_rounding(name, per_object, training, example):
     """Fused is as near to double precision as plain is."""
-    make, shape = SPACES[name]
-    net, binding = supernet(make(), shape, torch.float32)
+    space, shape = built(name, example)
+    net, binding = supernet(space, shape, torch.float32)
+    net.train(training)
     start = copy.deepcopy(net.state_dict())
 
     def run(execution, dtype):
@@ -116,37 +184,35 @@ def test_single_precision_differs_by_rounding(name, per_object):
         execution: [
             float((a - b).norm() / (1e-3 + b.norm())) for a, b in zip(run(execution, torch.float32), exact, strict=True)
         ]
-        for execution in ("plain", "fused")
+        for execution in MODES
     }
+    if training and name not in CLOSELY:
+        # Statistics of few pixels: in either mode rounding pushes some over the kink of a ReLU, where gradients jump.
+        errors = {execution: values[:1] for execution, values in errors.items()}
     assert 0 < max(errors["plain"]) < 1e-2
     assert max(errors["fused"]) <= 4 * max(errors["plain"])
     assert sum(errors["fused"]) <= 2 * sum(errors["plain"])
 
 
-def test_a_search_goes_on_in_the_other_mode(tmp_path):
-    """One step in one mode, the next one in the other: the loss is what the first mode goes on to."""
-
-    def losses(folder, epochs, execution):
-        config = Config.from_dict(
-            {
-                "space": {"name": "cell", "args": {"width": 4}},
-                "data": {"limit": 160},
-                "strategy": {"name": "hyper_darts", "args": {"execution": execution}},
-                "search": {"epochs": epochs, "warmup_epochs": 0, "batch_size": 64, "lambdas": 2, "random": 0},
-            }
+@pytest.mark.parametrize("name", slow_but_for([*OURS, *HUB], CLOSELY))
+def test_a_checkpoint_goes_on_in_the_other_mode(name, example):
+    """A step in one mode; from what it leaves behind, the next step's loss is the same in either."""
+    shape = built(name, example)[1]
+    x = torch.randn(4, *shape, generator=torch.Generator().manual_seed(3))
+    nets = {execution: supernet(built(name, example)[0], shape, torch.float32, execution) for execution in MODES}
+    for first, second in (MODES[::-1], MODES):
+        net, binding = nets[first]
+        output, *gradients = passed(net, binding, x, execution=first, per_object=True)
+        with torch.no_grad():
+            for parameter, gradient in zip(net.parameters(), gradients[len(binding.units) :], strict=True):
+                parameter.sub_(gradient, alpha=1e-3)
+        nets[second][0].load_state_dict(net.state_dict())
+        stays, changes = (
+            float(passed(*nets[mode], x, execution=mode, per_object=True)[0].square().mean())
+            for mode in (first, second)
         )
-        run_search(config, {"trial": "search-s0", "seed": 0}, folder, lambda row: None)
-        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        return [row["terms"]["train_loss"] for row in rows if "train_loss" in row.get("terms", {})]
-
-    for first, second in (("plain", "fused"), ("fused", "plain")):
-        folders = [tmp_path / f"{first}-{name}" for name in ("stays", "changes")]
-        folders[0].mkdir()
-        begun = losses(folders[0], 1, first)
-        shutil.copytree(*folders)
-        stays, changes = losses(folders[0], 2, first), losses(folders[1], 2, second)
-        assert len(stays) == len(changes) == 2 and stays[0] == changes[0] == begun[0]
-        assert changes[1] == pytest.approx(stays[1], abs=1e-5)
+        assert changes == pytest.approx(stays, rel=1e-5, abs=1e-5)
+        assert stays != pytest.approx(float(output.square().mean()), rel=1e-4)
 
 
 class _Odd(nn.Module):
@@ -244,9 +310,9 @@ def test_who_listens_to_an_operation_hears_every_call():
     assert len(heard) == 2 * len(set(heard)) > 0
 
 
-def test_nothing_is_held_after_a_pass():
-    make, shape = SPACES["nasbench201"]
-    net, binding = supernet(make(), shape)
+def test_nothing_is_held_after_a_pass(example):
+    space, shape = built("nasbench201", example)
+    net, binding = supernet(space, shape)
     seen = []
     mixed = [m for m in net.modules() if isinstance(m, MixedLayer)]
     mixed[-1].register_forward_hook(lambda *_: seen.append(len(binding.heads._of)))
@@ -292,23 +358,3 @@ def test_equal_operations_run_as_one_convolution(monkeypatch):
     # Four states have outgoing edges: two inputs to three nodes, the first node to two, the second to one.
     stacked = [shape[0] // 4 for shape in calls if shape[1:] == (4, 3, 3)]
     assert len(inner) == 9 and sorted(stacked) == [1, 2, 3, 3]
-
-
-@pytest.mark.parametrize("strategy", [HyperDARTS, RegularizedDARTS])
-def test_the_option_decides(strategy, monkeypatch):
-    ran = []
-    run = FusedNodes.__call__
-    monkeypatch.setattr(FusedNodes, "__call__", lambda *args, **kwargs: ran.append(1) or run(*args, **kwargs))
-    for execution, times in (("plain", 0), ("fused", 2), ("auto", 2)):
-        made = strategy(execution=execution, input_shape=(1, 8, 8))
-        net = made.mutate_model(CellSpace(width=4, n_nodes=1))
-        made._binding.weights = made.structure.mean(None)
-        ran.clear()
-        net(torch.randn(2, 1, 8, 8))
-        assert len(ran) == times
-
-
-@pytest.mark.parametrize("strategy", [HyperDARTS, RegularizedDARTS])
-def test_unknown_execution_is_refused(strategy):
-    with pytest.raises(ConfigError, match="execution must be one of auto, plain, fused, got 'fast'"):
-        strategy(execution="fast")

@@ -1,10 +1,7 @@
 """NNI's own hub: every space of it by the example, and its DARTS space (Liu, Simonyan & Yang, 2019) more closely."""
 
-import importlib.util
 import re
 import sys
-import warnings
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,24 +16,11 @@ from nni_bayes_nas.architecture import Architecture
 from nni_bayes_nas.complexity.measure import count_parameters
 from nni_bayes_nas.strategies import HyperDARTS, RegularizedDARTS, bilevel, second_order
 
-SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "02_plug_into_hub.py"
-
-
-@pytest.fixture(scope="module")
-def example() -> Any:
-    """The example as a module; what it does to the filters of warnings ends here."""
-    spec = importlib.util.spec_from_file_location("plug_into_hub", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with warnings.catch_warnings():
-        spec.loader.exec_module(module)
-    return module
-
 
 def printed_rows(example: Any, capsys: Any, monkeypatch: Any, *options: str) -> list[tuple[str, ...]]:
     """Rows of the table as (strategy, order, size at the small lambda, at the large) or (strategy, order, refusal)."""
     threads = str(torch.get_num_threads())
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--threads", threads, *options])
+    monkeypatch.setattr(sys, "argv", [example.__file__, "--threads", threads, *options])
     assert example.main() == 0
     out = capsys.readouterr().out
     sizes = re.findall(r"^\w+ +(\w+) +(1|2|2fd) +[\d.]+ +(\d+) +(\d+)$", out, flags=re.MULTILINE)
