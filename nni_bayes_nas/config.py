@@ -98,7 +98,7 @@ class SearchConfig:
     ``searches`` independent searches run with seeds seed, seed + 1, ... From each, ``lambdas`` architectures are read
     off on a log-spaced grid of the strategy's range, both ends included, and ``random`` architectures of matched sizes
     are drawn beside them (0: none). ``structure_fraction`` is the share of the training set that the structure step
-    uses.
+    uses. ``replicas`` of the searches run in one trial, side by side: for small networks, which take less time so.
     """
 
     epochs: int = 30
@@ -109,6 +109,7 @@ class SearchConfig:
     weight_decay: float = 3e-4
     gradient_clip: float = 5.0
     searches: int = 1
+    replicas: int = 1
     lambdas: int = 8
     random: int = 6
     structure_fraction: float = 0.5
@@ -124,6 +125,7 @@ class SearchConfig:
             "the structure is not trained during the warm-up: lower it, or raise search.epochs",
         )
         _require_at_least("search.searches", self.searches, 1)
+        _require_at_least("search.replicas", self.replicas, 1)
         _require_at_least("search.lambdas", self.lambdas, 2)
         _require_at_least("search.random", self.random, 0)
         _require_inside("search.structure_fraction", self.structure_fraction)

@@ -82,7 +82,9 @@ class Lockstep(Generic[T]):
     """A meeting of functions.
 
     Only one thread runs at any time, in the same order each time, so that results can be repeated. Each member has its
-    own state of the global random number generators, which begins where that of the caller is.
+    own state of the global random number generators, which begins where that of the caller is. What is done together
+    uses as many threads of torch as the caller has; a member's own work one: teams of threads of every member would
+    wait for one another.
     """
 
     def __init__(self) -> None:
@@ -92,17 +94,21 @@ class Lockstep(Generic[T]):
         """Run all functions to their ends; a function that raises ends alone, and its exception is its result.
 
         Raises:
-            BaseException: What stops this thread (KeyboardInterrupt, ...), after the members have ended.
+            BaseException: What stops this thread or a member (KeyboardInterrupt, ...), after all have ended.
         """
         results: list[Any] = [None] * len(functions)
         members = [Member(self, i) for i in range(len(functions))]
-        before = _random_state()
+        before, threads = _random_state(), torch.get_num_threads()
         for member, function in zip(members, functions, strict=True):
             threading.Thread(target=_live, args=(member, function, results), daemon=True).start()
         try:
             while present := [m for m in members if not m.done]:
                 for member in present:
                     member.proceed()
+                    if _stops(results[member.index]):
+                        raise results[member.index]
+                # For each thread by itself; the members have changed what a thread begins with.
+                torch.set_num_threads(threads)
                 _meet([m for m in members if not m.done])
         except BaseException:
             for member in members:
@@ -112,16 +118,19 @@ class Lockstep(Generic[T]):
             raise
         finally:
             _set_random_state(before)
-        for result in results:
-            if isinstance(result, BaseException) and not isinstance(result, Exception):
-                raise result
+            torch.set_num_threads(threads)
         return results
+
+
+def _stops(result: Any) -> bool:
+    return isinstance(result, BaseException) and not isinstance(result, Exception)
 
 
 def _live(member: Member, function: Callable[[Member], Any], results: list[Any]) -> None:
     try:
         member._turn.wait()
         if not member._broken:
+            torch.set_num_threads(1)
             _set_random_state(member._random)
             results[member.index] = function(member)
     except BaseException as error:

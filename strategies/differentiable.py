@@ -19,13 +19,14 @@ from nni_bayes_nas.complexity.budget import WithinBudget, largest_within
 from nni_bayes_nas.complexity.expected import CostModel
 from nni_bayes_nas.complexity.latency import read_latency_table
 from nni_bayes_nas.errors import ConfigError, SpaceError
+from nni_bayes_nas.lockstep import Member
 
 from .bilevel import BilevelModule
 from .costs import CostKind, NetworkCounts, cost_models, extreme_architecture
 from .fused import images_channels_last
 from .option_checks import check_options
 from .relaxations import TEMPERATURE_SCHEDULES
-from .replicas import Alone
+from .replicas import Alone, Replica, Stacked
 from .second_order import check_double_backward
 from .size_control import SizeControl
 from .step_options import StepOptions
@@ -106,7 +107,7 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
         self._binding = Binding()
         self._costs: dict[CostKind, CostModel] = {}
         self._structure: Structure | None = None
-        self.replica = Alone()
+        self.replica: Alone = Alone()
 
     # -- NNI's seams -----------------------------------------------------------------------------------------------
 
@@ -183,6 +184,26 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
     def _initialize(self, model_space: Any, engine: Any) -> Any:
         self._mutating = model_space.model_space
         return super()._initialize(model_space, engine)
+
+    def beside(self, member: Member, shared: dict[str, Any]) -> None:
+        """Search side by side with other searches of the same space, from the next call on.
+
+        Args:
+            member: Which of them this one is.
+            shared: A dict that the strategies of all have in common, empty at first.
+
+        Raises:
+            ConfigError: As `check_beside`.
+        """
+        self.check_beside()
+        self.replica = Replica(member, shared.setdefault("stacked", Stacked()))
+
+    def check_beside(self) -> None:
+        """Raise ConfigError if the search cannot run side by side with others: gradients of order 2 cannot."""
+        if self.step.order == 2:
+            raise ConfigError(
+                "searches side by side need order 1, got order 2; set search.replicas to 1, or order to 1."
+            )
 
     def _run(self) -> None:
         with self.replica.attached(self._mutating, self._binding):

@@ -40,7 +40,7 @@ class Stacked:
             return [type(net).forward(net, *args)]
         nets, bindings = [net for net, _, _ in requests], [binding for _, binding, _ in requests]
         if self._template is None:
-            self._template = _Template(nets[0])
+            self._template = _Template(nets[0], bindings[0])
         of_nets = [self._slots_of(net) for net in nets]
         own = [torch.stack([where[name] for where, name in places]) for places in zip(*of_nets, strict=True)]
         mixing = {label: torch.stack([b.weights[label] for b in bindings]) for label in bindings[0].weights}
@@ -60,8 +60,8 @@ class Stacked:
 class _Template:
     """A copy of one of the supernets, through which all of them run."""
 
-    def __init__(self, net: Any) -> None:
-        with _as_it_is(net):
+    def __init__(self, net: Any, binding: Binding) -> None:
+        with _as_it_is(net, binding):
             self.net = copy.deepcopy(net)
         self.binding: Binding = next(m._binding for m in self.net.modules() if hasattr(m, "_binding"))
         places = slots(self.net)
@@ -101,12 +101,14 @@ class _Template:
 
 
 @contextmanager
-def _as_it_is(net: Any) -> Iterator[None]:
-    """Without the forward pass that `Replica.attached` gave it."""
+def _as_it_is(net: Any, binding: Binding) -> Iterator[None]:
+    """Without the forward pass that `Replica.attached` gave it, and without what belongs to one pass."""
     forward = net.__dict__.pop("forward", None)
+    weights, binding.weights = binding.weights, {}
     try:
         yield
     finally:
+        binding.weights = weights
         if forward is not None:
             net.forward = forward
 

@@ -184,6 +184,7 @@ def validate(config: Config) -> Config:
     data = load_data(config.data)
     space = build_space(config, data, config.seed)
     strategy = build_strategy(config, data, config.seed)
+    _check_replicas(config, strategy)
     parts = halves(data.train, config.search.structure_fraction, config.seed)
     supernet = strategy.mutate_model(copy.deepcopy(space))
     _check_outputs(config, data, space)
@@ -192,6 +193,22 @@ def validate(config: Config) -> Config:
     strategy.check_order(supernet, data.shape)
     _check_retraining(config, data, space)
     return config
+
+
+def _check_replicas(config: Config, strategy: Any) -> None:
+    """Refuse replicas of what cannot run side by side.
+
+    Raises:
+        ConfigError: With the remedy.
+    """
+    if config.search.replicas == 1:
+        return
+    if not hasattr(strategy, "beside"):
+        raise ConfigError(
+            f"search.replicas needs a strategy with a method `beside`, but strategy {config.strategy.name!r} has none; "
+            "derive it from DifferentiableStrategy, or set search.replicas to 1."
+        )
+    strategy.check_beside()
 
 
 def _check_outputs(config: Config, data: DataSplits, space: nn.Module) -> None:

@@ -82,4 +82,4 @@ def with_defaults(config: Config) -> Config:
 
 def _ours(config: Config) -> bool:
     plan = resolve("plan", config.experiment.plan, PLANS)(config)
-    return any(spec.kind in ("search", "retrain") for spec in plan.trials({}, set()))
+    return any(spec.kind in ("search", "searches", "retrain") for spec in plan.trials({}, set()))

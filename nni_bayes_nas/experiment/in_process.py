@@ -16,11 +16,14 @@ from nni_bayes_nas.experiment.check import check_same, require_cuda
 from nni_bayes_nas.experiment.plan import Ledger
 from nni_bayes_nas.experiment.plans.search_and_retrain import SearchAndRetrain
 from nni_bayes_nas.experiment.record import Record, refuse_other_run
+from nni_bayes_nas.experiment.replicas import run_searches
 from nni_bayes_nas.experiment.resources import Resources
 from nni_bayes_nas.experiment.search import run_search
 from nni_bayes_nas.experiment.stopwatch import RunClock, process_age
 from nni_bayes_nas.experiment.summary import summarize
 from nni_bayes_nas.experiment.tasks import task_of
+
+_SEARCHES = {"search": run_search, "searches": run_searches}
 
 
 def search_in_process(config: Config, output: Path, resume: bool, command: str) -> None:
@@ -59,7 +62,7 @@ def search_in_process(config: Config, output: Path, resume: bool, command: str) 
         return
     try:
         for spec in [ledger.spec(name) for name in ledger.names("waiting")]:
-            if spec is None or spec.kind != "search":
+            if spec is None or spec.kind not in _SEARCHES:
                 continue
             ledger.running(spec.name)
             sent = clock.now()
@@ -68,10 +71,10 @@ def search_in_process(config: Config, output: Path, resume: bool, command: str) 
             directory = record.trial_directory(spec.name)
             directory.mkdir(parents=True, exist_ok=True)
             report = partial(_print_row, title=task_of(config.data).title)
-            result = run_search(config, {"trial": spec.name, **spec.parameters}, directory, report)
+            result = _SEARCHES[spec.kind](config, {"trial": spec.name, **spec.parameters}, directory, report)
             clock.update(running=0)
             ledger.done(spec.name, result, seconds=clock.now() - sent)
-            record.collect_metrics(ledger.order())
+            record.collect_metrics(ledger.folders())
         _write(record, config, ledger, clock, "done")
     except BaseException as error:
         # A signal included; what ran is left as running, from where --resume goes on.

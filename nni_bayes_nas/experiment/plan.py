@@ -13,12 +13,14 @@ Entry = dict[str, Any]
 class TrialSpec:
     """One trial: its name within the plan, its kind, and what the kind's function needs beyond the configuration.
 
-    ``kind`` is ``search``, ``retrain``, or ``package.module:function`` of the user's own.
+    ``kind`` is ``search``, ``searches``, ``retrain``, or ``package.module:function`` of the user's own.
+    ``folders`` are those under ``OUT/trials`` where it writes metrics; empty means that of its name.
     """
 
     name: str
     kind: str
     parameters: dict[str, Any]
+    folders: tuple[str, ...] = ()
 
 
 class Plan(Protocol):
@@ -84,6 +86,11 @@ class Ledger:
     def order(self) -> list[str]:
         """All trials in the plan's order."""
         return list(self._specs)
+
+    def folders(self, names: Iterable[str] | None = None) -> list[str]:
+        """Where the trials of these names, or all, write metrics; in the plan's order."""
+        kept = set(self._specs if names is None else names)
+        return [f for name, spec in self._specs.items() if name in kept for f in spec.folders or (name,)]
 
     def spec(self, name: str) -> TrialSpec | None:
         """The trial of that name, or None."""

@@ -23,6 +23,7 @@ from nni_bayes_nas.experiment.data import DataSplits, batches, halves, load_data
 from nni_bayes_nas.experiment.derived import SharedWeights
 from nni_bayes_nas.experiment.stopwatch import Stopwatch
 from nni_bayes_nas.experiment.tasks import evaluation_module, task_of
+from nni_bayes_nas.lockstep import Member
 
 _CURVE_POINTS = 33
 _RANDOM_TRIES = 60
@@ -55,7 +56,7 @@ def run_search(
     parameters: dict[str, Any],
     directory: Path,
     report: Callable[[dict[str, Any]], None],
-    replica: Any = None,
+    meeting: tuple[Member, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Search, then read the architectures off; goes on from the checkpoint in `directory`, if there is one.
 
@@ -64,6 +65,7 @@ def run_search(
         parameters: Of the trial; "seed" and "trial" are used.
         directory: Where checkpoint, metrics and architectures are written.
         report: Called after every epoch with the intermediate result.
+        meeting: Of searches side by side: which member this one is, and what the strategies of all share.
 
     Returns:
         The trial's result: search, architectures, random architectures, curve; see DESIGN of the run folder.
@@ -78,8 +80,8 @@ def run_search(
     device = evaluation.pick_device(config.experiment.device)
     with watch.stage("building"):
         strategy = build_strategy(config, data, seed)
-        if replica is not None:
-            strategy.replica = replica
+        if meeting is not None:
+            strategy.beside(*meeting)
         evaluator = _evaluator(config, data, seed, directory, device, report, watch)
         strategy(RawFormatModelSpace(build_space(config, data, seed), evaluator), SequentialExecutionEngine())
     module = strategy.oneshot_module

@@ -42,8 +42,8 @@ def summarize(
             "trials_succeeded": statuses.count("done"),
             "trials_failed": statuses.count("failed"),
         },
-        **_plans_part(ledger),
-        "failures": ledger.failures,
+        **(part := _plans_part(ledger)),
+        "failures": [*ledger.failures, *part.get("failures", [])],
     }
     if clock is not None:
         summary["wall_clock"] = wall_clock(ledger, clock, "other" if experiment is None else "nni")

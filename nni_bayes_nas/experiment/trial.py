@@ -26,6 +26,7 @@ Kind = Callable[[Config, dict[str, Any], Path, Report], dict[str, Any]]
 # Registered here and nowhere else; a plan of the user's own may name its kinds as package.module:function.
 KINDS: dict[str, tuple[str, str]] = {
     "search": ("nni_bayes_nas.experiment.search:run_search", "one differentiable search"),
+    "searches": ("nni_bayes_nas.experiment.replicas:run_searches", "several differentiable searches side by side"),
     "retrain": ("nni_bayes_nas.experiment.retrain:run_retrain", "one architecture, trained from scratch"),
 }
 

@@ -258,7 +258,7 @@ class PlanTuner(Tuner):  # type: ignore[misc]
                 id_ = self._free.pop(0)
                 self._send(id_, self._start(id_, spec))
         ended = self.ledger.names("done") + self.ledger.names("failed")
-        self.record.collect_metrics([name for name in self.ledger.order() if name in ended])
+        self.record.collect_metrics(self.ledger.folders(ended))
         if verdict is not None:
             raise RunError(f"the plan cannot finish: {verdict}")
         if not self.ledger.finished:

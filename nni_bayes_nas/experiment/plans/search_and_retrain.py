@@ -25,19 +25,24 @@ class _Found:
 class SearchAndRetrain:
     """The plan of the main job.
 
-    Trials: ``search-s0`` ... for each search, then for each distinct architecture of a search
-    ``retrain-s0-lam3-seed1`` (3: where it stands first in the search's list) and ``retrain-s0-rand2-seed1``.
+    Trials: ``search-s0`` ... for each search, or ``searches-s0-s3`` for those that run side by side, then for each
+    distinct architecture of a search ``retrain-s0-lam3-seed1`` (3: where it stands first in the search's list) and
+    ``retrain-s0-rand2-seed1``.
     Identical choices of one search are trained once per seed; all that have them share the trials.
     """
 
     def __init__(self, config: Config) -> None:
         self.task = task_of(config.data)
         self.seeds = [config.seed + i for i in range(config.search.searches)]
+        self.groups = [
+            range(len(self.seeds))[i : i + config.search.replicas]
+            for i in range(0, len(self.seeds), config.search.replicas)
+        ]
         self.retrain_seeds = [config.seed + i for i in range(config.retrain.repeats)]
 
     def trials(self, results: dict[str, Result], failed: set[str]) -> list[TrialSpec]:
         """The searches, then the retrain trials of every search that is done, largest architectures first."""
-        specs = [TrialSpec(f"search-s{i}", "search", {"seed": seed}) for i, seed in enumerate(self.seeds)]
+        specs = [self._search(group) for group in self.groups]
         for found in self._found(results):
             if found.first:
                 specs.extend(self._retrain(found, seed) for seed in self.retrain_seeds)
@@ -48,7 +53,7 @@ class SearchAndRetrain:
 
         Random architectures are there to be compared with: alone they are no result.
         """
-        searches = [f"search-s{i}" for i in range(len(self.seeds))]
+        searches = [self._search(group).name for group in self.groups]
         if all(name in failed for name in searches):
             return "every search failed, so there is no architecture to retrain"
         if any(name not in results and name not in failed for name in searches):
@@ -64,12 +69,27 @@ class SearchAndRetrain:
         """One row a search and one an architecture, with the retrain results there are so far."""
         searches, curves = [], {}
         for i in range(len(self.seeds)):
-            result = results.get(f"search-s{i}")
+            result = self._result(results, i)
             if result is not None:
                 searches.append({**result["search"], "id": f"s{i}"})
                 curves[f"s{i}"] = result.get("curve", [])
         architectures = [self._architecture(found, results, ledger) for found in self._found(results)]
-        return {"searches": searches, "architectures": architectures, "curves": curves}
+        lost = [row for group in self.groups for row in results.get(self._search(group).name, {}).get("failures", [])]
+        part = {"searches": searches, "architectures": architectures, "curves": curves}
+        return {**part, "failures": lost} if lost else part
+
+    def _search(self, group: range) -> TrialSpec:
+        """The trial of some searches; of one, as if there were no groups."""
+        seeds = {f"search-s{i}": self.seeds[i] for i in group}
+        if len(group) == 1:
+            return TrialSpec(f"search-s{group[0]}", "search", {"seed": self.seeds[group[0]]})
+        return TrialSpec(f"searches-s{group[0]}-s{group[-1]}", "searches", {"seeds": seeds}, tuple(seeds))
+
+    def _result(self, results: dict[str, Result], i: int) -> Result | None:
+        """What search i gave, by itself or side by side with others."""
+        name = f"search-s{i}"
+        together = (results.get(self._search(group).name, {}) for group in self.groups if i in group)
+        return results.get(name) or next(together).get("searches", {}).get(name)
 
     def _retrain(self, found: _Found, seed: int) -> TrialSpec:
         parameters = {key: found.row.get(key) for key in ("choices", "lambda", "params", "macs")}
@@ -78,7 +98,7 @@ class SearchAndRetrain:
     def _found(self, results: dict[str, Result]) -> Iterator[_Found]:
         """Every architecture of every search that is done, lambda ones first, in the order of growing lambda."""
         for i in range(len(self.seeds)):
-            result = results.get(f"search-s{i}")
+            result = self._result(results, i)
             if result is None:
                 continue
             stems: dict[str, str] = {}

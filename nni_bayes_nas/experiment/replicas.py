@@ -1,0 +1,120 @@
+"""Several searches in one process, side by side; each leaves what a search by itself leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from nni_bayes_nas.config import Config
+from nni_bayes_nas.experiment.record import read_json, write_json
+from nni_bayes_nas.experiment.search import run_search
+from nni_bayes_nas.lockstep import Lockstep, Member
+
+Report = Callable[[dict[str, Any]], None]
+
+
+def run_searches(config: Config, parameters: dict[str, Any], directory: Path, report: Report) -> dict[str, Any]:
+    """Searches with seeds of their own, as one; see `nni_bayes_nas.lockstep`.
+
+    A search that fails ends alone. Where a trial of these searches was killed, each goes on from its checkpoint, and
+    those that had ended are not repeated.
+
+    Args:
+        config: The configuration.
+        parameters: Of the trial; "seeds" gives the seed of each search by its name.
+        directory: Of the trial; the folders of the searches lie beside it.
+        report: Called after every epoch with the mean of "default" over the searches, and with that of each.
+
+    Returns:
+        "default": the mean of the searches; "searches": the result of each that is done; "failures": trial, attempts
+        and cause of each that is not.
+
+    Raises:
+        Exception: That of the first search, where none came to its end.
+    """
+    started = time.perf_counter()
+    seeds: dict[str, int] = parameters["seeds"]
+    folders = {name: directory.parent / name for name in seeds}
+    identity = json.loads(json.dumps([config.to_dict(), seeds]))
+    earlier = {name: read_json(folder / "result.json") or {} for name, folder in folders.items()}
+    results = {name: row["result"] for name, row in earlier.items() if row.get("searches") == identity}
+    waiting = [name for name in seeds if name not in results]
+    rows, shared = _Rows(len(waiting), report), dict[str, Any]()
+
+    def search(name: str, member: Member) -> dict[str, Any]:
+        folders[name].mkdir(parents=True, exist_ok=True)
+        own = {"trial": name, "seed": seeds[name]}
+        result = run_search(config, own, folders[name], partial(rows.add, name), (member, shared))
+        # Not before the search is over: a kill would leave it undone.
+        write_json(folders[name] / "result.json", {"searches": identity, "result": result})
+        return result
+
+    with _sigterm():
+        outcomes = Lockstep[dict[str, Any]]().run([partial(search, name) for name in waiting])
+    errors = {name: o for name, o in zip(waiting, outcomes, strict=True) if isinstance(o, Exception)}
+    results.update({name: o for name, o in zip(waiting, outcomes, strict=True) if not isinstance(o, Exception)})
+    if not results:
+        raise next(iter(errors.values()))
+    done = {name: dict(results[name]) for name in seeds if name in results}
+    stages = [row.pop("stage_seconds", {}) for row in done.values()]
+    return {
+        "default": statistics.fmean(row["default"] for row in done.values()),
+        "searches": done,
+        "failures": [
+            {"trial": name, "attempts": 1, "cause": " ".join(f"{type(e).__name__}: {e}".split())}
+            for name, e in errors.items()
+        ],
+        "stage_seconds": _shares(stages, time.perf_counter() - started),
+    }
+
+
+class _Rows:
+    """Intermediate results of several searches, told as one once all have come."""
+
+    def __init__(self, n: int, report: Report) -> None:
+        self.n, self.report = n, report
+        self.by_epoch: dict[int, dict[str, float]] = {}
+        self.epochs: dict[str, int] = {}
+
+    def add(self, name: str, row: dict[str, Any]) -> None:
+        # Rows do not say their epoch to all who report: they come in order.
+        epoch = self.epochs[name] = self.epochs.get(name, -1) + 1
+        scores = self.by_epoch.setdefault(epoch, {})
+        scores[name] = float(row["default"])
+        if len(scores) == self.n:
+            shown = {f"default_{key}": value for key, value in sorted(self.by_epoch.pop(epoch).items())}
+            self.report({"default": statistics.fmean(shown.values()), "epoch": row.get("epoch", epoch), **shown})
+
+
+def _shares(stages: list[dict[str, float]], seconds: float) -> dict[str, float]:
+    """Seconds by stage: each search's clock runs on while the others have their turn, so they are scaled down."""
+    total = sum(sum(row.values()) for row in stages) or 1.0
+    names = dict.fromkeys(name for row in stages for name in row)
+    return {name: seconds * sum(row.get(name, 0.0) for row in stages) / total for name in names}
+
+
+@contextlib.contextmanager
+def _sigterm() -> Iterator[None]:
+    """Turns SIGTERM into the exception of Lightning, whose own handler works in the main thread's trainers only."""
+
+    def stop(*_: Any) -> None:
+        raise SIGTERMException
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,181 @@
+"""Searches side by side: what each leaves, and what becomes of one that fails or is stopped."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from nni_bayes_nas import lockstep
+from nni_bayes_nas.config import Config
+from nni_bayes_nas.errors import ConfigError, NumericsError
+from nni_bayes_nas.experiment.build import validate
+from nni_bayes_nas.experiment.in_process import search_in_process
+from nni_bayes_nas.experiment.plan import Ledger
+from nni_bayes_nas.experiment.plans.search_and_retrain import SearchAndRetrain
+from nni_bayes_nas.experiment.replicas import run_searches
+from nni_bayes_nas.experiment.search import run_search
+from nni_bayes_nas.strategies.bilevel import BilevelModule
+
+SMALL = {
+    "space": {"name": "cell", "args": {"width": 4, "n_nodes": 2}},
+    "data": {"limit": 160, "val_limit": 60},
+    "search": {"epochs": 2, "warmup_epochs": 1, "batch_size": 40, "lambdas": 2, "random": 1, "searches": 3},
+}
+
+
+def config(replicas=3, **args):
+    values = {**SMALL, "search": {**SMALL["search"], "replicas": replicas}, "strategy": {"args": args}}
+    return Config.from_dict(values)
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_each_search_is_what_it_is_alone(tmp_path):
+    parameters = {"trial": "searches-s0-s2", "seeds": {f"search-s{i}": i for i in range(3)}}
+    told = []
+    result = run_searches(config(), parameters, tmp_path / "together" / "searches-s0-s2", told.append)
+    assert list(result["searches"]) == list(parameters["seeds"]) and result["failures"] == []
+    assert [set(row) for row in told] == [{"default", "epoch", *(f"default_search-s{i}" for i in range(3))}] * 2
+    for i in range(3):
+        folder = tmp_path / "alone" / f"search-s{i}"
+        folder.mkdir(parents=True)
+        alone = run_search(config(), {"trial": folder.name, "seed": i}, folder, lambda row: None)
+        found = result["searches"][folder.name]
+        assert found["search"]["seed"] == i and found["search"]["id"] == f"s{i}"
+        assert set(found) == set(alone) - {"stage_seconds"}
+        theirs, ours = rows(folder), rows(tmp_path / "together" / folder.name)
+        assert [row.keys() for row in theirs] == [row.keys() for row in ours]
+        terms = [(a["terms"], b["terms"]) for a, b in zip(theirs, ours, strict=True) if "terms" in a]
+        assert len(terms) == 2
+        for a, b in terms:
+            # Single precision, and a few steps apart: in double precision a step differs by 1e-10, see below.
+            assert b == pytest.approx(a, rel=2e-2, abs=2e-2)
+
+
+def recorded(monkeypatch):
+    """Losses and gradients of the first structure step and the first weight step, by seed."""
+    found = {}
+    backward, log = BilevelModule.backward, BilevelModule.log_dict
+
+    def after_backward(self, loss, *args, **kwargs):
+        backward(self, loss, *args, **kwargs)
+        gradients = [None if p.grad is None else p.grad.clone() for p in self.training_module.parameters()]
+        found.setdefault(self.seed, {}).setdefault("weights", [loss.detach(), *gradients])
+
+    def before_log(self, values, *args, **kwargs):
+        if "structure_loss" in values:
+            gradients = [None if p.grad is None else p.grad.clone() for p in self.arch_parameters()]
+            found.setdefault(self.seed, {}).setdefault("structure", [values["structure_loss"], *gradients])
+        return log(self, values, *args, **kwargs)
+
+    monkeypatch.setattr(BilevelModule, "backward", after_backward)
+    monkeypatch.setattr(BilevelModule, "log_dict", before_log)
+    return found
+
+
+@pytest.mark.parametrize("args", [{}, {"lambda_per": "object", "hypernet": "linear", "complexity": "penalty"}])
+def test_the_first_step_equals_that_of_a_single_search(tmp_path, monkeypatch, args):
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    seeds = {f"search-s{i}": i for i in range(3)}
+    base = config(**args)
+    base = dataclasses.replace(base, search=dataclasses.replace(base.search, warmup_epochs=0, epochs=1))
+    try:
+        from nni_bayes_nas.experiment import data
+
+        real = data.load_data
+        monkeypatch.setattr("nni_bayes_nas.experiment.search.load_data", lambda c: in_double(real(c)))
+        together = recorded(monkeypatch)
+        run_searches(base, {"trial": "t", "seeds": seeds}, tmp_path / "t", lambda row: None)
+        alone = recorded(monkeypatch)
+        for name, seed in seeds.items():
+            folder = tmp_path / "alone" / name
+            folder.mkdir(parents=True)
+            run_search(base, {"trial": name, "seed": seed}, folder, lambda row: None)
+    finally:
+        torch.set_default_dtype(before)
+    assert set(together) == set(alone) == {0, 1, 2}
+    for seed, steps in alone.items():
+        for step in ("structure", "weights"):
+            for a, b in zip(steps[step], together[seed][step], strict=True):
+                assert (a is None) == (b is None)
+                if a is not None:
+                    assert a.dtype == torch.float64
+                    torch.testing.assert_close(b, a, atol=1e-10, rtol=1e-10)
+
+
+def in_double(splits):
+    for part in (splits.train, splits.val, splits.test):
+        part.tensors = tuple(x.double() if x.is_floating_point() else x for x in part.tensors)
+    return splits
+
+
+def test_one_that_fails_ends_alone(tmp_path, monkeypatch):
+    real = BilevelModule.weight_loss
+
+    def failing(self, *args):
+        loss = real(self, *args)
+        return loss * float("nan") if self.seed == 1 and self.current_step > 1 else loss
+
+    monkeypatch.setattr(BilevelModule, "weight_loss", failing)
+    parameters = {"trial": "t", "seeds": {f"search-s{i}": i for i in range(3)}}
+    result = run_searches(config(), parameters, tmp_path / "t", lambda row: None)
+    assert list(result["searches"]) == ["search-s0", "search-s2"]
+    (failure,) = result["failures"]
+    assert failure["trial"] == "search-s1" and "NumericsError" in failure["cause"] and "train_loss" in failure["cause"]
+    with pytest.raises(NumericsError, match="train_loss"):
+        run_searches(config(), {"trial": "t", "seeds": {"search-s9": 1, "search-s8": 1}}, tmp_path / "t", print)
+
+
+def test_a_stopped_meeting_goes_on(tmp_path, monkeypatch):
+    parameters = {"trial": "t", "seeds": {f"search-s{i}": i for i in range(2)}}
+    whole = run_searches(config(), parameters, tmp_path / "whole" / "t", lambda row: None)
+
+    meet, met = lockstep._meet, []
+
+    def stop(members):
+        met.append(1)
+        if len(met) == 12:
+            raise KeyboardInterrupt
+        meet(members)
+
+    monkeypatch.setattr(lockstep, "_meet", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_searches(config(), parameters, tmp_path / "broken" / "t", lambda row: None)
+    assert len(rows(tmp_path / "broken" / "search-s0")) < len(rows(tmp_path / "whole" / "search-s0"))
+    monkeypatch.setattr(lockstep, "_meet", meet)
+    again = run_searches(config(), parameters, tmp_path / "broken" / "t", lambda row: None)
+    for name in parameters["seeds"]:
+        assert rows(tmp_path / "broken" / name) == rows(tmp_path / "whole" / name)
+        assert again["searches"][name]["architectures"] == whole["searches"][name]["architectures"]
+
+
+def test_the_command_search_writes_the_run_of_all(tmp_path):
+    search_in_process(config(replicas=2), tmp_path / "run", resume=False, command="test")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert [row["id"] for row in summary["searches"]] == ["s0", "s1", "s2"] and summary["status"] == "done"
+    assert {row["trial"] for row in rows(tmp_path / "run")} == {"search-s0", "search-s1", "search-s2"}
+    assert list(summary["wall_clock"]["trials"]) == ["searches-s0-s1", "search-s2"]
+
+
+def test_the_plan_puts_searches_side_by_side():
+    plan = SearchAndRetrain(config(replicas=2))
+    assert [(s.name, s.kind) for s in plan.trials({}, set())] == [
+        ("searches-s0-s1", "searches"),
+        ("search-s2", "search"),
+    ]
+    ledger = Ledger(plan, 0)
+    assert ledger.folders() == ["search-s0", "search-s1", "search-s2"]
+    assert [s.kind for s in SearchAndRetrain(config(replicas=1)).trials({}, set())] == ["search"] * 3
+
+
+def test_what_cannot_run_side_by_side_is_refused():
+    with pytest.raises(ConfigError, match="order 1"):
+        validate(config(order=2))
+    assert validate(config(replicas=1, order=2)).search.replicas == 1
+    with pytest.raises(ConfigError, match=r"search\.replicas"):
+        config(replicas=0)
