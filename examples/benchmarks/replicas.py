@@ -8,8 +8,8 @@ Arms, which take turns (each search is a process of its own, reading off include
     one by one       n searches, one after another, all threads each
     two at a time    n searches with half of the threads each, two at a time: what NNI does by default on a CPU
 
-Target (issue "A fast exact bilevel step, and many searches at once"): eight side by side in at most .6 of the seconds of
-eight one by one; final accuracies (one-hot, at both ends of the range of lambda) within one standard error over seeds.
+Target (issue "A fast exact bilevel step, and many searches at once"): eight side by side in at most .6 of the seconds
+of eight one by one; final accuracies (one-hot, at both ends of the range of lambda) within one standard error over seeds.
 """
 
 from __future__ import annotations
@@ -164,8 +164,9 @@ def main() -> int:
         found.append(report(strategy, rounds))
         row = found[-1]
         arms = ", ".join(f"{arm} {value:.1f} s" for arm, value in row["seconds"].items())
-        print(f"{strategy}: {arms}; ratio {row['ratio']:.2f} <= 0.60, accuracy {row['accuracy_difference']:+.4f} "
-              f"(standard error {row['standard_error']:.4f}): {'holds' if row['holds'] else 'FAILS'}", flush=True)  # fmt: skip
+        verdict = "holds" if row["holds"] else "FAILS"
+        accuracy = f"accuracy {row['accuracy_difference']:+.4f} (standard error {row['standard_error']:.4f})"
+        print(f"{strategy}: {arms}; ratio {row['ratio']:.2f} <= 0.60, {accuracy}: {verdict}", flush=True)
         if options.output:
             options.output.write_text(
                 json.dumps({"schema": 1, "preset": options.preset, "rows": found}, indent=1) + "\n"
