@@ -57,7 +57,11 @@ def start(experiment: str, data: DataConfig, threads: int, log: Path) -> subproc
         threads: Per trial; libraries read their number when they are imported.
         log: Takes what the server says. An error there is no reason to worry: trials then run by themselves.
     """
-    if sys.platform != "linux" or not hasattr(os, "pidfd_open"):
+    if sys.platform != "linux":
+        return None
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (OSError, AttributeError):  # a kernel before 5.3
         return None
     env = {key: value for key, value in os.environ.items() if not key.startswith("NNI_")}
     env.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
@@ -117,6 +121,7 @@ class _Server:
 
     def _accept(self) -> None:
         connection, _ = self.listener.accept()
+        files: list[int] = []
         try:
             if not _same_user(connection):
                 raise OSError("another user asked")
@@ -126,11 +131,13 @@ class _Server:
             if len(size) < _NUMBER.size or len(files) != 3:
                 raise OSError("the trial's process has not waited")
             request = json.loads(_receive(connection, _NUMBER.unpack(size)[0]))
+            pid = os.fork()
         except (OSError, ValueError) as error:
             print(f"request dropped: {error}", file=sys.stderr, flush=True)
             connection.close()
+            for file in files:
+                os.close(file)
             return
-        pid = os.fork()
         if pid == 0:
             self._become(connection, request, files)
         for file in files:
@@ -170,6 +177,8 @@ class _Server:
 
     def _abandoned(self, pid: int) -> None:
         """Who asked has died, or was killed by NNI: the trial must not go on."""
+        if pid not in self.forks:  # it ended in the same moment
+            return
         _, connection = self.forks[pid]
         self.selector.unregister(connection)
         os.kill(pid, signal.SIGKILL)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -122,6 +123,24 @@ def test_a_fork_dies_with_the_process_that_asked(trials: Trials, number: signal.
     until(lambda: gone(pid))
     assert not gone(spared) and other.poll() is None
     assert trials.ask("c", "4").wait(30) == 4, "the server goes on"
+
+
+def test_the_server_survives_those_who_do_not_wait(trials: Trials) -> None:
+    for said in (b"", b"xx", b"\0\0\0\4{}"):
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(fork_server.address(trials.experiment))
+            connection.sendall(said)
+    # Both ends at once: the fork's and that of who asked for it.
+    for i in range(5):
+        asking = trials.ask(f"sleeping{i}", "sleep")
+        pid = trials.about(f"sleeping{i}")["pid"]
+        trials.server.send_signal(signal.SIGSTOP)
+        asking.kill()
+        os.kill(pid, signal.SIGKILL)
+        asking.wait()
+        until(lambda pid=pid: gone(pid))
+        trials.server.send_signal(signal.SIGCONT)
+    assert trials.ask("after", "4").wait(30) == 4
 
 
 def test_who_asked_ends_as_the_fork_did(trials: Trials) -> None:

@@ -1,5 +1,6 @@
 """The tuner, called as NNI's dispatcher calls it."""
 
+import base64
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -208,3 +209,50 @@ def test_plain_nnictl_tells_no_command(tmp_path: Path) -> None:
     run = read_run(tmp_path / "out")
     assert all("new folder" in what or "report" in what.lower() for what, _ in repeat_commands(run))
     assert ("command", DASH) in environment_rows(run)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "local", "gpus", "expected"),
+    [
+        ({}, True, 0, 1),
+        ({"fork": False}, True, 0, 0),
+        ({"plan": "toy_pipeline:ToyPlan"}, True, 0, 0),
+        ({}, False, 0, 0),
+        ({"device": "auto"}, True, 2, 0),
+    ],
+)
+def test_when_a_fork_server_is_started(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    experiment: dict[str, Any],
+    local: bool,
+    gpus: int,
+    expected: int,
+) -> None:
+    """For trials of ours, on this machine and its CPU."""
+    started: list[tuple[Any, ...]] = []
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setenv("NNI_LOG_DIRECTORY", str(tmp_path / "abc" / "log"))
+    monkeypatch.setattr(module.nni_compat, "trials_are_local", lambda: local)
+    monkeypatch.setattr(module.nni_compat, "visible_gpus", lambda: gpus)
+    monkeypatch.setattr(module.fork_server, "start", lambda *arguments: started.append(arguments))
+    make(tmp_path, **{"threads": 3, **experiment})
+    assert len(started) == expected
+    for id_, data, threads, log in started:
+        assert (id_, data.name, threads) == ("abc", "digits", 3) and log == tmp_path / "abc" / "log" / "fork_server.log"
+
+
+@pytest.mark.parametrize(
+    ("service", "expected"),
+    [
+        ({"platform": "local"}, True),
+        ({"platform": "local", "reuseMode": True}, False),
+        ({"platform": "remote"}, False),
+        ([{"platform": "local"}], False),
+        (None, False),
+    ],
+)
+def test_whether_trials_are_local(monkeypatch: pytest.MonkeyPatch, service: Any, expected: bool) -> None:
+    text = json.dumps({} if service is None else {"trainingService": service})
+    monkeypatch.setattr("sys.argv", ["nni", "--exp_params", base64.b64encode(text.encode()).decode()])
+    assert module.nni_compat.trials_are_local() == expected
