@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nni_bayes_nas.layers.depthwise import average_pool2d, depthwise_conv2d, is_slow
+from nni_bayes_nas.layers.convolution import depthwise_conv2d
+from nni_bayes_nas.layers.depthwise import average_pool2d, is_slow
 
 _WRAPPERS = (nasbench201.ReLUConvBN, nasbench201.SepConv)
 _ZEROS = (nasbench201.Zero, nasnet.Zero)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypedDict
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nni_bayes_nas.errors import ConfigError, NumericsError
+from nni_bayes_nas.layers.twice import DifferentiatedTwice
 
 from .double_backward import differentiate_twice, hidden_error, lacks_double_backward, refusal, scalar
 
@@ -67,7 +69,7 @@ def hypergradient(
         weight_decay: d, factor of the L2 decay of the weights; one for all, or one per weight.
         nesterov: As in `torch.optim.SGD`.
         method: How the product with the second derivative is taken. "exact" holds the graph of L_tr and of its
-            gradient while L_val is computed.
+            gradient while L_val is computed; L_tr runs with the layers of `nni_bayes_nas.layers.twice`.
         module: Holds the buffers (running statistics) that the passes must leave alone.
 
     Returns:
@@ -81,7 +83,8 @@ def hypergradient(
         raise ConfigError(f"second_order must be 'exact' or 'finite_difference', got {method!r}.")
     run = _Passes(weights, module)
     with run, torch.enable_grad():
-        loss = run(train_loss)
+        with DifferentiatedTwice() if method == "exact" else contextlib.nullcontext():
+            loss = run(train_loss)
         gradients = torch.autograd.grad(loss, weights, create_graph=method == "exact", allow_unused=True)
         buffers = [None] * len(weights) if momentum_buffers is None else momentum_buffers
         decays = list(weight_decay) if isinstance(weight_decay, Sequence) else [weight_decay] * len(weights)

@@ -1,4 +1,9 @@
-"""Depthwise convolution and average pooling on a CPU, in ways that oneDNN is fast at."""
+"""Gradients of depthwise convolution, and average pooling, on a CPU, in ways that oneDNN is fast at.
+
+oneDNN's kernels for the backward pass are fast for filters of 3x3 without dilation and stride only. Here the gradient
+of the input is a forward pass with the filters turned round, and that of the filters is taken 3x3 taps at a time: a
+stride becomes zeros between the gradients, a dilation d a batch of d^2 images of every d-th pixel.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +16,37 @@ from torch.nn import functional as F
 _MANY_PIXELS = 8192
 
 
-def depthwise_conv2d(x: Tensor, weight: Tensor, *, stride: int = 1, dilation: int = 1) -> Tensor:
-    """What `conv2d` computes with one filter per channel and as much padding as keeps the size at stride 1.
-
-    oneDNN's kernels for the backward pass are fast for filters of 3x3 without dilation and stride only. Here the
-    gradient of x is a forward pass with the filters turned round, and that of the filters is taken 3x3 taps at a time:
-    a stride becomes zeros between the gradients, a dilation d a batch of d^2 images of every d-th pixel. Can be
-    differentiated as often as `conv2d`.
+def input_gradient(gradient: Tensor, weight: Tensor, size: tuple[int, int], stride: int, dilation: int) -> Tensor:
+    """Gradient of the input of a depthwise convolution that keeps the size at stride 1.
 
     Args:
-        x: `(batch, channels, h, w)`.
+        gradient: Of the output, `(batch, channels, ...)`.
         weight: `(channels, 1, k, k)`, k odd.
+        size: Height and width of the input.
         stride: Of both directions.
         dilation: Of both directions.
+
+    Returns:
+        `(batch, channels, *size)`.
     """
-    result: Tensor = _Depthwise.apply(x, weight, _OfWeight.apply(weight, (x, stride, dilation)), stride, dilation)
-    return result
+    return _conv(_spread(gradient, size, stride), weight.flip(-2, -1), 1, dilation)
+
+
+def filter_gradient(x: Tensor, gradient: Tensor, size: int, stride: int, dilation: int) -> Tensor:
+    """Gradient of the filters of the same convolution.
+
+    Args:
+        x: Input, `(batch, channels, h, w)`.
+        gradient: Of the output.
+        size: Of the filters, odd.
+        stride: Of both directions.
+        dilation: Of both directions.
+
+    Returns:
+        `(channels, 1, size, size)`.
+    """
+    spread = _spread(gradient, (x.shape[-2], x.shape[-1]), stride)
+    return _of_taps(_sampled(x, dilation), _sampled(spread, dilation), size)
 
 
 def is_slow(x: Tensor, weight: Tensor, stride: int, dilation: int) -> bool:
@@ -57,50 +77,14 @@ def _conv(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
     return F.conv2d(x, weight, None, stride, padding, dilation, x.shape[1])
 
 
-class _Depthwise(torch.autograd.Function):
-    """The convolution, whose filters get their gradient through `of_weight`."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, of_weight: Tensor, stride: int, dilation: int) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.dilation = stride, dilation
-        return _conv(x, weight, stride, dilation)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        of_x = None
-        if ctx.needs_input_grad[0]:
-            of_x = depthwise_conv2d(_spread(gradients[0], x, ctx.stride), weight.flip(-2, -1), dilation=ctx.dilation)
-        return of_x, None, gradients[0], None, None
-
-
-class _OfWeight(torch.autograd.Function):
-    """Nothing, shaped like the output of the convolution; its gradient becomes that of the filters.
-
-    A node of its own: where nobody asks for the gradient of the filters, autograd passes it by. x is no tensor argument
-    here, since the way to it leads through `_Depthwise`.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, of: tuple[Tensor, int, int]) -> Tensor:
-        ctx.of, ctx.size = of, weight.shape[-1]
-        x, stride, _ = of
-        height, width = ((n - 1) // stride + 1 for n in x.shape[-2:])
-        return weight.new_zeros(()).expand(*x.shape[:2], height, width)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, stride, dilation = ctx.of
-        gradient = _spread(gradients[0], x, stride)
-        return _of_taps(_sampled(x, dilation), _sampled(gradient, dilation), ctx.size), None
-
-
-def _spread(gradient: Tensor, x: Tensor, stride: int) -> Tensor:
-    """The gradient at every pixel of x: zero where the stride has left it out."""
+def _spread(gradient: Tensor, size: tuple[int, int], stride: int) -> Tensor:
+    """The gradient at every pixel of the input: zero where the stride has left it out."""
     if stride == 1:
         return gradient
-    result = torch.zeros_like(x)
+    last = gradient.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
+    shape = *gradient.shape[:2], *size
+    result = torch.empty(shape, dtype=gradient.dtype, device=gradient.device, memory_format=layout).zero_()
     result[..., ::stride, ::stride] = gradient
     return result
 

@@ -1,4 +1,4 @@
-"""Depthwise convolution: outputs and all derivatives are those of torch's own."""
+"""Average pooling and weighted sums in one pass: outputs and all derivatives are those of torch's own."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from nni_bayes_nas.layers.combine import combine, mix
-from nni_bayes_nas.layers.depthwise import average_pool2d, depthwise_conv2d, is_slow
+from nni_bayes_nas.layers.depthwise import average_pool2d, input_gradient, is_slow
 
 
 def derivatives(output, inputs, gradient):
@@ -16,45 +16,18 @@ def derivatives(output, inputs, gradient):
     return [output, *first, *torch.autograd.grad(scalar, inputs)]
 
 
-@settings(max_examples=150, deadline=None)
-@given(
-    size=st.sampled_from([1, 3, 5, 7, 9]),
-    dilation=st.integers(1, 3),
-    stride=st.integers(1, 3),
-    shape=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)),
-    channels_last=st.booleans(),
-)
-def test_all_derivatives_are_those_of_conv2d(size, dilation, stride, shape, channels_last):
-    torch.manual_seed(0)
-    x = torch.randn(*shape, dtype=torch.float64)
-    x = (x.contiguous(memory_format=torch.channels_last) if channels_last else x).requires_grad_(True)
-    weight = torch.randn(shape[1], 1, size, size, dtype=torch.float64, requires_grad=True)
-    plain = F.conv2d(x, weight, None, stride, dilation * (size - 1) // 2, dilation, shape[1])
-    ours = depthwise_conv2d(x, weight, stride=stride, dilation=dilation)
-    gradient = torch.randn_like(plain)
-    for a, b in zip(derivatives(plain, (x, weight), gradient), derivatives(ours, (x, weight), gradient), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
-
-
-def test_the_gradient_of_the_filters_is_taken_only_where_it_is_asked_for(monkeypatch):
-    from nni_bayes_nas.layers import depthwise
-
-    calls = []
-    taps = depthwise._of_taps
-    monkeypatch.setattr(depthwise, "_of_taps", lambda *args: calls.append(1) or taps(*args))
-    x, weight = torch.randn(2, 3, 8, 8, requires_grad=True), torch.randn(3, 1, 5, 5, requires_grad=True)
-    loss = depthwise_conv2d(x, weight, dilation=2).square().sum()
-    torch.autograd.grad(loss, x, retain_graph=True)
-    assert not calls
-    loss.backward()
-    assert len(calls) == 1 and weight.grad is not None
-
-
 def test_only_what_is_slow_in_onednn_is_replaced():
     x, three, five = torch.zeros(32, 2, 16, 16), torch.zeros(2, 1, 3, 3), torch.zeros(2, 1, 5, 5)
     assert is_slow(x, three, 1, 2) and is_slow(x, three, 2, 2) and is_slow(x, five, 1, 1)
     assert not is_slow(x, three, 1, 1) and not is_slow(x[:4], five, 1, 1) and not is_slow(x, five, 2, 1)
     assert not is_slow(x.double(), three.double(), 1, 2)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients_lie_in_memory_as_what_they_are_made_of(stride):
+    gradient = torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    found = input_gradient(gradient, torch.randn(3, 1, 3, 3), (4 * stride, 4 * stride), stride, 1)
+    assert found.is_contiguous(memory_format=torch.channels_last)
 
 
 @given(size=st.sampled_from([1, 3, 5]), shape=st.tuples(*[st.integers(1, 3)] * 2, *[st.integers(2, 9)] * 2))

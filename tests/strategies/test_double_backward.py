@@ -1,5 +1,6 @@
-"""Operations without a double backward are found and named."""
+"""Operations without a double backward are found and named; those with a dear one are replaced."""
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from torch.autograd.function import once_differentiable
 from torch.utils.data import TensorDataset
 
 from nni_bayes_nas.errors import SpaceError
-from nni_bayes_nas.strategies import RegularizedDARTS
+from nni_bayes_nas.layers import twice
+from nni_bayes_nas.strategies import RegularizedDARTS, second_order
 from nni_bayes_nas.strategies.second_order import check_double_backward, hypergradient
 
 
@@ -123,3 +125,27 @@ def test_a_strategy_refuses_before_the_first_step() -> None:
     with pytest.raises(SpaceError, match=r"`layer\.sine\.1` \(Sine\)"):
         search()
     assert search(second_order="finite_difference").global_step == 4
+
+
+@pytest.mark.parametrize("method", ["exact", "finite_difference"])
+def test_the_layers_of_the_exact_product_are_those_with_cheap_second_derivatives(method: Any, monkeypatch: Any) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Conv2d(4, 4, 3, groups=2), nn.Flatten())
+    net = net.double()
+    alpha, x = nn.Parameter(torch.rand(16).double()), torch.randn(5, 2, 6, 6).double()
+
+    def gradient() -> Tensor:
+        losses = [lambda: (alpha * net(x)).tanh().square().sum(), lambda: (alpha * net(x)).square().sum()]
+        options = {"learning_rate": 0.1, "method": method, "module": net}
+        return hypergradient(*losses, list(net.parameters()), [alpha], **options)[1][0]
+
+    calls: list[str] = []
+    for name in ("conv2d", "batch_norm"):
+        real = getattr(twice, name)
+        spied = lambda *args, name=name, real=real, **options: calls.append(name) or real(*args, **options)  # noqa: E731
+        monkeypatch.setattr(twice, name, spied)
+    ours = gradient()
+    assert calls == (["conv2d", "batch_norm", "conv2d"] if method == "exact" else [])
+    monkeypatch.setattr(second_order, "DifferentiatedTwice", contextlib.nullcontext)
+    torch.testing.assert_close(gradient(), ours, rtol=1e-9, atol=1e-12)
+    assert len(calls) == (3 if method == "exact" else 0)

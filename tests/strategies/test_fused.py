@@ -1,5 +1,6 @@
 """The fused supernet against the plain one: the same outputs, gradients, second derivatives and statistics."""
 
+import contextlib
 import copy
 import itertools
 from functools import partial
@@ -15,6 +16,7 @@ from torch import nn
 
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.experiment.build import build_space
+from nni_bayes_nas.layers.twice import DifferentiatedTwice
 from nni_bayes_nas.registry import SEARCH_SPACES
 from nni_bayes_nas.search_spaces.cell import CellSpace
 from nni_bayes_nas.search_spaces.operations import OPERATIONS
@@ -58,7 +60,7 @@ def slow_but_for(names, chosen):
     return [pytest.param(name, marks=() if name in chosen else pytest.mark.slow) for name in names]
 
 
-def passed(net, binding, x, *, execution, per_object, stack=None, twice=False):
+def passed(net, binding, x, *, execution, per_object, stack=None, twice=False, block=contextlib.nullcontext):
     """Output, gradients of mixing weights and parameters, with `twice` those of a function of the gradients too."""
     binding.execution, binding.stack = execution, stack
     per_object = per_object and not binding.single_lambda
@@ -70,7 +72,8 @@ def passed(net, binding, x, *, execution, per_object, stack=None, twice=False):
         weights[label] = raw.softmax(-1).to(x.dtype).requires_grad_(True)
     binding.weights = weights
     torch.manual_seed(2)  # dropout
-    output = net(x)
+    with block():
+        output = net(x)
     output = output[0] if isinstance(output, (tuple, list)) else output
     leaves = [*weights.values(), *net.parameters()]
     gradients = torch.autograd.grad(output.square().sum() + output.sum(), leaves, create_graph=twice, allow_unused=True)
@@ -82,13 +85,13 @@ def passed(net, binding, x, *, execution, per_object, stack=None, twice=False):
 
 
 def compare(net, binding, x, *, tolerance=1e-10, **how):
-    stack = how.pop("stack", None)
+    fused_alone = {name: how.pop(name) for name in ("stack", "block") if name in how}
     other = copy.deepcopy(net.state_dict())
     plain = passed(net, binding, x, execution="plain", **how)
     statistics = copy.deepcopy(net.state_dict())
     moved = any(not torch.equal(statistics[name], other[name]) for name in other if "running" in name)
     net.load_state_dict(other)
-    fused = passed(net, binding, x, execution="fused", stack=stack, **how)
+    fused = passed(net, binding, x, execution="fused", **fused_alone, **how)
     for a, b in zip(plain, fused, strict=True):
         scale = 1 + max(float(a.abs().max()), float(b.abs().max()))
         assert float((a - b).abs().max()) <= tolerance * scale
@@ -155,13 +158,14 @@ def any_shape(name, example, shape, batch, training, **how):
 
 
 @pytest.mark.parametrize("stack", [False, True])
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", slow_but_for([*OURS, "DARTS", "NasBench201"], OURS))
 def test_second_derivatives_are_equal(name, stack, example):
+    """Those of torch's own layers, and those of the layers that the second order takes."""
     space, shape = built(name, example)
     net, binding = supernet(space, shape)
     x = torch.randn(2, *shape, dtype=torch.float64)
-    for per_object in (False, True):
-        compare(net, binding, x, per_object=per_object, stack=stack, twice=True, tolerance=1e-9)
+    for per_object, block in itertools.product((False, True), (contextlib.nullcontext, DifferentiatedTwice)):
+        compare(net, binding, x, per_object=per_object, stack=stack, block=block, twice=True, tolerance=1e-9)
 
 
 @pytest.mark.parametrize("training", [True, False])
