@@ -9,7 +9,8 @@ Arms, which take turns (each search is a process of its own, reading off include
     two at a time    n searches with half of the threads each, two at a time: what NNI does by default on a CPU
 
 Target (issue "A fast exact bilevel step, and many searches at once"): eight side by side in at most .6 of the seconds
-of eight one by one; final accuracies (one-hot, at both ends of the range of lambda) within one standard error over seeds.
+of eight one by one; final accuracies (one-hot, at both ends of the range of lambda) within one standard error over the
+seeds.
 """
 
 from __future__ import annotations
