@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
-from nni.nas.nn.pytorch.base import ParametrizedModule
-from nni.nas.oneshot.pytorch.strategy import DARTS, no_default_hook
+from nni.nas.oneshot.pytorch.strategy import DARTS
 from nni.nas.oneshot.pytorch.supermodule.operation import NATIVE_MIXED_OPERATIONS
 from torch import nn
 
@@ -24,6 +23,7 @@ from nni_bayes_nas.lockstep import Member
 from .bilevel import BilevelModule
 from .costs import CostKind, NetworkCounts, cost_models, extreme_architecture
 from .fused import images_channels_last
+from .mutation import if_mutable, refuse_the_rest
 from .option_checks import check_options
 from .relaxations import TEMPERATURE_SCHEDULES
 from .replicas import Alone, Replica, Stacked
@@ -114,8 +114,8 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
     def default_mutation_hooks(self) -> list[Any]:
         """Our mixed modules, NNI's operations with mutable arguments, and NNI's refusal of the rest."""
         hooks = [MixedLayer.mutate, MixedInput.mutate, MixedCell.mutate, MixedRepeat.mutate]
-        hooks += [_if_mutable(operation.mutate) for operation in NATIVE_MIXED_OPERATIONS]
-        return [*hooks, _refuse_the_rest]
+        hooks += [if_mutable(operation.mutate) for operation in NATIVE_MIXED_OPERATIONS]
+        return [*hooks, refuse_the_rest]
 
     def run_hook(self, hook: Any, name: str, module: nn.Module, memo: dict[str, Any]) -> Any:
         """Hand the binding to the hooks."""
@@ -375,26 +375,6 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
             sample = self.export(lam)
             family.setdefault(Architecture(sample).key, sample)
         return list(family.values())
-
-
-def _if_mutable(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """NNI's hook makes a slow mixed operation of every MutableConv2d, also where no argument is a choice."""
-
-    def mutate(module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]) -> Any:
-        if isinstance(module, ParametrizedModule) and module.mutables:
-            return hook(module, name, memo, mutate_kwargs)
-        return None
-
-    return mutate
-
-
-def _refuse_the_rest(module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]) -> Any:
-    try:
-        return no_default_hook(module, name, memo, mutate_kwargs)
-    except TypeError as error:
-        raise SpaceError(
-            f"every choice must be relaxable, but module `{name}` ({type(module).__name__}) is not: {error}"
-        ) from error
 
 
 def _sample_labels(unit: Any) -> list[str]:
