@@ -41,8 +41,11 @@ def run():
 
 fork_server.serve(sys.argv[1], ["decimal", "no_such_module"], run)
 """
+# As `trial.main`.
 ASK = """
+import signal
 from nni_bayes_nas.experiment import fork_server
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 code = fork_server.ask()
 raise SystemExit(77 if code is None else code)
 """
