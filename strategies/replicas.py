@@ -69,7 +69,7 @@ class _Template:
         self._cells: list[tuple[StackedNodes, list[int]]] = []
         for cell in [m for m in self.net.modules() if isinstance(m, MixedCell)]:
             nodes = StackedNodes(cell.nodes, cell.edge_operations)
-            if nodes.recognized and self.binding.execution != "plain":
+            if nodes.recognized and cell.concat_dim == 1 and self.binding.execution != "plain":
                 cell.stacked = nodes
                 self._cells.append((nodes, [index[id(where), name] for where, name in nodes.slots]))
         inside = {i for _, taken in self._cells for i in taken}

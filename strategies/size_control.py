@@ -42,12 +42,6 @@ class SizeControl:
         """Set the prices at which sizes are on their targets; see `solve_all`."""
         return solve_all([(self, temperature)])[0]
 
-    def reduced(
-        self, parameters: list[nn.Parameter], gradients: list[Tensor], temperature: float
-    ) -> list[Tensor | None]:
-        """The gradients of the structure with prices that follow the scores: none is left for the prices."""
-        return reduce_all([(self, parameters, gradients, temperature)])[0]
-
     @property
     def kind(self) -> tuple[Hashable, ...]:
         """Equal for controls that find their prices by the same equation, targets aside."""

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from nni_bayes_nas.bayes import law
 from nni_bayes_nas.errors import SpaceError
 from nni_bayes_nas.layers.combine import mix
-from nni_bayes_nas.layers.side_by_side import is_batched
+from nni_bayes_nas.layers.memory_format import is_batched
 
 from .expressions import ExpressionTable
 from .fused import Execution, FusedLayer, FusedNodes, SharedHeads
@@ -284,7 +284,9 @@ class MixedCell(PathSamplingCell):  # type: ignore[misc]
     def _fuses(self, states: list[Any]) -> bool:
         if self._binding.execution == "plain" or self._binding.kept is not None:
             return False
-        return all(isinstance(state, Tensor) if self.stacked is not None else _is_one(state) for state in states)
+        if self.stacked is not None:
+            return all(isinstance(state, Tensor) and state.dim() == 4 for state in states)
+        return all(_is_one(state) for state in states)
 
     def forward(self, *inputs: Any) -> Any:
         """Every node sums the weighted operations of all its incoming edges."""

@@ -1,21 +1,20 @@
-"""Seconds of several searches side by side, in one process, against the same searches one after another.
+"""Seconds of several searches side by side, in one process, against the same searches by themselves.
 
-    python examples/benchmarks/replicas.py --preset cpu --output replicas.json
+    python examples/benchmarks/replicas.py --preset cpu --data digits --output replicas.json
 
-Arms, which take turns (each search is a process of its own, reading off included, imports not):
+`--seeds` is the number of searches. Arms, in processes of their own; reading off counts, imports do not:
 
-    side by side     search.replicas = n: one process, all threads
-    one by one       n searches, one after another, all threads each
-    two at a time    n searches with half of the threads each, two at a time: what NNI does by default on a CPU
+    side by side     search.replicas: one process with all cores
+    one by one       one search after another, each with all cores
+    two at a time    two searches at a time, each with half of the cores: what a run on a CPU does without replicas
 
-Target (issue "A fast exact bilevel step, and many searches at once"): eight side by side in at most .6 of the seconds
-of eight one by one; final accuracies (one-hot, at both ends of the range of lambda) within one standard error over the
-seeds.
+Targets (issue "A fast exact bilevel step, and many searches at once"): eight side by side in at most .6 of the seconds
+of eight one by one; the mean accuracy of what is read off (validation data, with the weights of the search, at both
+ends of the range of lambda) at most one standard error over the searches away.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -23,17 +22,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from contract import STEMS, Target, data_section, parse, write_result
+
 PRESETS: dict[str, dict[str, Any]] = {
-    "smoke": {"searches": 2, "rounds": 1, "space": {"width": 4, "n_nodes": 2}, "epochs": 2, "limit": 160},
+    "smoke": {"space": {"width": 4, "n_nodes": 2}, "epochs": 2, "limit": 160, "strategies": ("regularized_darts",)},
     "cpu": {
-        "searches": 8,
-        "rounds": 1,
         "space": {"width": 16, "n_cells": 2, "n_nodes": 3},
         "epochs": 30,
         "limit": None,
+        "strategies": ("regularized_darts", "hyper_darts"),
     },
 }
 STRATEGIES: dict[str, dict[str, Any]] = {
@@ -42,136 +43,114 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 }
 
 
-def configuration(preset: dict[str, Any], strategy: str) -> dict[str, Any]:
-    """Of one arm, but for the number of searches and the seed."""
-    return {
-        "space": {"name": "cell", "args": preset["space"]},
-        "data": {"name": "digits", "limit": preset["limit"]},
-        "strategy": {"name": strategy, "args": STRATEGIES[strategy]},
-        "search": {
-            "epochs": preset["epochs"],
-            "warmup_epochs": min(3, preset["epochs"] - 1),
-            "lambdas": 2,
-            "random": 0,
-        },
-    }
-
-
-def work(task: dict[str, Any]) -> None:
-    """In a process of its own: run the searches of a task, print what they gave."""
+def work(config: dict[str, Any], seeds: list[int], threads: int) -> dict[str, Any]:
+    """The searches of one process: their seconds, and the mean accuracy of what each gives."""
     import torch
 
     from nni_bayes_nas.config import Config
     from nni_bayes_nas.experiment.replicas import run_searches
     from nni_bayes_nas.experiment.search import run_search
 
-    torch.set_num_threads(task["threads"])
-    config, seeds = Config.from_dict(task["config"]), task["seeds"]
+    torch.set_num_threads(threads)
+    read, names = Config.from_dict(config), {f"search-s{seed}": seed for seed in seeds}
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         if len(seeds) == 1:
-            own = {"trial": "search", "seed": seeds[0]}
-            results = {seeds[0]: run_search(config, own, Path(folder), lambda row: None)}
+            ((name, seed),) = names.items()
+            found = {name: run_search(read, {"trial": name, "seed": seed}, Path(folder), _silent)}
         else:
-            names = {f"search-s{seed}": seed for seed in seeds}
             parameters = {"trial": "searches", "seeds": names}
-            together = run_searches(config, parameters, Path(folder) / "searches", lambda row: None)
-            results = {names[name]: result for name, result in together["searches"].items()}
+            found = run_searches(read, parameters, Path(folder) / "searches", _silent)["searches"]
         seconds = time.perf_counter() - began
-    scores = {seed: [row["one_hot_accuracy"] for row in result["architectures"]] for seed, result in results.items()}
-    print(json.dumps({"seconds": seconds, "scores": scores}))
+    scores = [statistics.fmean(a["one_hot_accuracy"] for a in result["architectures"]) for result in found.values()]
+    return {"seconds": seconds, "scores": scores}
 
 
-def start(config: dict[str, Any], seeds: list[int], threads: int) -> subprocess.Popen[str]:
-    """A process that does the work."""
-    task = json.dumps({"config": config, "seeds": seeds, "threads": threads})
+def _silent(row: dict[str, Any]) -> None:
+    """Nobody watches."""
+
+
+def searched(config: dict[str, Any], groups: list[list[int]], threads: int) -> dict[str, Any]:
+    """The searches of some groups of seeds at the same time, a process each: seconds of the slowest, and all scores."""
     env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, "-W", "ignore", __file__, "--work", task]
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    running = []
+    for seeds in groups:
+        command = [sys.executable, "-W", "ignore", __file__, "--work", json.dumps([config, seeds, threads])]
+        running.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True))
+    outputs = [process.communicate()[0] for process in running]
+    if failed := [process.returncode for process in running if process.returncode]:
+        raise RuntimeError(f"every process must end well, but {len(failed)} of {len(running)} did not.")
+    rows = [json.loads(output.splitlines()[-1]) for output in outputs]
+    return {"seconds": max(row["seconds"] for row in rows), "scores": [s for row in rows for s in row["scores"]]}
 
 
-def ended(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """What a process gave."""
-    out, _ = process.communicate()
-    if process.returncode:
-        raise RuntimeError(f"a search must end well, but it ended with {process.returncode}")
-    result: dict[str, Any] = json.loads(out.splitlines()[-1])
-    return result
+def in_turn(config: dict[str, Any], groups: list[list[list[int]]], threads: int) -> dict[str, Any]:
+    """`searched` for one list of groups after another."""
+    rows = [searched(config, one, threads) for one in groups]
+    return {"seconds": sum(row["seconds"] for row in rows), "scores": [s for row in rows for s in row["scores"]]}
 
 
-def run_round(config: dict[str, Any], seeds: list[int], threads: int, first: int) -> dict[str, dict[str, Any]]:
-    """One round of all arms; `first` begins."""
-
-    def side_by_side() -> dict[str, Any]:
-        return ended(start(config, seeds, threads))
-
-    def one_by_one() -> dict[str, Any]:
-        rows = [ended(start(config, [seed], threads)) for seed in seeds]
-        return {"seconds": sum(row["seconds"] for row in rows), "scores": merged(rows)}
-
-    def two_at_a_time() -> dict[str, Any]:
-        began, rows = time.perf_counter(), []
-        for i in range(0, len(seeds), 2):
-            rows += [ended(p) for p in [start(config, [seed], max(1, threads // 2)) for seed in seeds[i : i + 2]]]
-        # With the imports, which overlap with work.
-        return {"seconds": time.perf_counter() - began, "scores": merged(rows)}
-
-    arms = {"side by side": side_by_side, "one by one": one_by_one, "two at a time": two_at_a_time}
-    order = list(arms)[first % len(arms) :] + list(arms)[: first % len(arms)]
-    return {name: arms[name]() for name in order}
-
-
-def merged(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """Scores of all seeds."""
-    return {seed: scores for row in rows for seed, scores in row["scores"].items()}
-
-
-def report(strategy: str, rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
-    """Medians of the seconds, their ratio, and how far the accuracies lie apart in standard errors."""
-    seconds = {arm: statistics.median(r[arm]["seconds"] for r in rounds) for arm in rounds[0]}
-    ours, theirs = rounds[0]["side by side"]["scores"], rounds[0]["one by one"]["scores"]
-    differences = [statistics.fmean(ours[seed]) - statistics.fmean(theirs[seed]) for seed in theirs]
-    spread = [statistics.fmean(scores) for scores in theirs.values()]
-    error = statistics.stdev(spread) / len(spread) ** 0.5
-    ratio = seconds["side by side"] / seconds["one by one"]
-    return {
-        "strategy": strategy,
-        "seconds": seconds,
-        "ratio": ratio,
-        "ratio_to_two_at_a_time": seconds["side by side"] / seconds["two at a time"],
-        "accuracy_difference": statistics.fmean(differences),
-        "standard_error": error,
-        "holds": ratio <= 0.6 and abs(statistics.fmean(differences)) <= error,
-        "rounds": rounds,
+def measure(config: dict[str, Any], n: int) -> dict[str, Any]:
+    """All arms for one strategy."""
+    seeds, cores = list(range(n)), os.cpu_count() or 1
+    pairs = [[[s] for s in seeds[i : i + 2]] for i in range(0, n, 2)]
+    arms = {
+        "side by side": partial(searched, config, [seeds], cores),
+        "one by one": partial(in_turn, config, [[[s]] for s in seeds], cores),
+        "two at a time": partial(in_turn, config, pairs, max(1, cores // 2)),
     }
+    found = {name: arm() for name, arm in arms.items()}
+    seconds = {name: row["seconds"] for name, row in found.items()}
+    ours, theirs = found["side by side"]["scores"], found["one by one"]["scores"]
+    return {
+        "strategy": config["strategy"]["name"],
+        "searches": n,
+        "seconds": seconds,
+        "ratio_to_one_by_one": seconds["side by side"] / seconds["one by one"],
+        "ratio_to_two_at_a_time": seconds["side by side"] / seconds["two at a time"],
+        "scores": {name: row["scores"] for name, row in found.items()},
+        "difference": statistics.fmean(ours) - statistics.fmean(theirs),
+        "standard_error": statistics.stdev(theirs) / n**0.5,
+    }
+
+
+def targets(rows: list[dict[str, Any]]) -> list[Target]:
+    """What is asked for, by strategy."""
+    found = []
+    for row in rows:
+        ratio, errors = row["ratio_to_one_by_one"], abs(row["difference"]) / max(row["standard_error"], 1e-9)
+        found.append(Target(row["strategy"], "seconds, side by side / one by one", ratio, 0.6, "lower"))
+        found.append(Target(row["strategy"], "accuracy: standard errors apart", errors, 1.0, "lower"))
+    return found
 
 
 def main() -> int:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=PRESETS, default="cpu")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--strategy", choices=STRATEGIES, action="append")
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--work", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.work:
-        work(json.loads(options.work))
+    if sys.argv[1:2] == ["--work"]:
+        print(json.dumps(work(*json.loads(sys.argv[2]))))
         return 0
-    preset, found = PRESETS[options.preset], []
-    for strategy in options.strategy or STRATEGIES:
-        config, seeds = configuration(preset, strategy), list(range(preset["searches"]))
-        rounds = [run_round(config, seeds, options.threads, i) for i in range(preset["rounds"])]
-        found.append(report(strategy, rounds))
-        row = found[-1]
-        arms = ", ".join(f"{arm} {value:.1f} s" for arm, value in row["seconds"].items())
-        verdict = "holds" if row["holds"] else "FAILS"
-        accuracy = f"accuracy {row['accuracy_difference']:+.4f} (standard error {row['standard_error']:.4f})"
-        print(f"{strategy}: {arms}; ratio {row['ratio']:.2f} <= 0.60, {accuracy}: {verdict}", flush=True)
-        if options.output:
-            options.output.write_text(
-                json.dumps({"schema": 1, "preset": options.preset, "rows": found}, indent=1) + "\n"
-            )
+    options = parse(__doc__, PRESETS, {"smoke": 2, "cpu": 8})
+    if options.seeds < 2:
+        sys.exit(f"--seeds must be at least 2 searches, which are compared, got {options.seeds}")
+    preset, began, rows = PRESETS[options.preset], time.perf_counter(), []
+    for name in preset["strategies"]:
+        config = {
+            "space": {"name": "cell", "args": {**preset["space"], "stem": STEMS[options.data]}},
+            "data": data_section(options, preset["limit"], None),
+            "strategy": {"name": name, "args": STRATEGIES[name]},
+            "search": {
+                "epochs": preset["epochs"],
+                "warmup_epochs": min(3, preset["epochs"] - 1),
+                "lambdas": 2,
+                "random": 0,
+            },
+        }
+        rows.append(measure(config, options.seeds))
+        print(f"{name}: " + ", ".join(f"{arm} {value:.1f} s" for arm, value in rows[-1]["seconds"].items()), flush=True)
+        seconds = time.perf_counter() - began
+        write_result(options, "replicas", rows, targets(rows), seconds=seconds, workers=os.cpu_count() or 1)
+    for target in targets(rows):
+        print(target)
     return 0
 
 

@@ -28,8 +28,9 @@ class PriceHypernet(nn.Module):
     <alpha(v), z> >= <alpha(v), y> gives (p(v) - p(u)) (<c, y> - <c, z>) >= 0. So sizes as derived cannot grow with
     lambda where the cost is a sum over the options.
 
-    The prices are not learned: `solve` finds those at which sizes are what is asked for, S(b - p_k c) = t_k at every
-    knot. They are functions of the scores, and a loss that depends on both has the gradient of `reduced_gradient`.
+    The prices are not learned: `solve_prices` finds those at which sizes are what is asked for, S(b - p_k c) = t_k at
+    every knot. They are functions of the scores, and a loss that depends on both has the gradient of
+    `reduced_gradient`.
 
     Args:
         n_outputs: Number of options.
@@ -65,20 +66,6 @@ class PriceHypernet(nn.Module):
         """Set c in proportion to the cost of every option, `(n_outputs,)`."""
         with torch.no_grad():
             self.costs.copy_(costs / costs.max().clamp_min(1e-12))
-
-    def solve(self, size: Size, targets: Tensor) -> None:
-        """Set the prices at the knots so that sizes are what is asked for; see `solve_prices`.
-
-        Args:
-            size: Of outputs, `(*batch, n_outputs)` -> `(*batch,)`; falls in the price.
-            targets: Sizes at the knots, falling; `(n_knots,)`.
-        """
-        with torch.no_grad():
-            self.knots.copy_(solve_prices(self.scores, self.costs, self.knots, size, targets))
-
-    def reduced_gradient(self, size: Size, of_scores: Tensor, of_prices: Tensor) -> Tensor:
-        """Gradient along the scores of a loss whose prices follow them; see `reduced_gradient`."""
-        return reduced_gradient(self.scores, self.costs, self.knots, size, of_scores, of_prices)
 
     def prices(self, u: Tensor, *, extrapolate: bool = False) -> Tensor:
         """p(u), never falling; any shape. Raises ValueError outside [0, 1] unless asked to extrapolate."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from nni_bayes_nas.config import Config, load_config
 from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.experiment.trial import KINDS
 from nni_bayes_nas.registry import PLANS, resolve
 
 
@@ -82,4 +83,4 @@ def with_defaults(config: Config) -> Config:
 
 def _ours(config: Config) -> bool:
     plan = resolve("plan", config.experiment.plan, PLANS)(config)
-    return any(spec.kind in ("search", "searches", "retrain") for spec in plan.trials({}, set()))
+    return any(spec.kind in KINDS for spec in plan.trials({}, set()))

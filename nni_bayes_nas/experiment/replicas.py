@@ -8,7 +8,7 @@ import signal
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,13 +49,16 @@ def run_searches(config: Config, parameters: dict[str, Any], directory: Path, re
     earlier = {name: read_json(folder / "result.json") or {} for name, folder in folders.items()}
     results = {name: row["result"] for name, row in earlier.items() if row.get("searches") == identity}
     waiting = [name for name in seeds if name not in results]
-    rows, shared = _Rows(len(waiting), report), dict[str, Any]()
+    rows, shared = _Rows(waiting, report), dict[str, Any]()
 
     def search(name: str, member: Member) -> dict[str, Any]:
         folders[name].mkdir(parents=True, exist_ok=True)
         own = {"trial": name, "seed": seeds[name]}
-        result = run_search(config, own, folders[name], partial(rows.add, name), (member, shared))
-        # Not before the search is over: a kill would leave it undone.
+        try:
+            result = run_search(config, own, folders[name], partial(rows.add, name), (member, shared))
+        finally:
+            rows.leave(name)
+        # For a trial that is killed before the others are done.
         write_json(folders[name] / "result.json", {"searches": identity, "result": result})
         return result
 
@@ -79,21 +82,22 @@ def run_searches(config: Config, parameters: dict[str, Any], directory: Path, re
 
 
 class _Rows:
-    """Intermediate results of several searches, told as one once all have come."""
+    """Intermediate results of several searches, told as one once those that go on have theirs of an epoch."""
 
-    def __init__(self, n: int, report: Report) -> None:
-        self.n, self.report = n, report
+    def __init__(self, names: Iterable[str], report: Report) -> None:
+        self.report = report
+        self.going_on = set(names)
         self.by_epoch: dict[int, dict[str, float]] = {}
-        self.epochs: dict[str, int] = {}
 
     def add(self, name: str, row: dict[str, Any]) -> None:
-        # Rows do not say their epoch to all who report: they come in order.
-        epoch = self.epochs[name] = self.epochs.get(name, -1) + 1
-        scores = self.by_epoch.setdefault(epoch, {})
+        scores = self.by_epoch.setdefault(row["epoch"], {})
         scores[name] = float(row["default"])
-        if len(scores) == self.n:
-            shown = {f"default_{key}": value for key, value in sorted(self.by_epoch.pop(epoch).items())}
-            self.report({"default": statistics.fmean(shown.values()), "epoch": row.get("epoch", epoch), **shown})
+        if self.going_on <= scores.keys():
+            shown = {f"default_{key}": scores[key] for key in sorted(scores)}
+            self.report({"default": statistics.fmean(scores.values()), "epoch": row["epoch"], **shown})
+
+    def leave(self, name: str) -> None:
+        self.going_on.discard(name)
 
 
 def _shares(stages: list[dict[str, float]], seconds: float) -> dict[str, float]:

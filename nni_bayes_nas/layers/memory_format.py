@@ -7,6 +7,11 @@ from torch import Tensor
 from torch._C import _functorch
 
 
+def is_batched(x: Tensor) -> bool:
+    """Whether a tensor stands for those of several networks: `torch.vmap` is running."""
+    return _functorch.is_batchedtensor(x)
+
+
 def channels_last(x: Tensor) -> Tensor:
     """The same `(batch, channels, h, w)` with the channels of a pixel side by side in memory, on a CPU.
 
@@ -14,6 +19,6 @@ def channels_last(x: Tensor) -> Tensor:
     precision, and nothing is changed.
     """
     # Under vmap the order in memory is that of all networks together, which nothing here can see.
-    if x.device.type != "cpu" or _functorch.is_batchedtensor(x):
+    if x.device.type != "cpu" or is_batched(x):
         return x
     return x.contiguous(memory_format=torch.channels_last)

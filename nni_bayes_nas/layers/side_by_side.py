@@ -13,18 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C import _functorch
 
 from nni_bayes_nas.layers.memory_format import channels_last
 
 # Of a module: its dictionary of parameters or of buffers, and a name there.
 Slot = tuple[dict[str, Any], str]
 Physical = Callable[[int, list[Tensor]], list[Tensor]]
-
-
-def is_batched(x: Tensor) -> bool:
-    """Whether a tensor stands for those of several networks: `torch.vmap` is running."""
-    return _functorch.is_batchedtensor(x)
 
 
 def physically(function: Physical, tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nni_bayes_nas.complexity.price import PriceHypernet
+from nni_bayes_nas.complexity.price import PriceHypernet, reduced_gradient, solve_prices
 
 COSTS = torch.tensor([0.0, 3.0, 10.0, 0.0, 1.0, 10.0], dtype=torch.float64)
 TARGETS = torch.tensor([0.9, 0.6, 0.3, 0.1], dtype=torch.float64)
@@ -19,11 +19,16 @@ def size(flat: Tensor) -> Tensor:
     return (flat.unflatten(-1, (2, 3)).softmax(-1).flatten(-2) @ COSTS) / 20
 
 
+def solve(net: PriceHypernet, targets: Tensor) -> None:
+    with torch.no_grad():
+        net.knots.copy_(solve_prices(net.scores, net.costs, net.knots, size, targets))
+
+
 def priced(scores: list[float]) -> PriceHypernet:
     net = PriceHypernet(6, n_knots=4).double()
     net.initialize(torch.tensor(scores, dtype=torch.float64))
     net.set_costs(COSTS)
-    net.solve(size, TARGETS)
+    solve(net, TARGETS)
     return net
 
 
@@ -40,7 +45,7 @@ def test_sizes_are_what_is_asked_for(scores: list[float]) -> None:
     with torch.no_grad():
         net.knots.add_(torch.tensor([500.0, -40.0, 0.5, 90.0]))
     before = net.knots.clone()
-    net.solve(size, TARGETS)
+    solve(net, TARGETS)
     assert not torch.equal(before, net.knots)
     torch.testing.assert_close(size(net(torch.linspace(0, 1, 4).double())).detach(), TARGETS, rtol=0, atol=1e-3)
 
@@ -48,7 +53,7 @@ def test_sizes_are_what_is_asked_for(scores: list[float]) -> None:
 def test_a_size_that_no_price_reaches_gets_the_largest_and_the_smallest_one() -> None:
     net = PriceHypernet(6, n_knots=2).double()
     net.set_costs(COSTS)
-    net.solve(size, torch.tensor([2.0, -1.0], dtype=torch.float64))
+    solve(net, torch.tensor([2.0, -1.0], dtype=torch.float64))
     torch.testing.assert_close(size(net(torch.tensor([0.0, 1.0]))).detach(), torch.tensor([1.0, 0.0]).double())
 
 
@@ -56,7 +61,7 @@ def test_prices_never_fall_even_where_sizes_are_asked_to_grow() -> None:
     """A target that rises again, or a size that is not monotone, must not let networks grow with lambda."""
     net = PriceHypernet(6, n_knots=4).double()
     net.set_costs(COSTS)
-    net.solve(size, torch.tensor([0.9, 0.2, 0.7, 0.1], dtype=torch.float64))
+    solve(net, torch.tensor([0.9, 0.2, 0.7, 0.1], dtype=torch.float64))
     knots = net.knots.tolist()
     assert knots[0] < knots[1] == knots[2] < knots[3]
 
@@ -82,7 +87,7 @@ def test_the_reduced_gradient_is_that_of_prices_solved_again(scores: list[float]
     net = priced(scores)
     exact(net)
     of_scores, of_prices = torch.autograd.grad(loss(net), [net.scores, net.knots])
-    gradient = net.reduced_gradient(size, of_scores, of_prices)
+    gradient = reduced_gradient(net.scores, net.costs, net.knots, size, of_scores, of_prices)
     assert float((gradient @ net.costs).abs()) < 1e-9
     values, h = [], 1e-5
     for sign in (1, -1):
@@ -97,4 +102,21 @@ def test_where_no_price_moves_a_size_the_scores_move_alone() -> None:
     with torch.no_grad():
         net.knots.fill_(1e3)
     of_scores = torch.arange(6.0).double()
-    assert torch.equal(net.reduced_gradient(size, of_scores, torch.ones(4).double()), of_scores)
+    reduced = reduced_gradient(net.scores, net.costs, net.knots, size, of_scores, torch.ones(4).double())
+    assert torch.equal(reduced, of_scores)
+
+
+@given(st.lists(scores_of_six, min_size=2, max_size=4), st.lists(st.floats(-300, 300), min_size=4, max_size=4))
+def test_several_are_solved_at_once_as_each_by_itself(scores: list[list[float]], starts: list[float]) -> None:
+    several = torch.tensor(scores, dtype=torch.float64)
+    begin = torch.tensor(starts[: len(scores)], dtype=torch.float64).unsqueeze(-1).expand(-1, 4)
+    costs = COSTS / COSTS.max()
+    together = solve_prices(several, costs, begin, size, TARGETS.expand(len(scores), 4))
+    alone = [solve_prices(b, costs, p, size, TARGETS) for b, p in zip(several, begin, strict=True)]
+    # Not approximately: who begins further away takes more steps, the others take none more.
+    assert torch.equal(together, torch.stack(alone))
+    of_scores, of_prices = several.flip(-1), begin / 100
+    reduced = reduced_gradient(several, costs, together, size, of_scores, of_prices)
+    for i, gradient in enumerate(reduced):
+        by_itself = reduced_gradient(several[i], costs, together[i], size, of_scores[i], of_prices[i])
+        torch.testing.assert_close(gradient, by_itself, rtol=1e-9, atol=1e-9)

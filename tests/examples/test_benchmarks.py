@@ -233,12 +233,13 @@ def test_jobs_follow_fail_and_are_not_repeated(tmp_path: Path, monkeypatch: pyte
 # -- the scripts -------------------------------------------------------------------------------------------------------
 
 
-def command(name: str, output: Path) -> list[str]:
-    return [sys.executable, str(FOLDER / f"{name}.py"), "--preset", "smoke", "--seeds", "1", "--output", str(output)]
+def command(name: str, output: Path, seeds: int = 1) -> list[str]:
+    options = ["--preset", "smoke", "--seeds", str(seeds), "--output", str(output)]
+    return [sys.executable, str(FOLDER / f"{name}.py"), *options]
 
 
-def run(name: str, output: Path) -> tuple[str, dict[str, Any]]:
-    done = subprocess.run(command(name, output), text=True, capture_output=True, timeout=500, check=False)
+def run(name: str, output: Path, seeds: int = 1) -> tuple[str, dict[str, Any]]:
+    done = subprocess.run(command(name, output, seeds), text=True, capture_output=True, timeout=500, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     result: dict[str, Any] = json.loads(output.read_text())
     assert {"schema", "benchmark", "preset", "command", "environment", "seconds", "rows", "targets"} <= set(result)
@@ -292,3 +293,16 @@ def test_mnist_full(tmp_path: Path) -> None:
     sizes = {row["network"]: row["params"] for row in result["rows"]}
     assert sizes["small"] <= 0.25 * sizes["large"]
     assert {target["name"].split()[0] for target in result["targets"]} == {"5"}
+
+
+@pytest.mark.slow
+def test_replicas(tmp_path: Path) -> None:
+    said, result = run("replicas", tmp_path / "replicas.json", seeds=2)
+    (row,) = result["rows"]
+    assert set(row["seconds"]) == set(row["scores"]) == {"side by side", "one by one", "two at a time"}
+    assert all(len(scores) == 2 for scores in row["scores"].values()) and min(row["seconds"].values()) > 0
+    # The same seeds by themselves, twice.
+    assert row["scores"]["one by one"] == pytest.approx(row["scores"]["two at a time"], abs=0.05)
+    assert "side by side / one by one" in said
+    refused = subprocess.run(command("replicas", tmp_path / "x.json"), text=True, capture_output=True, check=False)
+    assert refused.returncode == 1 and "at least 2 searches" in refused.stderr

@@ -8,7 +8,7 @@ from nni_bayes_nas.bayes import law
 from nni_bayes_nas.complexity.axis import LambdaAxis
 from nni_bayes_nas.complexity.expected import CostModel, CostTerm
 from nni_bayes_nas.complexity.price_range import GRID_POINTS, PriceRange
-from nni_bayes_nas.strategies.size_control import SizeControl
+from nni_bayes_nas.strategies.size_control import SizeControl, reduce_all
 from nni_bayes_nas.strategies.structure import Structure
 from nni_bayes_nas.strategies.structure_loss import NormalizedCost, StructureLoss
 
@@ -45,7 +45,8 @@ def searched(**structure: object) -> tuple[SizeControl, float]:
         temperature = 0.1 ** (step / 299)
         loss = losses(control, torch.rand(64, generator=generator), temperature).mean()
         gradients = list(torch.autograd.grad(loss, parameters))
-        for parameter, gradient in zip(parameters, control.reduced(parameters, gradients, temperature), strict=True):
+        (reduced,) = reduce_all([(control, parameters, gradients, temperature)])
+        for parameter, gradient in zip(parameters, reduced, strict=True):
             parameter.grad = gradient
         optimizer.step()
         control.solve(temperature)
