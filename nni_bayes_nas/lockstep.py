@@ -15,6 +15,8 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
+from nni_bayes_nas.precision import DEVICES, Autocast
+
 T = TypeVar("T")
 Together = Callable[[list[Any]], Sequence[Any]]
 
@@ -122,6 +124,17 @@ class Lockstep(Generic[T]):
         return results
 
 
+def one_by_one(requests: list[tuple[Member, Callable[[], Any]]]) -> list[Any]:
+    """For `Member.together`: what each member would do by itself, but with all threads of torch."""
+    answers = []
+    for member, function in requests:
+        with member.random_numbers():
+            answers.append(function())
+    # The meeting takes the numbers that are left for those of its first member.
+    _set_random_state(requests[0][0]._random)
+    return answers
+
+
 def _stops(result: Any) -> bool:
     return isinstance(result, BaseException) and not isinstance(result, Exception)
 
@@ -167,16 +180,14 @@ def _meet(members: list[Member]) -> None:
 class _Modes:
     """What torch keeps for each thread by itself: whether gradients are recorded, and in what precision it computes."""
 
-    def __init__(self, gradients: bool, inference: bool, precision: tuple[tuple[str, bool, torch.dtype], ...]) -> None:
+    def __init__(self, gradients: bool, inference: bool, precision: tuple[Autocast, ...]) -> None:
         self.gradients, self.inference, self.precision = gradients, inference, precision
         self.key = gradients, inference, precision
 
     @classmethod
     def now(cls) -> _Modes:
         """Those of this thread."""
-        precision = tuple(
-            (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in ("cpu", "cuda")
-        )
+        precision = tuple(Autocast.now(device) for device in DEVICES)
         return cls(torch.is_grad_enabled(), torch.is_inference_mode_enabled(), precision)
 
     @contextlib.contextmanager
@@ -185,9 +196,8 @@ class _Modes:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.inference_mode(self.inference))
             stack.enter_context(torch.set_grad_enabled(self.gradients))
-            for device, enabled, dtype in self.precision:
-                if enabled:
-                    stack.enter_context(torch.autocast(device, dtype=dtype))
+            for precision in self.precision:
+                stack.enter_context(precision.set())
             yield
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,7 +14,9 @@ from nni_bayes_nas.complexity.axis import stratified
 from nni_bayes_nas.complexity.price_range import GRID_POINTS, PriceRange
 from nni_bayes_nas.errors import NumericsError
 from nni_bayes_nas.layers.normalization import batch_statistics
+from nni_bayes_nas.precision import Autocast
 
+from .passes import counted, muted, n_objects
 from .relaxations import TEMPERATURE_SCHEDULES
 from .replicas import Alone, backward_of, gradients_of
 from .second_order import hypergradient, step_settings
@@ -167,12 +167,20 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
         return [self.structure.draw(u, temperature, generator) for u in positions]
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        """One structure step on the "val" batch (after the warm-up), then one weight step on the "train" batch."""
+        """One structure step on the "val" batch (after the warm-up), then one weight step on the "train" batch.
+
+        The trainer's low precision, if it has one, is that of the passes through the supernet.
+        """
+        self._autocast = Autocast.now(self.device.type)
+        with self._autocast.left():
+            self._step(batch, batch_idx)
+
+    def _step(self, batch: Any, batch_idx: int) -> None:
         step = self.current_step = self.trainer.current_epoch * self.steps_per_epoch + batch_idx
         if self.trainer.current_epoch >= self.warmup_epochs:
             self._structure_step(batch, batch_idx, step)
         with torch.no_grad():
-            draws = self.draws(self.positions(_size(batch["train"]), step, 1), step, 1)
+            draws = self.draws(self.positions(n_objects(batch["train"]), step, 1), step, 1)
         loss = self.weight_loss(batch["train"], batch_idx, draws, step)
         objective.check_finite("train_loss", loss, step=step)
         self.advance_optimization(loss, batch_idx, self.gradient_clip_val)
@@ -181,7 +189,7 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
     def _structure_step(self, batch: Any, batch_idx: int, step: int) -> None:
         optimizer = self.architecture_optimizers()
         optimizer.zero_grad()
-        positions = self.positions(_size(batch["val"]), step, 0)
+        positions = self.positions(n_objects(batch["val"]), step, 0)
         knots = self.arch_parameters()
 
         def validation() -> Tensor:
@@ -189,10 +197,10 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
 
         def training() -> Tensor:
             # The weight step of this step will see the same positions and the same noise.
-            inner = self.positions(_size(batch["train"]), step, 1)
+            inner = self.positions(n_objects(batch["train"]), step, 1)
             return self.task_loss(batch["train"], batch_idx, self.draws(inner, step, 1))
 
-        with self._muted():
+        with muted(self.training_module):
             if self.step_options.order == 2:
                 task, gradients = self._second_order(validation, training, knots)
             else:
@@ -247,7 +255,7 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
             return
         priced = self.structure.per_node
         grid = torch.linspace(0, 1, GRID_POINTS).to(self.structure.reference)
-        with self._muted():
+        with muted(self.training_module):
             losses = torch.stack([self.task_loss(batch, batch_idx, self.draws([u], step, 0)) for u in grid])
         temperature = self.temperature(self.step_options.mixing_temperature) if priced else 1.0
         self.price_range.observe(self.costs.expected(grid, temperature), losses)
@@ -280,7 +288,13 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
 
     def weight_loss(self, batch: Any, batch_idx: int, draws: _Draws, step: int) -> Tensor:
         """Mean of the evaluator's training loss over the mixtures and over single architectures."""
-        losses = [self.task_loss(batch, batch_idx, draws)]
+        mixed = self.task_loss(batch, batch_idx, draws)
+        single = self.replica.in_turn(lambda: self._single_losses(batch, batch_idx, step))
+        return torch.stack([mixed, *single]).sum() / (1 + self.step_options.one_hot_passes)
+
+    def _single_losses(self, batch: Any, batch_idx: int, step: int) -> list[Tensor]:
+        """Losses of single architectures; that of one that is drawn n times is counted n times."""
+        losses: list[Tensor] = []
         generator = self._generator(step, 4)
         # In the warm-up all options must learn; then what will be derived.
         warmed_up = self.trainer.current_epoch >= self.warmup_epochs
@@ -289,11 +303,11 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
             self.structure.derive_at(u) if warmed_up else self.structure.sample_at(u, 1.0, generator) for u in positions
         ]
         # Equal architectures have equal losses: one pass, counted as often.
-        for choices, count in _counted(drawn):
+        for choices, count in counted(drawn):
             # Logged is the mixture's loss: that of single architectures has another scale.
-            with self.binding.only(choices, self.structure.reference), self._muted():
+            with self.binding.only(choices, self.structure.reference), muted(self.training_module):
                 losses.append(count * self._pass(batch, batch_idx))
-        return torch.stack(losses).sum() / (1 + len(positions))
+        return losses
 
     def one_hot_positions(self, generator: torch.Generator) -> list[Tensor]:
         """Positions of the passes of single architectures: the large end, the others stratified over the range."""
@@ -306,23 +320,10 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
         return list(torch.cat([axis.drawn(large).to(reference), others]).unbind())
 
     def _pass(self, batch: Any, batch_idx: int) -> Tensor:
-        result = self.training_module.training_step(batch, batch_idx)
+        with self._autocast.set():
+            result = self.training_module.training_step(batch, batch_idx)
         loss: Tensor = result["loss"] if isinstance(result, dict) else result
         return loss
-
-    @contextlib.contextmanager
-    def _muted(self) -> Iterator[None]:
-        """The evaluator's own logging is for the weight step: the structure step would mix into its averages."""
-        inner = self.training_module
-        saved = inner.__dict__.get("log")
-        inner.log = lambda *args, **kwargs: None
-        try:
-            yield
-        finally:
-            if saved is None:
-                del inner.log
-            else:
-                inner.log = saved
 
     # -- epochs ----------------------------------------------------------------------------------------------------
 
@@ -339,7 +340,8 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """The evaluator's validation at one position of lambda per data loader, with the mean mixing weights."""
         temperature = self.temperature(self.step_options.mixing_temperature)
-        self.binding.weights = self.structure.draw(self.validation_positions()[dataloader_idx], temperature)
+        with Autocast.now(self.device.type).left():
+            self.binding.weights = self.structure.draw(self.validation_positions()[dataloader_idx], temperature)
         with batch_statistics(self.training_module):
             return self.training_module.validation_step(batch, batch_idx)
 
@@ -386,13 +388,3 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
         """The ends of the range of lambda, or [None]."""
         axis = self.structure.axis
         return [None] if axis is None else [axis.low, axis.high]
-
-
-def _counted(architectures: list[dict[str, Any]]) -> list[tuple[dict[str, Any], int]]:
-    distinct = [choices for i, choices in enumerate(architectures) if choices not in architectures[:i]]
-    return [(choices, architectures.count(choices)) for choices in distinct]
-
-
-def _size(batch: Any) -> int:
-    x = batch[0] if isinstance(batch, (list, tuple)) else batch
-    return int(x.shape[0])

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from nni_bayes_nas.layers.side_by_side import Slot, joined, parted, same_mode, slots
-from nni_bayes_nas.lockstep import Member, Together
+from nni_bayes_nas.lockstep import Member, Together, one_by_one
 
 from .stacked import StackedNodes
 from .supernet import Binding, MixedCell
+
+T = TypeVar("T")
 
 
 class Stacked:
@@ -128,6 +130,10 @@ class Alone:
         """`how([what])[0]`."""
         return how([what])[0]
 
+    def in_turn(self, function: Callable[[], T]) -> T:
+        """`function()`."""
+        return function()
+
     @contextmanager
     def attached(self, net: Any, binding: Binding) -> Iterator[None]:
         """Inside the block the supernet runs as it is."""
@@ -149,6 +155,11 @@ class Replica(Alone):
     def together(self, how: Together, what: Any, key: Hashable = None) -> Any:
         """See `Member.together`."""
         return self._member.together(how, what, key)
+
+    def in_turn(self, function: Callable[[], T]) -> T:
+        """`function()`, with all threads of torch, after those of the searches before it; every search must come."""
+        result: T = self._member.together(one_by_one, (self._member, function))
+        return result
 
     @contextmanager
     def attached(self, net: Any, binding: Binding) -> Iterator[None]:

@@ -18,6 +18,7 @@ PLUG_INS = ("strategies", "search_spaces")
 RANKS = {
     "errors": 0,
     "lockstep": 0,
+    "precision": 0,
     "coercion": 0,
     "config": 0,
     "yaml_text": 0,

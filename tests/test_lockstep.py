@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from nni_bayes_nas.lockstep import Lockstep
+from nni_bayes_nas.lockstep import Lockstep, one_by_one
 
 
 def test_those_who_bring_the_same_compute_together():
@@ -140,3 +140,17 @@ def test_what_is_done_together_uses_the_threads_of_the_caller():
 def threads(values):
     torch.ones(100_000).sum()
     return [torch.get_num_threads()] * len(values)
+
+
+def test_one_by_one_each_has_the_random_numbers_that_it_would_have_alone():
+    def run(member):
+        torch.manual_seed(member.index)
+        first = torch.rand(())
+        inside = member.together(one_by_one, (member, lambda: (torch.rand(()), torch.get_num_threads())))
+        return [first, inside[0], torch.rand(())], inside[1]
+
+    results = Lockstep().run([run] * 3)
+    for index, (numbers, threads) in enumerate(results):
+        generator = torch.Generator().manual_seed(index)
+        assert numbers == [torch.rand((), generator=generator) for _ in range(3)]
+        assert threads == torch.get_num_threads()

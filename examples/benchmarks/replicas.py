@@ -5,12 +5,14 @@
 `--seeds` is the number of searches. Arms, in processes of their own; reading off counts, imports do not:
 
     side by side     search.replicas: one process with all cores
+    two groups       half of the searches side by side in each of two processes, each with half of the cores
     one by one       one search after another, each with all cores
     two at a time    two searches at a time, each with half of the cores: what a run on a CPU does without replicas
 
 Targets (issue "A fast exact bilevel step, and many searches at once"): eight side by side in at most .6 of the seconds
-of eight one by one; the mean accuracy of what is read off (validation data, with the weights of the search, at both
-ends of the range of lambda) at most one standard error over the searches away.
+of eight one by one; the mean accuracy at the end of the search (validation data, mean over lambda) at most one standard
+error over the searches away. With numbers of double precision both are equal to the last digits; with those of single
+precision rounding leads a search elsewhere, as a repetition with another number of threads does.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 
 
 def work(config: dict[str, Any], seeds: list[int], threads: int) -> dict[str, Any]:
-    """The searches of one process: their seconds, and the mean accuracy of what each gives."""
+    """The searches of one process: their seconds, and the accuracy at the end of each."""
     import torch
 
     from nni_bayes_nas.config import Config
@@ -62,8 +64,7 @@ def work(config: dict[str, Any], seeds: list[int], threads: int) -> dict[str, An
             parameters = {"trial": "searches", "seeds": names}
             found = run_searches(read, parameters, Path(folder) / "searches", _silent)["searches"]
         seconds = time.perf_counter() - began
-    scores = [statistics.fmean(a["one_hot_accuracy"] for a in result["architectures"]) for result in found.values()]
-    return {"seconds": seconds, "scores": scores}
+    return {"seconds": seconds, "scores": [result["default"] for result in found.values()]}
 
 
 def _silent(row: dict[str, Any]) -> None:
@@ -94,10 +95,12 @@ def measure(config: dict[str, Any], n: int) -> dict[str, Any]:
     """All arms for one strategy."""
     seeds, cores = list(range(n)), os.cpu_count() or 1
     pairs = [[[s] for s in seeds[i : i + 2]] for i in range(0, n, 2)]
+    half = max(1, cores // 2)
     arms = {
         "side by side": partial(searched, config, [seeds], cores),
+        "two groups": partial(searched, config, [seeds[: n // 2], seeds[n // 2 :]], half),
         "one by one": partial(in_turn, config, [[[s]] for s in seeds], cores),
-        "two at a time": partial(in_turn, config, pairs, max(1, cores // 2)),
+        "two at a time": partial(in_turn, config, pairs, half),
     }
     found = {name: arm() for name, arm in arms.items()}
     seconds = {name: row["seconds"] for name, row in found.items()}
@@ -106,8 +109,7 @@ def measure(config: dict[str, Any], n: int) -> dict[str, Any]:
         "strategy": config["strategy"]["name"],
         "searches": n,
         "seconds": seconds,
-        "ratio_to_one_by_one": seconds["side by side"] / seconds["one by one"],
-        "ratio_to_two_at_a_time": seconds["side by side"] / seconds["two at a time"],
+        "ratio_to_one_by_one": {arm: value / seconds["one by one"] for arm, value in seconds.items()},
         "scores": {name: row["scores"] for name, row in found.items()},
         "difference": statistics.fmean(ours) - statistics.fmean(theirs),
         "standard_error": statistics.stdev(theirs) / n**0.5,
@@ -118,7 +120,10 @@ def targets(rows: list[dict[str, Any]]) -> list[Target]:
     """What is asked for, by strategy."""
     found = []
     for row in rows:
-        ratio, errors = row["ratio_to_one_by_one"], abs(row["difference"]) / max(row["standard_error"], 1e-9)
+        ratio, errors = (
+            row["ratio_to_one_by_one"]["side by side"],
+            abs(row["difference"]) / max(row["standard_error"], 1e-9),
+        )
         found.append(Target(row["strategy"], "seconds, side by side / one by one", ratio, 0.6, "lower"))
         found.append(Target(row["strategy"], "accuracy: standard errors apart", errors, 1.0, "lower"))
     return found

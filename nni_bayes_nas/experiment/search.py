@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import nni.nas.evaluator.pytorch
 import torch
 from nni.nas.execution import SequentialExecutionEngine
 from nni.nas.space import RawFormatModelSpace
+from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from nni_bayes_nas.architecture import Architecture
@@ -170,6 +172,10 @@ def _weight_rows(module: Any) -> list[dict[str, Any]]:
     return [{"weights": module.named_weights()}]
 
 
+def _itself(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
+    return tensor
+
+
 class Reader:
     """Reads architectures off a finished search and counts them on the networks themselves."""
 
@@ -178,6 +184,9 @@ class Reader:
         self.watch = watch
         self.shape = data.shape
         self.space = build_space(config, data, seed)
+        for tensor in (*self.space.parameters(), *self.space.buffers()):
+            # NNI copies what it freezes, which takes most of the time: sizes do not depend on weights.
+            setattr(tensor, "__deepcopy__", partial(_itself, tensor))
         self.shared = SharedWeights(strategy, halves(data.train, config.search.structure_fraction, seed)[0], data.val)
         self.score = task_of(data).score
         self.generator = torch.Generator().manual_seed(seed)

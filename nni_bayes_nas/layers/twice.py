@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from nni_bayes_nas.layers.batch_norm import batch_norm
 from nni_bayes_nas.layers.convolution import conv2d
+from nni_bayes_nas.precision import Autocast
 
 
 class DifferentiatedTwice(TorchFunctionMode):
@@ -63,11 +64,7 @@ def _batch_norm(
 
 def _plain(x: Tensor) -> bool:
     """Whether x lies on a CPU, and nothing casts between precisions."""
-    if hasattr(torch, "get_autocast_dtype"):  # from torch 2.4 on it is asked by device
-        casts = torch.is_autocast_enabled("cpu")
-    else:
-        casts = torch.is_autocast_cpu_enabled()
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not casts
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not Autocast.now("cpu").enabled
 
 
 # By the functions as torch hands them to a mode.

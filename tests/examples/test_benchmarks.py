@@ -299,7 +299,7 @@ def test_mnist_full(tmp_path: Path) -> None:
 def test_replicas(tmp_path: Path) -> None:
     said, result = run("replicas", tmp_path / "replicas.json", seeds=2)
     (row,) = result["rows"]
-    assert set(row["seconds"]) == set(row["scores"]) == {"side by side", "one by one", "two at a time"}
+    assert set(row["seconds"]) == set(row["scores"]) == {"side by side", "two groups", "one by one", "two at a time"}
     assert all(len(scores) == 2 for scores in row["scores"].values()) and min(row["seconds"].values()) > 0
     # The same seeds by themselves, twice.
     assert row["scores"]["one by one"] == pytest.approx(row["scores"]["two at a time"], abs=0.05)

@@ -76,28 +76,38 @@ def recorded(monkeypatch):
     return found
 
 
-@pytest.mark.parametrize("args", [{}, {"lambda_per": "object", "hypernet": "linear", "complexity": "penalty"}])
-def test_the_first_step_equals_that_of_a_single_search(tmp_path, monkeypatch, args):
+@pytest.fixture
+def double(monkeypatch):
+    """Everything in double precision."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
+    from nni_bayes_nas.experiment import data
+
+    real = data.load_data
+    monkeypatch.setattr("nni_bayes_nas.experiment.search.load_data", lambda c: in_double(real(c)))
+    yield
+    torch.set_default_dtype(before)
+
+
+def searched_alone(base, seeds, tmp_path):
+    found = {}
+    for name, seed in seeds.items():
+        folder = tmp_path / "alone" / name
+        folder.mkdir(parents=True)
+        found[name] = run_search(base, {"trial": name, "seed": seed}, folder, lambda row: None)
+    return found
+
+
+@pytest.mark.parametrize("args", [{}, {"lambda_per": "object", "hypernet": "linear", "complexity": "penalty"}])
+def test_the_first_step_equals_that_of_a_single_search(tmp_path, monkeypatch, double, args):
     seeds = {f"search-s{i}": i for i in range(3)}
     base = config(**args)
     base = dataclasses.replace(base, search=dataclasses.replace(base.search, warmup_epochs=0, epochs=1))
-    try:
-        from nni_bayes_nas.experiment import data
-
-        real = data.load_data
-        monkeypatch.setattr("nni_bayes_nas.experiment.search.load_data", lambda c: in_double(real(c)))
-        together = recorded(monkeypatch)
-        run_searches(base, {"trial": "t", "seeds": seeds}, tmp_path / "t", lambda row: None)
-        alone = recorded(monkeypatch)
-        for name, seed in seeds.items():
-            folder = tmp_path / "alone" / name
-            folder.mkdir(parents=True)
-            run_search(base, {"trial": name, "seed": seed}, folder, lambda row: None)
-    finally:
-        torch.set_default_dtype(before)
+    together = recorded(monkeypatch)
+    run_searches(base, {"trial": "t", "seeds": seeds}, tmp_path / "t", lambda row: None)
+    alone = recorded(monkeypatch)
+    searched_alone(base, seeds, tmp_path)
     assert set(together) == set(alone) == {0, 1, 2}
     for seed, steps in alone.items():
         for step in ("structure", "weights"):
@@ -106,6 +116,22 @@ def test_the_first_step_equals_that_of_a_single_search(tmp_path, monkeypatch, ar
                 if a is not None:
                     assert a.dtype == torch.float64
                     torch.testing.assert_close(b, a, atol=1e-10, rtol=1e-10)
+
+
+def test_a_whole_search_equals_a_single_one(tmp_path, double):
+    seeds = {f"search-s{i}": i for i in range(2)}
+    base = config(one_hot_passes=3)
+    base = dataclasses.replace(base, search=dataclasses.replace(base.search, epochs=3))
+    together = run_searches(base, {"trial": "t", "seeds": seeds}, tmp_path / "together" / "t", lambda row: None)
+    for name, alone in searched_alone(base, seeds, tmp_path).items():
+        ours, theirs = (rows(tmp_path / part / name) for part in ("together", "alone"))
+        assert len(ours) == 6
+        for a, b in zip(ours, theirs, strict=True):
+            assert a.get("terms", {}) == pytest.approx(b.get("terms", {}), rel=1e-9, abs=1e-9)
+        kept = ("params", "macs", "one_hot_accuracy", "mixture_accuracy", "log_prob")
+        for a, b in zip(together["searches"][name]["architectures"], alone["architectures"], strict=True):
+            assert a["choices"] == b["choices"]
+            assert {k: a[k] for k in kept} == pytest.approx({k: b[k] for k in kept}, rel=1e-6)
 
 
 def in_double(splits):

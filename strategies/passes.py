@@ -1,0 +1,33 @@
+"""Around the forward passes of a search step: what is logged, and how often equal ones run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+
+@contextlib.contextmanager
+def muted(module: Any) -> Iterator[None]:
+    """The evaluator's own logging is for the weight step: the structure step would mix into its averages."""
+    saved = module.__dict__.get("log")
+    module.log = lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        if saved is None:
+            del module.log
+        else:
+            module.log = saved
+
+
+def counted(architectures: list[dict[str, Any]]) -> list[tuple[dict[str, Any], int]]:
+    """The distinct ones of some architectures, and how often each occurs."""
+    distinct = [choices for i, choices in enumerate(architectures) if choices not in architectures[:i]]
+    return [(choices, architectures.count(choices)) for choices in distinct]
+
+
+def n_objects(batch: Any) -> int:
+    """Objects of a batch, whose first part are the inputs."""
+    x = batch[0] if isinstance(batch, (list, tuple)) else batch
+    return int(x.shape[0])
