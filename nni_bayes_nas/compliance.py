@@ -27,8 +27,8 @@ from nni_bayes_nas.config import Config
 from nni_bayes_nas.errors import NumericsError, SpaceError
 from nni_bayes_nas.experiment import search
 from nni_bayes_nas.experiment.build import build_space, build_strategy
+from nni_bayes_nas.experiment.callbacks import METRICS
 from nni_bayes_nas.experiment.data import load_data
-from nni_bayes_nas.experiment.evaluator import METRICS
 
 
 class Interrupted(Exception):

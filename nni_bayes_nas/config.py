@@ -29,6 +29,9 @@ __all__ = [
     "load_config",
 ]
 
+Precision = Literal["32-true", "bf16-mixed"]
+"""Lightning's names: single precision, or passes through the network in bfloat16 with all else in single precision."""
+
 # numpy's and Lightning's seeds are 32 bits wide; the rest is room for seed + searches + repeats.
 _MAX_SEED = 2**32 - 2**16
 
@@ -99,6 +102,8 @@ class SearchConfig:
     off on a log-spaced grid of the strategy's range, both ends included, and ``random`` architectures of matched sizes
     are drawn beside them (0: none). ``structure_fraction`` is the share of the training set that the structure step
     uses. ``replicas`` of the searches run in one trial, side by side: for small networks, which take less time so.
+    ``precision`` is Lightning's: with ``bf16-mixed`` the supernet computes in bfloat16; parameters, running statistics,
+    losses and the structure stay in single precision.
     """
 
     epochs: int = 30
@@ -113,6 +118,7 @@ class SearchConfig:
     lambdas: int = 8
     random: int = 6
     structure_fraction: float = 0.5
+    precision: Precision = "32-true"
 
     def __post_init__(self) -> None:
         _check_training("search", self)
@@ -141,7 +147,8 @@ class RetrainConfig:
     Augmentation of training images: ``crop_padding`` pixels around, then a crop of the old size; ``horizontal_flip`` of
     every other object; ``cutout``, the side in pixels of a square that is set to the mean. ``drop_path`` is the
     probability at the end of training (``space.args`` of the cell space); ``auxiliary_weight`` counts where
-    ``retrain.space`` asks for an auxiliary classifier.
+    ``retrain.space`` asks for an auxiliary classifier. ``precision`` is that of the training, as in the search; what
+    is reported and exported is measured in single precision.
     """
 
     epochs: int = 30
@@ -158,6 +165,7 @@ class RetrainConfig:
     label_smoothing: float = 0.0
     auxiliary_weight: float = 0.4
     drop_path: float = 0.0
+    precision: Precision = "32-true"
 
     def __post_init__(self) -> None:
         _check_training("retrain", self)

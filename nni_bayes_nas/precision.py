@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 DEVICES = ("cpu", "cuda")
 
@@ -51,3 +52,8 @@ class Autocast:
         """Full precision inside the block."""
         with Autocast(self.device, False, self.dtype).set():
             yield
+
+
+def in_full(x: Tensor) -> Tensor:
+    """Numbers of 16 bits in single precision; others as they are."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

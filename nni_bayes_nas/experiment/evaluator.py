@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 import math
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
 from nni.nas.evaluator.pytorch import LightningModule, Trainer
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 from torchmetrics import MeanSquaredError, MetricCollection, R2Score
 from torchmetrics.classification import MulticlassPrecision
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from nni_bayes_nas.bayes import objective
-from nni_bayes_nas.experiment.record import read_rows, write_rows
+from nni_bayes_nas.config import Precision
+from nni_bayes_nas.experiment.callbacks import CHECKPOINT, Checkpoints, Stages
 from nni_bayes_nas.experiment.stopwatch import Stopwatch
-
-CHECKPOINT = "last.ckpt"
-METRICS = "metrics.jsonl"
+from nni_bayes_nas.precision import Autocast, in_full
 
 
 class SupervisedModule(LightningModule):  # type: ignore[misc]
@@ -79,21 +76,30 @@ class SupervisedModule(LightningModule):  # type: ignore[misc]
         return outputs
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Mean loss, with that of the auxiliary head; the logged one is without."""
+        """Mean loss, with that of the auxiliary head; the logged one is without.
+
+        Under autocast the network computes in low precision, the loss in full one.
+        """
         x, y = batch
-        loss = self.loss(self(x), y)
+        outputs = self(x)
+        with Autocast.now(self.device.type).left():
+            return self._training_loss(in_full(outputs), y)
+
+    def _training_loss(self, outputs: Tensor, y: Tensor) -> Tensor:
+        loss = self.loss(outputs, y)
         objective.check_finite("train_loss", loss, step=self.trainer.global_step)
         self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(y))
         auxiliary = getattr(self.model, "auxiliary_logits", None) if self.auxiliary_weight else None
         if auxiliary is None:
             return loss
-        extra = self.loss(auxiliary, y)
+        extra = self.loss(in_full(auxiliary), y)
         objective.check_finite("auxiliary_loss", extra, step=self.trainer.global_step)
         return loss + self.auxiliary_weight * extra
 
     def _evaluate(self, batch: Any, batch_idx: int, stage: str) -> None:
         x, y = batch
-        outputs = self(x)
+        with Autocast.now(self.device.type).left():
+            outputs = self(x)
         for name, value in self.means(outputs, y).items():
             objective.check_finite(f"{stage}_{name}", value, step=self.trainer.global_step)
             self.log(f"{stage}_{name}", value, batch_size=len(y))
@@ -218,135 +224,13 @@ class RegressionModule(SupervisedModule):
         return self.target_sd * outputs.squeeze(-1), self.target_sd * y
 
 
-class EpochLog(Callback):
-    """Writes a row of metrics after every epoch and reports it; drops rows that a resumed run repeats.
-
-    Args:
-        directory: Of the trial; `metrics.jsonl` lies there.
-        stage: "search" or "retrain".
-        rows: What else to write per epoch: called with the outer module and the terms.
-        report: Called with the terms.
-        watch: Notes the seconds that this takes, as "reporting".
-    """
-
-    def __init__(
-        self,
-        directory: Path,
-        stage: str,
-        report: Callable[[dict[str, Any]], None],
-        rows: Callable[[Any], list[dict[str, Any]]] | None = None,
-        watch: Stopwatch | None = None,
-    ) -> None:
-        self.watch = watch or Stopwatch()
-        self.path = directory / METRICS
-        self.head = {"stage": stage, "trial": directory.name}
-        self.report = report
-        self.rows = rows
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the rows of the epochs that are over."""
-        if self.path.exists():
-            kept = [row for row in read_rows(self.path) if row["epoch"] < trainer.current_epoch]
-            write_rows(self.path, kept)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write and report."""
-        with self.watch.stage("reporting"):
-            self._write(trainer, pl_module)
-
-    def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        terms = mean_over_loaders({k: float(v) for k, v in trainer.callback_metrics.items()})
-        step = (trainer.current_epoch + 1) * int(trainer.num_training_batches)
-        rows = [{**self.head, "epoch": trainer.current_epoch, "step": step, "terms": terms}]
-        if self.rows is not None:
-            rows += [{**self.head, "epoch": trainer.current_epoch, **row} for row in self.rows(pl_module)]
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-        self.report({"epoch": trainer.current_epoch, **terms})
-
-
-class Stages(Callback):
-    """Notes the seconds of "training", the optimizer steps and the loop around them, and of "validation" inside."""
-
-    def __init__(self, watch: Stopwatch) -> None:
-        self.watch = watch
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """All is set up."""
-        self.watch.begin("training")
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The last epoch is over."""
-        self.watch.end()
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """In an epoch, or on its own."""
-        self.watch.begin("validation")
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """All batches are seen."""
-        self.watch.end()
-
-
-class Checkpoints(ModelCheckpoint):
-    """Lightning's checkpoint of every epoch, `last.ckpt`; notes the seconds that it takes, as "checkpoints"."""
-
-    def __init__(self, directory: Path, watch: Stopwatch) -> None:
-        super().__init__(
-            dirpath=directory,
-            filename="last",
-            every_n_epochs=1,
-            save_on_train_epoch_end=True,
-            save_top_k=1,
-            enable_version_counter=False,
-        )
-        self.watch = watch
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save."""
-        with self.watch.stage("checkpoints"):
-            super().on_train_epoch_end(trainer, pl_module)
-
-
-class SeedEpochs(Callback):
-    """Seeds torch at every epoch, so that a resumed training draws what an undisturbed one draws (dropout)."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Seed by (seed, epoch) at the first batch.
-
-        Not at the start of the epoch: a data loader draws from the same generator when its iteration starts, which
-        Lightning does before that in a training that resumes, and after it in an undisturbed one.
-        """
-        if batch_idx == 0:
-            torch.manual_seed(self.seed * 1_000_003 + trainer.current_epoch)
-
-
-def last_terms(directory: Path) -> dict[str, float]:
-    """The terms of the last epoch that was written in `directory`; empty if there is none."""
-    terms = [row["terms"] for row in read_rows(directory / METRICS) if "terms" in row]
-    return dict(terms[-1]) if terms else {}
-
-
-def mean_over_loaders(metrics: dict[str, float]) -> dict[str, float]:
-    """Add to `name/dataloader_idx_i` their mean under `name`."""
-    groups: dict[str, list[float]] = {}
-    for name, value in metrics.items():
-        groups.setdefault(name.split("/dataloader_idx_")[0], []).append(value)
-    means = {name: sum(values) / len(values) for name, values in groups.items()}
-    return {**{k.replace("/dataloader_idx_", "_lambda"): v for k, v in metrics.items()}, **means}
-
-
 def trainer(
     directory: Path,
     epochs: int,
     device: str,
     callbacks: list[Callback],
     *,
+    precision: Precision = "32-true",
     clip: float | None = None,
     watch: Stopwatch | None = None,
 ) -> Any:
@@ -360,6 +244,7 @@ def trainer(
         accelerator="gpu" if device == "gpu" else "cpu",
         devices=1,
         max_epochs=epochs,
+        precision=precision,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -16,6 +16,7 @@ from nni_bayes_nas.config import Config
 from nni_bayes_nas.experiment import evaluator as evaluation
 from nni_bayes_nas.experiment.augment import Augment, augmentation
 from nni_bayes_nas.experiment.build import build_network, drop_training_parts
+from nni_bayes_nas.experiment.callbacks import EpochLog, SeedEpochs
 from nni_bayes_nas.experiment.data import batches, load_data
 from nni_bayes_nas.experiment.retrained import save
 from nni_bayes_nas.experiment.stopwatch import Stopwatch
@@ -77,13 +78,19 @@ def run_retrain(
     def intermediate(terms: dict[str, Any]) -> None:
         report({"default": terms[task.val_score], "epoch": terms["epoch"]})
 
-    log = evaluation.EpochLog(directory, "retrain", intermediate, watch=watch)
-    callbacks = [evaluation.SeedEpochs(seed), TrainingProgress(network, settings.epochs), log]
+    log = EpochLog(directory, "retrain", intermediate, watch=watch)
+    callbacks = [SeedEpochs(seed), TrainingProgress(network, settings.epochs), log]
     augment = augmentation(settings)
     if augment is not None:
         callbacks.append(Augment(augment))
     trainer = evaluation.trainer(
-        directory, settings.epochs, device, callbacks, clip=settings.gradient_clip, watch=watch
+        directory,
+        settings.epochs,
+        device,
+        callbacks,
+        precision=settings.precision,
+        clip=settings.gradient_clip,
+        watch=watch,
     )
     with watch.stage("building"):
         trainer.fit(

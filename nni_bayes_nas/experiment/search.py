@@ -21,6 +21,7 @@ from nni_bayes_nas.complexity.measure import count_macs, count_parameters
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.experiment import evaluator as evaluation
 from nni_bayes_nas.experiment.build import build_space, build_strategy, effective
+from nni_bayes_nas.experiment.callbacks import EpochLog, last_terms, mean_over_loaders
 from nni_bayes_nas.experiment.data import DataSplits, batches, halves, load_data
 from nni_bayes_nas.experiment.derived import SharedWeights
 from nni_bayes_nas.experiment.stopwatch import Stopwatch
@@ -95,9 +96,9 @@ def run_search(
         architectures = [reader.derived(lam) for lam in strategy.lambdas(config.search.lambdas)]
         curve = reader.curve() if strategy.axis is not None else []
         random = reader.matched_random(architectures, config.search.random)
-    terms = evaluation.mean_over_loaders({k: float(v) for k, v in module.trainer.callback_metrics.items()})
+    terms = mean_over_loaders({k: float(v) for k, v in module.trainer.callback_metrics.items()})
     if not terms:
-        terms = evaluation.last_terms(directory)
+        terms = last_terms(directory)
     axis, score = strategy.axis, task_of(data).val_score
     (directory / "architecture.json").write_text(Architecture(architectures[0]["choices"]).to_json(), encoding="utf-8")
     return {
@@ -143,10 +144,10 @@ def _evaluator(
         kept = ("epoch", "entropy", "expected_cost_min_lambda", "expected_cost_max_lambda")
         report({"default": terms[score], **{k: terms[k] for k in kept if k in terms}})
 
-    log = evaluation.EpochLog(directory, "search", intermediate, _weight_rows, watch)
+    log = EpochLog(directory, "search", intermediate, _weight_rows, watch)
     return nni.nas.evaluator.pytorch.Lightning(
         evaluation_module(data, settings),
-        evaluation.trainer(directory, settings.epochs, device, [log], watch=watch),
+        evaluation.trainer(directory, settings.epochs, device, [log], precision=settings.precision, watch=watch),
         train_dataloaders=batches(weights, settings.batch_size, seed=seed),
         val_dataloaders={
             "structure": batches(structure, settings.batch_size, seed=seed + 1),
@@ -186,7 +187,7 @@ class Reader:
         self.space = build_space(config, data, seed)
         for tensor in (*self.space.parameters(), *self.space.buffers()):
             # NNI copies what it freezes, which takes most of the time: sizes do not depend on weights.
-            setattr(tensor, "__deepcopy__", partial(_itself, tensor))
+            tensor.__deepcopy__ = partial(_itself, tensor)
         self.shared = SharedWeights(strategy, halves(data.train, config.search.structure_fraction, seed)[0], data.val)
         self.score = task_of(data).score
         self.generator = torch.Generator().manual_seed(seed)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nni_bayes_nas.precision import in_full
+
 # Below it a product written to memory, which stays in the cache, costs less than a call of the matrix library.
 _SHORT = 4096
 
@@ -97,14 +99,16 @@ def _by_channel(factor: Tensor, channels: int) -> Tensor:
 
 def _inner_of_parts(a: Tensor, b: Tensor, parts: int) -> Tensor:
     """Inner products of the parts of the second axis, `(batch, parts)`."""
-    products = (a * b).flatten(2).sum(2) if a.dim() > 2 else a * b
+    products = in_full(a * b)
+    products = products.flatten(2).sum(2) if a.dim() > 2 else products
     return products.reshape(len(a), parts, -1).sum(2)
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
     """Inner products of the objects of two tensors, `(batch,)`, in the order in which the first lies in memory."""
     order = (0, 2, 3, 1) if a.dim() == 4 and a.stride(1) == 1 else tuple(range(a.dim()))
-    rows = [x.permute(order).reshape(x.shape[0], -1) for x in (a, b)]
+    # A sum of products in low precision would be a gradient of the structure of three digits.
+    rows = [in_full(x.permute(order).reshape(x.shape[0], -1)) for x in (a, b)]
     if rows[0].shape[1] < _SHORT:
         return (rows[0] * rows[1]).sum(1)
     return torch.bmm(rows[0].unsqueeze(1), rows[1].unsqueeze(2)).reshape(-1)

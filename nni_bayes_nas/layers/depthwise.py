@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nni_bayes_nas.precision import Autocast
+
 _MANY_PIXELS = 8192
 
 
@@ -51,7 +53,7 @@ def filter_gradient(x: Tensor, gradient: Tensor, size: int, stride: int, dilatio
 
 def is_slow(x: Tensor, weight: Tensor, stride: int, dilation: int) -> bool:
     """Whether the backward pass of oneDNN is the slower one: dilated filters, and large ones on many pixels."""
-    if x.device.type != "cpu" or x.dtype != torch.float32:
+    if x.device.type != "cpu" or x.dtype != torch.float32 or Autocast.now("cpu").enabled:
         return False
     pixels = x.numel() // max(1, x.shape[1])
     return dilation > 1 or (stride == 1 and weight.shape[-1] > 3 and pixels >= _MANY_PIXELS)

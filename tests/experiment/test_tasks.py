@@ -15,8 +15,9 @@ from nni_bayes_nas.config import Config, DataConfig, load_config
 from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.experiment import in_process
 from nni_bayes_nas.experiment.build import validate
+from nni_bayes_nas.experiment.callbacks import METRICS
 from nni_bayes_nas.experiment.data import load_data
-from nni_bayes_nas.experiment.evaluator import METRICS, ClassificationModule, RegressionModule
+from nni_bayes_nas.experiment.evaluator import ClassificationModule, RegressionModule
 from nni_bayes_nas.experiment.plan import Ledger
 from nni_bayes_nas.experiment.plans.search_and_retrain import SearchAndRetrain
 from nni_bayes_nas.experiment.record import Record, read_rows
