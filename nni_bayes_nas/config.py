@@ -65,7 +65,8 @@ class DataConfig:
     ``task`` says what y is: classes, or real targets. ``root`` and ``download`` are for data sets from files, ``path``
     for ``npz``, ``image_size`` (pixels) and ``grayscale`` for ``image_folder``, ``args`` for a function of the user.
     ``test_fraction`` is used only where the data have no test set of their own. ``limit`` and ``val_limit`` keep the
-    first so many training and validation objects after the seeded shuffle.
+    first so many training and validation objects after the seeded shuffle. ``on_gpu``: where trials run on a GPU, all
+    data lie in its memory, if they take no more than a quarter of what is free; batches are made and augmented there.
     """
 
     name: str = "digits"
@@ -80,6 +81,7 @@ class DataConfig:
     val_limit: int | None = None
     image_size: int | None = None
     grayscale: bool = False
+    on_gpu: bool = True
 
     def __post_init__(self) -> None:
         _require_name("data.name", self.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -21,10 +22,12 @@ from nni_bayes_nas.errors import ConfigError, SpaceError
 from nni_bayes_nas.lockstep import Member
 
 from .bilevel import BilevelModule
+from .compiled import check_compiler, compiled
 from .costs import CostKind, NetworkCounts, cost_models, extreme_architecture
 from .fused import images_channels_last
 from .mutation import if_mutable, refuse_the_rest
 from .option_checks import check_options
+from .passes import object_shape
 from .relaxations import TEMPERATURE_SCHEDULES
 from .replicas import Alone, Replica, Stacked
 from .second_order import check_double_backward
@@ -127,6 +130,8 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
         Raises:
             SpaceError: If a choice cannot be relaxed; it names the choice.
         """
+        if self.step.compile:
+            check_compiler()
         check_relaxable(model)
         labels = set(model.simplify())
         if not labels:
@@ -157,7 +162,7 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
             loader = evaluator.train_dataloaders
             if loader is None and evaluator.datamodule is not None:
                 loader = evaluator.datamodule.train_dataloader()
-            self.input_shape = _object_shape(loader)
+            self.input_shape = object_shape(loader)
         return super().mutate_evaluator(evaluator)
 
     def configure_oneshot_module(self, training_module: Any) -> BilevelModule:
@@ -204,9 +209,16 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
             raise ConfigError(
                 "searches side by side need order 1, got order 2; set search.replicas to 1, or order to 1."
             )
+        if self.step.compile:
+            raise ConfigError(
+                "searches side by side cannot be compiled, got compile true; set search.replicas to 1, or leave it out."
+            )
 
     def _run(self) -> None:
-        with self.replica.attached(self._mutating, self._binding):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.replica.attached(self._mutating, self._binding))
+            if self.step.compile:
+                stack.enter_context(compiled(self._mutating, self._binding))
             super()._run()
 
     def val_dataloader(self, train_dataloader_fn: Callable[[], Any], val_dataloader_fn: Callable[[], Any]) -> Any:
@@ -381,10 +393,3 @@ def _sample_labels(unit: Any) -> list[str]:
     if isinstance(unit, law.Node):
         return [f"{unit.cell}/{kind}_{unit.index}_{k}" for kind in ("op", "input") for k in range(unit.n_chosen)]
     return [unit.label]
-
-
-def _object_shape(loader: Any) -> tuple[int, ...]:
-    dataset = getattr(loader, "dataset", None)
-    first = dataset[0] if dataset is not None else next(iter(loader))
-    x = first[0] if isinstance(first, (list, tuple)) else first
-    return tuple(x.shape if dataset is not None else x.shape[1:])

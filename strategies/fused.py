@@ -136,6 +136,8 @@ class SharedHeads:
 
     def of(self, x: Tensor) -> dict[Hashable, Tensor]:
         """What is known of a tensor, to be added to."""
+        if torch.compiler.is_compiling():  # which finds what is computed twice by itself
+            return {}
         # A tensor that is written to has another version; while it is held, nothing else has its id.
         return self._of.setdefault((id(x), x._version), (x, {}))[1]
 

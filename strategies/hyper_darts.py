@@ -76,6 +76,8 @@ class HyperDARTS(DifferentiableStrategy):
         second_order: "exact" (Hessian-vector product) or "finite_difference".
         execution: "plain": the supernet operation by operation; "fused": what operations share is computed once, with
             the same result up to rounding; "auto" is "fused".
+        compile: Whether the passes of the mixture run through `torch.compile`: order 1 alone. It takes a minute or more
+            for each of two forms, before the first step that needs it, and pays in long searches.
         validation_points: Where validation metrics are taken, as fractions of the range of lambda.
         arc_learning_rate: Learning rate of the hypernetwork (Adam).
         arc_weight_decay: Its L2 decay.
@@ -117,6 +119,7 @@ class HyperDARTS(DifferentiableStrategy):
         order: Literal[1, 2] = 1,
         second_order: Literal["exact", "finite_difference"] = "exact",
         execution: Execution = "auto",
+        compile: bool = False,
         validation_points: tuple[float, ...] = (0.0, 0.5, 1.0),
         arc_learning_rate: float = 0.02,
         arc_weight_decay: float = 0.0,
@@ -186,6 +189,7 @@ class HyperDARTS(DifferentiableStrategy):
                 order=order,
                 second_order=second_order,
                 execution=execution,
+                compile=compile,
             ),
             cost=cost,
             latency_table=latency_table,

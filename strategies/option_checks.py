@@ -34,6 +34,8 @@ def check_options(
     _check_choice("temperature_schedule", step.temperature_schedule, tuple(TEMPERATURE_SCHEDULES))
     _check_choice("second_order", step.second_order, ("exact", "finite_difference"))
     _check_choice("execution", step.execution, get_args(Execution))
+    if step.compile and step.order == 2:
+        raise ConfigError("compile needs order 1, got order 2: torch compiles no second derivatives; leave one out.")
     _check_choice("relaxation", structure.get("relaxation", "softmax"), RELAXATIONS)
     _check_choice("mixing", structure.get("mixing", "probabilities"), ("probabilities", "marginals"))
     if (cost == "latency") != (latency_table is not None):

@@ -1,4 +1,4 @@
-"""Around the forward passes of a search step: what is logged, and how often equal ones run."""
+"""Around the forward passes of a search step: what is logged, how often equal ones run, of what shape objects are."""
 
 from __future__ import annotations
 
@@ -31,3 +31,11 @@ def n_objects(batch: Any) -> int:
     """Objects of a batch, whose first part are the inputs."""
     x = batch[0] if isinstance(batch, (list, tuple)) else batch
     return int(x.shape[0])
+
+
+def object_shape(loader: Any) -> tuple[int, ...]:
+    """Shape of one object of a data loader."""
+    dataset = getattr(loader, "dataset", None)
+    first = dataset[0] if dataset is not None else next(iter(loader))
+    x = first[0] if isinstance(first, (list, tuple)) else first
+    return tuple(x.shape if dataset is not None else x.shape[1:])

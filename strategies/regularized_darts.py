@@ -36,6 +36,8 @@ class RegularizedDARTS(DifferentiableStrategy):
         second_order: "exact" (Hessian-vector product) or "finite_difference".
         execution: "plain": the supernet operation by operation; "fused": what operations share is computed once, with
             the same result up to rounding; "auto" is "fused".
+        compile: Whether the passes of the mixture run through `torch.compile`: order 1 alone. It takes a minute or more
+            for each of two forms, before the first step that needs it, and pays in long searches.
         arc_learning_rate: Learning rate of the structure parameters (Adam).
         arc_weight_decay: Their L2 decay.
         warmup_epochs: Epochs in which only the weights learn.
@@ -61,6 +63,7 @@ class RegularizedDARTS(DifferentiableStrategy):
         order: Literal[1, 2] = 1,
         second_order: Literal["exact", "finite_difference"] = "exact",
         execution: Execution = "auto",
+        compile: bool = False,
         arc_learning_rate: float = 0.01,
         arc_weight_decay: float = 1e-3,
         warmup_epochs: int = 0,
@@ -81,6 +84,7 @@ class RegularizedDARTS(DifferentiableStrategy):
                 order=order,
                 second_order=second_order,
                 execution=execution,
+                compile=compile,
             ),
             cost=cost,
             latency_table=latency_table,

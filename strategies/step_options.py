@@ -29,6 +29,7 @@ class StepOptions:
         second_order: "exact" or "finite_difference".
         execution: "plain": the supernet operation by operation; "fused": with what operations share computed once;
             "auto": fused.
+        compile: Whether the passes of the mixture run through `torch.compile`.
     """
 
     lambda_per: Literal["object", "step"] = "step"
@@ -40,3 +41,4 @@ class StepOptions:
     order: Literal[1, 2] = 1
     second_order: Literal["exact", "finite_difference"] = "exact"
     execution: Execution = "auto"
+    compile: bool = False

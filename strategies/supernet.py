@@ -131,7 +131,7 @@ class MixedLayer(LayerChoice, _Mixed):  # type: ignore[misc]
 
 def _is_one(x: Any) -> bool:
     """Whether it is the tensor of one supernet."""
-    return isinstance(x, Tensor) and not is_batched(x)
+    return isinstance(x, Tensor) and (torch.compiler.is_compiling() or not is_batched(x))
 
 
 class MixedInput(InputChoice, _Mixed):  # type: ignore[misc]

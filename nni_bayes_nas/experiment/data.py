@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from nni_bayes_nas.errors import DataError, NniBayesNasError
 from nni_bayes_nas.experiment.tasks import Task, task_of
 
 _SPLIT_SEED = 20_261_122  # one split for all seeds: test objects of one run are never training objects of another
+_SHARE_OF_MEMORY = 0.25  # of a GPU, that the data may take; the rest is for the network
 _CHUNK = 4096  # objects that are standardized at a time: double precision for all of them may not fit the memory
 
 
@@ -51,6 +53,19 @@ class DataSplits:
     def shape(self) -> tuple[int, ...]:
         """Shape of one object."""
         return tuple(self.train.tensors[0].shape[1:])
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory that the objects and targets of all parts take."""
+        return sum(t.nbytes for part in (self.train, self.val, self.test) for t in part.tensors)
+
+    def to(self, device: torch.device | str) -> DataSplits:
+        """The same, objects and targets in the memory of a device."""
+
+        def moved(part: TensorDataset) -> TensorDataset:
+            return TensorDataset(*(t.to(device) for t in part.tensors))
+
+        return dataclasses.replace(self, train=moved(self.train), val=moved(self.val), test=moved(self.test))
 
 
 def load_data(config: DataConfig) -> DataSplits:
@@ -105,6 +120,20 @@ def load_data(config: DataConfig) -> DataSplits:
         target_mean,
         target_sd,
     )
+
+
+def load_data_on(device: str, config: DataConfig) -> DataSplits:
+    """`load_data`, in the memory of the device where the configuration wants it and there is room.
+
+    Args:
+        device: "cpu" or "gpu".
+        config: Of the data.
+    """
+    data = load_data(config)
+    if device != "gpu" or not config.on_gpu:
+        return data
+    free, _ = torch.cuda.mem_get_info()
+    return data.to("cuda") if data.n_bytes <= free * _SHARE_OF_MEMORY else data
 
 
 def data_arguments(config: DataConfig) -> tuple[Any, dict[str, Any]]:

@@ -17,7 +17,7 @@ from nni_bayes_nas.experiment import evaluator as evaluation
 from nni_bayes_nas.experiment.augment import Augment, augmentation
 from nni_bayes_nas.experiment.build import build_network, drop_training_parts
 from nni_bayes_nas.experiment.callbacks import EpochLog, SeedEpochs
-from nni_bayes_nas.experiment.data import batches, load_data
+from nni_bayes_nas.experiment.data import batches, load_data_on
 from nni_bayes_nas.experiment.retrained import save
 from nni_bayes_nas.experiment.stopwatch import Stopwatch
 from nni_bayes_nas.experiment.tasks import evaluation_module, task_of
@@ -62,9 +62,9 @@ def run_retrain(
     """
     started, watch = time.perf_counter(), Stopwatch()
     seed, settings = int(parameters["seed"]), config.retrain
-    with watch.stage("data"):
-        data = load_data(config.data)
     device = evaluation.pick_device(config.experiment.device)
+    with watch.stage("data"):
+        data = load_data_on(device, config.data)
     architecture = Architecture(parameters["choices"])
     with watch.stage("building"):
         network = build_network(config, data, seed, architecture, training=True)

@@ -22,7 +22,7 @@ from nni_bayes_nas.config import Config
 from nni_bayes_nas.experiment import evaluator as evaluation
 from nni_bayes_nas.experiment.build import build_space, build_strategy, effective
 from nni_bayes_nas.experiment.callbacks import EpochLog, last_terms, mean_over_loaders
-from nni_bayes_nas.experiment.data import DataSplits, batches, halves, load_data
+from nni_bayes_nas.experiment.data import DataSplits, batches, halves, load_data_on
 from nni_bayes_nas.experiment.derived import SharedWeights
 from nni_bayes_nas.experiment.stopwatch import Stopwatch
 from nni_bayes_nas.experiment.tasks import evaluation_module, task_of
@@ -78,9 +78,9 @@ def run_search(
     """
     started, watch = time.perf_counter(), Stopwatch()
     seed = int(parameters["seed"])
-    with watch.stage("data"):
-        data = load_data(config.data)
     device = evaluation.pick_device(config.experiment.device)
+    with watch.stage("data"):
+        data = load_data_on(device, config.data)
     with watch.stage("building"):
         strategy = build_strategy(config, data, seed)
         if meeting is not None:

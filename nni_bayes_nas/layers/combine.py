@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,6 +45,9 @@ def combine(items: Sequence[Tensor], weights: Tensor) -> Tensor:
         weights: `(n,)`, or `(batch, n)` for weights of each object; `(batch, m, n)`, or `(1, m, n)` for all objects,
             for weights of each of m equal parts of the second axis.
     """
+    if torch.compiler.is_compiling():  # which puts products and sums together by itself
+        scaled = [item * _spread(w, item) for item, w in zip(items, weights.unbind(-1), strict=True)]
+        return functools.reduce(torch.add, scaled)
     result: Tensor = _Combine.apply(weights, *items)
     return result
 

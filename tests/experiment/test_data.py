@@ -11,7 +11,7 @@ import torch
 from nni_bayes_nas.config import Config, DataConfig
 from nni_bayes_nas.errors import ConfigError, DataError
 from nni_bayes_nas.experiment.build import validate
-from nni_bayes_nas.experiment.data import DataSplits, load_data
+from nni_bayes_nas.experiment.data import DataSplits, batches, halves, load_data, load_data_on
 
 
 def npz(folder: Path, **arrays: Any) -> DataConfig:
@@ -177,3 +177,36 @@ def test_options_of_the_data_are_checked(values: dict[str, Any], message: str) -
 
 def test_regression_takes_spaces_of_images_too() -> None:
     validate(Config.from_dict({"data": {"task": "regression"}, "space": {"name": "chain"}}))
+
+
+def test_data_go_to_a_gpu_where_they_are_wanted_and_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    n_bytes = load_data(DataConfig()).n_bytes
+    assert n_bytes == 1797 * (64 * 4 + 8)
+    monkeypatch.setattr(DataSplits, "to", lambda self, device: device)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (4 * n_bytes, 80 << 30))
+    assert load_data_on("gpu", DataConfig()) == "cuda"
+    for device, config, free in (
+        ("cpu", DataConfig(), 4 * n_bytes),
+        ("gpu", DataConfig(on_gpu=False), 4 * n_bytes),
+        ("gpu", DataConfig(), 4 * n_bytes - 1),
+    ):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, 80 << 30))
+        assert isinstance(load_data_on(device, config), DataSplits)
+
+
+def test_data_on_another_device_are_the_same() -> None:
+    data = load_data(DataConfig())
+    there = data.to("meta")
+    assert there.n_bytes == data.n_bytes and there.shape == data.shape and there.mean is data.mean
+    assert {t.device.type for part in (there.train, there.val, there.test) for t in part.tensors} == {"meta"}
+    (part, _) = halves(there.train, 0.5, 0)
+    x, y = next(iter(batches(part, 64, seed=0)))
+    assert x.device.type == y.device.type == "meta" and x.shape == (64, 1, 8, 8)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_of_data_on_a_gpu_are_those_of_the_others() -> None:
+    data = load_data(DataConfig())
+    there = load_data_on("gpu", DataConfig())
+    for here, on_gpu in zip(batches(data.train, 64, seed=3), batches(there.train, 64, seed=3), strict=True):
+        assert all(b.is_cuda and torch.equal(a, b.cpu()) for a, b in zip(here, on_gpu, strict=True))

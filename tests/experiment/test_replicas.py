@@ -85,7 +85,7 @@ def double(monkeypatch):
     from nni_bayes_nas.experiment import data
 
     real = data.load_data
-    monkeypatch.setattr("nni_bayes_nas.experiment.search.load_data", lambda c: in_double(real(c)))
+    monkeypatch.setattr("nni_bayes_nas.experiment.search.load_data_on", lambda device, c: in_double(real(c)))
     yield
     torch.set_default_dtype(before)
 
