@@ -143,6 +143,9 @@ class SearchConfig:
 class RetrainConfig:
     """The retrain trials; ``repeats`` of them per architecture, with seeds seed .. seed + repeats - 1.
 
+    ``replicas`` of the repeats of one architecture run in one trial, side by side: for small networks on a GPU, where
+    each by itself would leave most of it idle.
+
     ``space`` holds arguments of the space that take the place of those in ``space.args``: retraining at another scale
     (more cells, another width, a stem for larger images). The choices of the architecture must fit them.
 
@@ -160,6 +163,7 @@ class RetrainConfig:
     weight_decay: float = 3e-4
     gradient_clip: float = 5.0
     repeats: int = 1
+    replicas: int = 1
     space: dict[str, Any] = field(default_factory=dict)
     crop_padding: int = 0
     horizontal_flip: bool = False
@@ -172,6 +176,7 @@ class RetrainConfig:
     def __post_init__(self) -> None:
         _check_training("retrain", self)
         _require_at_least("retrain.repeats", self.repeats, 1)
+        _require_at_least("retrain.replicas", self.replicas, 1)
         _require_at_least("retrain.crop_padding", self.crop_padding, 0)
         _require_at_least("retrain.cutout", self.cutout, 0)
         for name in ("label_smoothing", "drop_path"):

@@ -14,11 +14,11 @@ from nni_bayes_nas.complexity.axis import stratified
 from nni_bayes_nas.complexity.price_range import GRID_POINTS, PriceRange
 from nni_bayes_nas.errors import NumericsError
 from nni_bayes_nas.layers.normalization import batch_statistics
+from nni_bayes_nas.layers.replicas import Alone, backward_of, gradients_of
 from nni_bayes_nas.precision import Autocast
 
 from .passes import counted, muted, n_objects
 from .relaxations import TEMPERATURE_SCHEDULES
-from .replicas import Alone, backward_of, gradients_of
 from .second_order import hypergradient, step_settings
 from .size_control import SizeControl, reduce_all, solve_all
 from .step_options import StepOptions

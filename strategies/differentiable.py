@@ -19,31 +19,24 @@ from nni_bayes_nas.complexity.budget import WithinBudget, largest_within
 from nni_bayes_nas.complexity.expected import CostModel
 from nni_bayes_nas.complexity.latency import read_latency_table
 from nni_bayes_nas.errors import ConfigError, SpaceError
+from nni_bayes_nas.layers.replicas import Alone, Replica, Stacked
 from nni_bayes_nas.lockstep import Member
 
 from .bilevel import BilevelModule
 from .compiled import check_compiler, compiled
 from .costs import CostKind, NetworkCounts, cost_models, extreme_architecture
 from .fused import images_channels_last
-from .mutation import if_mutable, refuse_the_rest
+from .mutation import check_relaxable, if_mutable, refuse_the_rest
 from .option_checks import check_options
 from .passes import object_shape
 from .relaxations import TEMPERATURE_SCHEDULES
-from .replicas import Alone, Replica, Stacked
+from .replicas import SupernetTemplate
 from .second_order import check_double_backward
 from .size_control import SizeControl
 from .step_options import StepOptions
 from .structure import Structure
 from .structure_loss import NormalizedCost, StructureLoss
-from .supernet import (
-    Binding,
-    MixedCell,
-    MixedInput,
-    MixedLayer,
-    MixedOperationPolicy,
-    MixedRepeat,
-    check_relaxable,
-)
+from .supernet import Binding, MixedCell, MixedInput, MixedLayer, MixedOperationPolicy, MixedRepeat
 
 _FAMILY_POINTS = 33
 _FINEST_POINTS = 257
@@ -201,7 +194,7 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
             ConfigError: As `check_beside`.
         """
         self.check_beside()
-        self.replica = Replica(member, shared.setdefault("stacked", Stacked()))
+        self.replica = Replica(member, shared.setdefault("stacked", Stacked(SupernetTemplate)))
 
     def check_beside(self) -> None:
         """Raise ConfigError if the search cannot run side by side with others: gradients of order 2 cannot."""
@@ -216,7 +209,7 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
 
     def _run(self) -> None:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self.replica.attached(self._mutating, self._binding))
+            stack.enter_context(self.replica.attached(self._mutating, self._binding.for_mixture))
             if self.step.compile:
                 stack.enter_context(compiled(self._mutating, self._binding))
             super()._run()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from nni.mutable import Categorical
 from nni.nas.nn.pytorch.base import ParametrizedModule
 from nni.nas.oneshot.pytorch.strategy import no_default_hook
 from torch import nn
@@ -35,3 +36,15 @@ def refuse_the_rest(module: nn.Module, name: str, memo: dict[str, Any], mutate_k
         raise SpaceError(
             f"every choice must be relaxable, but module `{name}` ({type(module).__name__}) is not: {error}"
         ) from error
+
+
+def check_relaxable(model: nn.Module) -> None:
+    """Raise SpaceError, naming the label, if a choice of the space is not categorical."""
+    space: Any = model
+    for label, mutable in space.simplify().items():
+        values = getattr(mutable, "values", None)
+        if values is None or (not isinstance(mutable, Categorical) and type(mutable).__name__ != "CategoricalMultiple"):
+            raise SpaceError(
+                f"differentiable strategies relax categorical choices only, but `{label}` is a "
+                f"{type(mutable).__name__}; replace it by a choice among values, or search with a multi-trial strategy."
+            )

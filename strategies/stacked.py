@@ -1,4 +1,4 @@
-"""Cells of several supernets of one shape at once: `fused` on wide layers, inside `torch.vmap`."""
+"""Several supernets of one shape as one: their cells run `fused` on wide layers, inside `torch.vmap`."""
 
 from __future__ import annotations
 

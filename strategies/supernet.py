@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from nni.mutable import Categorical
 from nni.nas.nn.pytorch import Cell, InputChoice, LayerChoice, Repeat
 from nni.nas.nn.pytorch.cell import preprocess_cell_inputs
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
@@ -72,6 +71,10 @@ class Binding:
             yield
         finally:
             self.weights, self.kept = before, None
+
+    def for_mixture(self) -> dict[str, Tensor] | None:
+        """The mixing weights of the next pass; None where one architecture runs."""
+        return None if self.kept is not None else self.weights
 
     def add(self, unit: law.Unit) -> None:
         """Register a unit; the same label must always mean the same choice."""
@@ -375,18 +378,6 @@ class MixedOperationPolicy(MixedOperationSamplingPolicy):  # type: ignore[misc]
         return self._values[name].probabilities(self._binding.weights)
 
 
-def check_relaxable(model: nn.Module) -> None:
-    """Raise SpaceError, naming the label, if a choice of the space is not categorical."""
-    space: Any = model
-    for label, mutable in space.simplify().items():
-        values = getattr(mutable, "values", None)
-        if values is None or (not isinstance(mutable, Categorical) and type(mutable).__name__ != "CategoricalMultiple"):
-            raise SpaceError(
-                f"differentiable strategies relax categorical choices only, but `{label}` is a "
-                f"{type(mutable).__name__}; replace it by a choice among values, or search with a multi-trial strategy."
-            )
-
-
 __all__ = [
     "Binding",
     "MixedCell",
@@ -394,5 +385,4 @@ __all__ = [
     "MixedLayer",
     "MixedOperationPolicy",
     "MixedRepeat",
-    "check_relaxable",
 ]

@@ -253,6 +253,11 @@ def _check_retraining(config: Config, data: DataSplits, space: Any) -> None:
     if not settings.space and not settings.drop_path:
         return
     other = build_space(config, data, config.seed, retraining=True)
+    if settings.replicas > 1 and (parts := getattr(other, "training_parts", ())):
+        raise ConfigError(
+            f"what serves in retraining only cannot run side by side, got `{parts[0]}` and retrain.replicas="
+            f"{settings.replicas}; set retrain.replicas to 1."
+        )
     _check_outputs(config, data, other)
     found, offered = space.simplify(), other.simplify()
     unfit = sorted(str(label) for label in {*found, *offered} if not _fits(found.get(label), offered.get(label)))

@@ -22,6 +22,7 @@ from nni_bayes_nas.bayes import objective
 from nni_bayes_nas.config import Precision
 from nni_bayes_nas.experiment.callbacks import CHECKPOINT, Checkpoints, Stages
 from nni_bayes_nas.experiment.stopwatch import Stopwatch
+from nni_bayes_nas.layers.replicas import Alone, backward_of
 from nni_bayes_nas.precision import Autocast, in_full
 
 
@@ -53,6 +54,11 @@ class SupervisedModule(LightningModule):  # type: ignore[misc]
         self.momentum = momentum
         self.weight_decay = weight_decay
         self.auxiliary_weight = auxiliary_weight
+        self.replica: Alone = Alone()
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Lightning's hook."""
+        self.replica.together(backward_of, (loss, args, kwargs))
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
         """What is minimized: a mean over objects, in nats."""

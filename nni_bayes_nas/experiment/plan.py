@@ -13,7 +13,7 @@ Entry = dict[str, Any]
 class TrialSpec:
     """One trial: its name within the plan, its kind, and what the kind's function needs beyond the configuration.
 
-    ``kind`` is ``search``, ``searches``, ``retrain``, or ``package.module:function`` of the user's own.
+    ``kind`` is ``search``, ``searches``, ``retrain``, ``retrains``, or ``package.module:function`` of the user's own.
     ``folders`` are those under ``OUT/trials`` where it writes metrics; empty means that of its name.
     """
 

@@ -1,4 +1,4 @@
-"""Several searches in one process, side by side; each leaves what a search by itself leaves."""
+"""Several searches or retrainings in one process, side by side; each leaves what it would leave by itself."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.experiment.record import read_json, write_json
+from nni_bayes_nas.experiment.retrain import run_retrain
 from nni_bayes_nas.experiment.search import run_search
 from nni_bayes_nas.lockstep import Lockstep, Member
 
@@ -42,28 +43,57 @@ def run_searches(config: Config, parameters: dict[str, Any], directory: Path, re
     Raises:
         Exception: That of the first search, where none came to its end.
     """
+    return _side_by_side(run_search, "searches", config, parameters, directory, report)
+
+
+def run_retrains(config: Config, parameters: dict[str, Any], directory: Path, report: Report) -> dict[str, Any]:
+    """Retrainings of one architecture with seeds of their own, as one; as `run_searches`.
+
+    Args:
+        config: The configuration.
+        parameters: Of the trial; "seeds" gives the seed of each retraining by its name; the others as for a single one.
+        directory: Of the trial; the folders of the retrainings lie beside it.
+        report: As for `run_searches`.
+
+    Returns:
+        As `run_searches`, with "retrainings".
+
+    Raises:
+        Exception: That of the first retraining, where none came to its end.
+    """
+    return _side_by_side(run_retrain, "retrainings", config, parameters, directory, report)
+
+
+def _side_by_side(
+    run: Callable[..., dict[str, Any]],
+    plural: str,
+    config: Config,
+    parameters: dict[str, Any],
+    directory: Path,
+    report: Report,
+) -> dict[str, Any]:
     started = time.perf_counter()
     seeds: dict[str, int] = parameters["seeds"]
     folders = {name: directory.parent / name for name in seeds}
-    identity = json.loads(json.dumps([config.to_dict(), seeds]))
+    identity = json.loads(json.dumps([config.to_dict(), seeds, parameters.get("choices")]))
     earlier = {name: read_json(folder / "result.json") or {} for name, folder in folders.items()}
-    results = {name: row["result"] for name, row in earlier.items() if row.get("searches") == identity}
+    results = {name: row["result"] for name, row in earlier.items() if row.get(plural) == identity}
     waiting = [name for name in seeds if name not in results]
     rows, shared = _Rows(waiting, report), dict[str, Any]()
 
-    def search(name: str, member: Member) -> dict[str, Any]:
+    def one(name: str, member: Member) -> dict[str, Any]:
         folders[name].mkdir(parents=True, exist_ok=True)
-        own = {"trial": name, "seed": seeds[name]}
+        own = {**parameters, "trial": name, "seed": seeds[name]}
         try:
-            result = run_search(config, own, folders[name], partial(rows.add, name), (member, shared))
+            result = run(config, own, folders[name], partial(rows.add, name), (member, shared))
         finally:
             rows.leave(name)
         # For a trial that is killed before the others are done.
-        write_json(folders[name] / "result.json", {"searches": identity, "result": result})
+        write_json(folders[name] / "result.json", {plural: identity, "result": result})
         return result
 
     with _sigterm():
-        outcomes = Lockstep[dict[str, Any]]().run([partial(search, name) for name in waiting])
+        outcomes = Lockstep[dict[str, Any]]().run([partial(one, name) for name in waiting])
     errors = {name: o for name, o in zip(waiting, outcomes, strict=True) if isinstance(o, Exception)}
     results.update({name: o for name, o in zip(waiting, outcomes, strict=True) if not isinstance(o, Exception)})
     if not results:
@@ -72,7 +102,7 @@ def run_searches(config: Config, parameters: dict[str, Any], directory: Path, re
     stages = [row.pop("stage_seconds", {}) for row in done.values()]
     return {
         "default": statistics.fmean(row["default"] for row in done.values()),
-        "searches": done,
+        plural: done,
         "failures": [
             {"trial": name, "attempts": 1, "cause": " ".join(f"{type(e).__name__}: {e}".split())}
             for name, e in errors.items()
@@ -82,7 +112,7 @@ def run_searches(config: Config, parameters: dict[str, Any], directory: Path, re
 
 
 class _Rows:
-    """Intermediate results of several searches, told as one once those that go on have theirs of an epoch."""
+    """Intermediate results of several trainings, told as one once those that go on have theirs of an epoch."""
 
     def __init__(self, names: Iterable[str], report: Report) -> None:
         self.report = report
@@ -101,7 +131,7 @@ class _Rows:
 
 
 def _shares(stages: list[dict[str, float]], seconds: float) -> dict[str, float]:
-    """Seconds by stage: each search's clock runs on while the others have their turn, so they are scaled down."""
+    """Seconds by stage: each training's clock runs on while the others have their turn, so they are scaled down."""
     total = sum(sum(row.values()) for row in stages) or 1.0
     names = dict.fromkeys(name for row in stages for name in row)
     return {name: seconds * sum(row.get(name, 0.0) for row in stages) / total for name in names}

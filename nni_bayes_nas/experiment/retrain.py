@@ -21,6 +21,8 @@ from nni_bayes_nas.experiment.data import batches, load_data_on
 from nni_bayes_nas.experiment.retrained import save
 from nni_bayes_nas.experiment.stopwatch import Stopwatch
 from nni_bayes_nas.experiment.tasks import evaluation_module, task_of
+from nni_bayes_nas.layers.replicas import Replica, Stacked
+from nni_bayes_nas.lockstep import Member
 
 
 class TrainingProgress(Callback):
@@ -42,7 +44,11 @@ class TrainingProgress(Callback):
 
 
 def run_retrain(
-    config: Config, parameters: dict[str, Any], directory: Path, report: Callable[[dict[str, Any]], None]
+    config: Config,
+    parameters: dict[str, Any],
+    directory: Path,
+    report: Callable[[dict[str, Any]], None],
+    meeting: tuple[Member, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Train an architecture on the training set; goes on from the checkpoint in `directory`, if there is one.
 
@@ -53,6 +59,7 @@ def run_retrain(
         parameters: Of the trial; "choices", "seed" and "lambda" are used.
         directory: Where checkpoint, metrics, architecture.json, data.json and model.pt (see `save`) are written.
         report: Called after every epoch with the intermediate result.
+        meeting: Of retrainings side by side: which member this one is, and what all of them share.
 
     Returns:
         The trial's result; test data are read once, after training.
@@ -74,6 +81,8 @@ def run_retrain(
         data, settings, label_smoothing=settings.label_smoothing, auxiliary_weight=settings.auxiliary_weight
     )
     module.set_model(network)
+    if meeting is not None:
+        module.replica = Replica(meeting[0], meeting[1].setdefault("stacked", Stacked()))
 
     def intermediate(terms: dict[str, Any]) -> None:
         report({"default": terms[task.val_score], "epoch": terms["epoch"]})
@@ -92,7 +101,7 @@ def run_retrain(
         clip=settings.gradient_clip,
         watch=watch,
     )
-    with watch.stage("building"):
+    with watch.stage("building"), module.replica.attached(network, dict):
         trainer.fit(
             module,
             batches(data.train, settings.batch_size, seed=seed),

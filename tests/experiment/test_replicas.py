@@ -9,11 +9,13 @@ import torch
 from nni_bayes_nas import lockstep
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.errors import ConfigError, NumericsError
-from nni_bayes_nas.experiment.build import validate
+from nni_bayes_nas.experiment.build import build_space, validate
+from nni_bayes_nas.experiment.data import load_data
 from nni_bayes_nas.experiment.in_process import search_in_process
 from nni_bayes_nas.experiment.plan import Ledger
 from nni_bayes_nas.experiment.plans.search_and_retrain import SearchAndRetrain
-from nni_bayes_nas.experiment.replicas import run_searches
+from nni_bayes_nas.experiment.replicas import run_retrains, run_searches
+from nni_bayes_nas.experiment.retrain import run_retrain
 from nni_bayes_nas.experiment.search import run_search
 from nni_bayes_nas.strategies.bilevel import BilevelModule
 
@@ -85,7 +87,9 @@ def double(monkeypatch):
     from nni_bayes_nas.experiment import data
 
     real = data.load_data
-    monkeypatch.setattr("nni_bayes_nas.experiment.search.load_data_on", lambda device, c: in_double(real(c)))
+    for module in ("search", "retrain"):
+        name = f"nni_bayes_nas.experiment.{module}.load_data_on"
+        monkeypatch.setattr(name, lambda device, c: in_double(real(c)))
     yield
     torch.set_default_dtype(before)
 
@@ -205,3 +209,68 @@ def test_what_cannot_run_side_by_side_is_refused():
     assert validate(config(replicas=1, order=2)).search.replicas == 1
     with pytest.raises(ConfigError, match=r"search\.replicas"):
         config(replicas=0)
+
+
+CHOICES = {
+    **{f"cell{c}/op_{n}_{k}": op for c in (0, 1) for n, k, op in ((2, 0, "conv_3x3"), (2, 1, "max_pool_3x3"))},
+    **{f"cell{c}/op_{n}_{k}": op for c in (0, 1) for n, k, op in ((3, 0, "avg_pool_3x3"), (3, 1, "skip_connect"))},
+    **{f"cell{c}/input_{n}_{k}": [k] for c in (0, 1) for n in (2, 3) for k in (0, 1)},
+}
+
+
+def retraining(**values):
+    base = Config.from_dict({**SMALL, "retrain": {"epochs": 2, "batch_size": 40, "repeats": 3, **values}})
+    labels = set(build_space(base, load_data(base.data), 0).simplify())
+    return base, {label: choice for label, choice in CHOICES.items() if label in labels}
+
+
+def test_retrainings_side_by_side_equal_single_ones(tmp_path, double):
+    base, choices = retraining(crop_padding=1, horizontal_flip=True)
+    seeds = {f"retrain-s0-lam0-seed{seed}": seed for seed in range(3)}
+    parameters = {"choices": choices, "lambda": 0.1}
+    (tmp_path / "alone").mkdir()
+    result = run_retrains(base, {**parameters, "seeds": seeds}, tmp_path / "together" / "t", lambda row: None)
+    assert list(result["retrainings"]) == list(seeds) and result["failures"] == []
+    for name, seed in seeds.items():
+        folder = tmp_path / "alone" / name
+        folder.mkdir()
+        alone = run_retrain(base, {**parameters, "seed": seed}, folder, lambda row: None)
+        found = result["retrainings"][name]
+        kept = [key for key in alone if isinstance(alone[key], (int, float)) and key != "seconds"]
+        assert {key: found[key] for key in kept} == pytest.approx({key: alone[key] for key in kept}, rel=1e-9)
+        ours, theirs = (rows(tmp_path / part / name) for part in ("together", "alone"))
+        assert [row["terms"] for row in ours] == [pytest.approx(row["terms"], rel=1e-9) for row in theirs]
+        ours, theirs = (
+            torch.load(tmp_path / part / name / "model.pt", weights_only=True) for part in ("together", "alone")
+        )
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_the_plan_puts_repeats_side_by_side():
+    base, choices = retraining(replicas=2)
+    plan = SearchAndRetrain(dataclasses.replace(base, search=dataclasses.replace(base.search, searches=1)))
+    search = {"search": {"id": "s0"}, "architectures": [{"choices": choices, "lambda": 0.1, "origin": "lambda"}]}
+    ledger = Ledger(plan, 0)
+    assert [spec.name for spec in ledger.take()] == ["search-s0"]
+    ledger.done("search-s0", {"default": 0.5, **search})
+    pair, single = ledger.take()
+    assert (pair.name, pair.kind) == ("retrains-s0-lam0-seeds0-1", "retrains")
+    assert (single.name, single.kind) == ("retrain-s0-lam0-seed2", "retrain")
+    names = [f"retrain-s0-lam0-seed{seed}" for seed in range(3)]
+    assert ledger.folders()[1:] == names and pair.parameters["seeds"] == {names[0]: 0, names[1]: 1}
+    result = {"test_accuracy": 0.75, "params": 7}
+    lost = {"trial": names[1], "attempts": 1, "cause": "ValueError: x"}
+    ledger.done(pair.name, {"default": 0.5, "retrainings": {names[0]: result}, "failures": [lost]}, job="a")
+    ledger.done(single.name, {"default": 0.5, **result, "test_accuracy": 0.25}, job="b")
+    summary = ledger.summary()
+    (row,) = summary["architectures"]
+    assert [(r["seed"], r["name"], r["trial"]) for r in row["retrain"]] == [(0, names[0], "a"), (2, names[2], "b")]
+    assert row["test_score_mean"] == 0.5 and row["params"] == 7 and summary["failures"] == [lost]
+
+
+def test_what_serves_in_retraining_only_is_refused_side_by_side():
+    with pytest.raises(ConfigError, match=r"side by side, got `drop_path`.*retrain\.replicas"):
+        validate(retraining(replicas=2, drop_path=0.1)[0])
+    assert validate(retraining(replicas=2)[0]).retrain.replicas == 2
+    with pytest.raises(ConfigError, match=r"retrain\.replicas"):
+        retraining(replicas=0)

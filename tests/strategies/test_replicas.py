@@ -9,12 +9,13 @@ from nni.nas.hub.pytorch import DARTS, NasBench201
 from nni.nas.nn.pytorch import Cell, ModelSpace
 from torch import nn
 
+from nni_bayes_nas.layers.replicas import Stacked
 from nni_bayes_nas.search_spaces.cell import CellSpace
 from nni_bayes_nas.search_spaces.chain import ChainSpace
 from nni_bayes_nas.search_spaces.dense import DenseSpace
 from nni_bayes_nas.search_spaces.nasbench201 import NasBench201Space
 from nni_bayes_nas.strategies import RegularizedDARTS
-from nni_bayes_nas.strategies.replicas import Stacked
+from nni_bayes_nas.strategies.replicas import SupernetTemplate
 from nni_bayes_nas.strategies.supernet import MixedCell
 
 
@@ -91,8 +92,8 @@ def test_stacked_supernets_equal_single_ones(name, per_object):
         set_weights(nets, 4 if per_object else 0)
         set_weights(singles, 4 if per_object else 0)
         alone = results(singles, [net(part) for (net, _), part in zip(singles, x, strict=True)])
-        stacked = Stacked()
-        together = results(nets, stacked([(net, b, (part,)) for (net, b), part in zip(nets, x, strict=True)]))
+        stacked = Stacked(SupernetTemplate)
+        together = results(nets, stacked([(net, b.weights, (part,)) for (net, b), part in zip(nets, x, strict=True)]))
         for one, other in zip(alone, together, strict=True):
             for a, b in zip(one, other, strict=True):
                 torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)

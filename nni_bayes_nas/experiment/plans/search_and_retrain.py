@@ -27,25 +27,23 @@ class SearchAndRetrain:
 
     Trials: ``search-s0`` ... for each search, or ``searches-s0-s3`` for those that run side by side, then for each
     distinct architecture of a search ``retrain-s0-lam3-seed1`` (3: where it stands first in the search's list) and
-    ``retrain-s0-rand2-seed1``.
+    ``retrain-s0-rand2-seed1``; for repeats that run side by side ``retrains-s0-lam3-seeds1-4``.
     Identical choices of one search are trained once per seed; all that have them share the trials.
     """
 
     def __init__(self, config: Config) -> None:
         self.task = task_of(config.data)
         self.seeds = [config.seed + i for i in range(config.search.searches)]
-        self.groups = [
-            range(len(self.seeds))[i : i + config.search.replicas]
-            for i in range(0, len(self.seeds), config.search.replicas)
-        ]
-        self.retrain_seeds = [config.seed + i for i in range(config.retrain.repeats)]
+        self.groups = _groups(range(len(self.seeds)), config.search.replicas)
+        self.retrain_groups = _groups(range(config.seed, config.seed + config.retrain.repeats), config.retrain.replicas)
+        self.retrain_seeds = [seed for group in self.retrain_groups for seed in group]
 
     def trials(self, results: dict[str, Result], failed: set[str]) -> list[TrialSpec]:
         """The searches, then the retrain trials of every search that is done, largest architectures first."""
         specs = [self._search(group) for group in self.groups]
         for found in self._found(results):
             if found.first:
-                specs.extend(self._retrain(found, seed) for seed in self.retrain_seeds)
+                specs.extend(self._retrain(found, group) for group in self.retrain_groups)
         return specs
 
     def verdict(self, results: dict[str, Result], failed: set[str]) -> str | None:
@@ -61,7 +59,7 @@ class SearchAndRetrain:
         stems = [found.stem for found in self._found(results) if found.row.get("origin") != "random"]
         if not stems:
             return "no search gave an architecture to retrain"
-        if all(f"{stem}-seed{seed}" in failed for stem in stems for seed in self.retrain_seeds):
+        if all(_retrain_name(stem, group) in failed for stem in stems for group in self.retrain_groups):
             return "every retrain trial of the architectures that the searches gave failed"
         return None
 
@@ -74,7 +72,7 @@ class SearchAndRetrain:
                 searches.append({**result["search"], "id": f"s{i}"})
                 curves[f"s{i}"] = result.get("curve", [])
         architectures = [self._architecture(found, results, ledger) for found in self._found(results)]
-        lost = [row for group in self.groups for row in results.get(self._search(group).name, {}).get("failures", [])]
+        lost = [row for spec in self.trials(results, failed) for row in results.get(spec.name, {}).get("failures", [])]
         part = {"searches": searches, "architectures": architectures, "curves": curves}
         return {**part, "failures": lost} if lost else part
 
@@ -91,9 +89,15 @@ class SearchAndRetrain:
         together = (results.get(self._search(group).name, {}) for group in self.groups if i in group)
         return results.get(name) or next(together).get("searches", {}).get(name)
 
-    def _retrain(self, found: _Found, seed: int) -> TrialSpec:
+    def _retrain(self, found: _Found, group: range) -> TrialSpec:
+        """The trial of some repeats; of one, as if there were no groups."""
         parameters = {key: found.row.get(key) for key in ("choices", "lambda", "params", "macs")}
-        return TrialSpec(f"{found.stem}-seed{seed}", "retrain", {"seed": seed, "architecture": found.id, **parameters})
+        parameters["architecture"] = found.id
+        name = _retrain_name(found.stem, group)
+        if len(group) == 1:
+            return TrialSpec(name, "retrain", {"seed": group[0], **parameters})
+        seeds = {_retrain_name(found.stem, range(seed, seed + 1)): seed for seed in group}
+        return TrialSpec(name, "retrains", {"seeds": seeds, **parameters}, tuple(seeds))
 
     def _found(self, results: dict[str, Result]) -> Iterator[_Found]:
         """Every architecture of every search that is done, lambda ones first, in the order of growing lambda."""
@@ -116,14 +120,17 @@ class SearchAndRetrain:
 
     def _architecture(self, found: _Found, results: dict[str, Result], ledger: Ledger) -> dict[str, Any]:
         retrain, measured = [], None
-        for seed in self.retrain_seeds:
-            name = f"{found.stem}-seed{seed}"
-            result = results.get(name)
-            if result is None:
-                continue
-            measured = measured or result
-            values = {key: result.get(key) for key in (*self.task.retrain_terms, "seconds")}
-            retrain.append({"seed": seed, **values, "trial": ledger.entries[name]["job"], "name": name})
+        for group in self.retrain_groups:
+            trial = _retrain_name(found.stem, group)
+            together = results.get(trial, {}).get("retrainings", results)
+            for seed in group:
+                name = _retrain_name(found.stem, range(seed, seed + 1))
+                result = together.get(name)
+                if result is None:
+                    continue
+                measured = measured or result
+                values = {key: result.get(key) for key in (*self.task.retrain_terms, "seconds")}
+                retrain.append({"seed": seed, **values, "trial": ledger.entries[trial]["job"], "name": name})
         # Counted on the network that was retrained; until then, what the search counted.
         counted = measured or found.row
         score = self.task.test_score
@@ -148,6 +155,17 @@ class SearchAndRetrain:
             "test_score_mean": mean,
             "test_score_sd": sd,
         }
+
+
+def _groups(items: range, size: int) -> list[range]:
+    """Neighbours, `size` together."""
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def _retrain_name(stem: str, seeds: range) -> str:
+    if len(seeds) == 1:
+        return f"{stem}-seed{seeds[0]}"
+    return f"{stem.replace('retrain', 'retrains', 1)}-seeds{seeds[0]}-{seeds[-1]}"
 
 
 def _architecture_id(search: str, word: str, index: int, row: dict[str, Any]) -> str:
