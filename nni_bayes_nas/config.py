@@ -65,7 +65,8 @@ class DataConfig:
     ``task`` says what y is: classes, or real targets. ``root`` and ``download`` are for data sets from files, ``path``
     for ``npz``, ``image_size`` (pixels) and ``grayscale`` for ``image_folder``, ``args`` for a function of the user.
     ``test_fraction`` is used only where the data have no test set of their own. ``limit`` and ``val_limit`` keep the
-    first so many training and validation objects after the seeded shuffle. ``on_gpu``: where trials run on a GPU, all
+    first so many training and validation objects after the seeded shuffle; ``skip`` leaves out so many training objects
+    before them. ``on_gpu``: where trials run on a GPU, all
     data lie in its memory, if they take no more than a quarter of what is free; batches are made and augmented there.
     """
 
@@ -77,6 +78,7 @@ class DataConfig:
     args: dict[str, Any] = field(default_factory=dict)
     val_fraction: float = 0.15
     test_fraction: float = 0.2
+    skip: int = 0
     limit: int | None = None
     val_limit: int | None = None
     image_size: int | None = None
@@ -89,6 +91,7 @@ class DataConfig:
         _require_inside("data.test_fraction", self.test_fraction)
         total = self.val_fraction + self.test_fraction
         _require(total < 1, "data.val_fraction + data.test_fraction", "must be less than 1", total, "lower one of them")
+        _require_at_least("data.skip", self.skip, 0)
         _require_at_least("data.limit", self.limit, 1)
         _require_at_least("data.val_limit", self.val_limit, 1)
         _require_at_least("data.image_size", self.image_size, 1)
@@ -102,7 +105,9 @@ class SearchConfig:
 
     ``searches`` independent searches run with seeds seed, seed + 1, ... From each, ``lambdas`` architectures are read
     off on a log-spaced grid of the strategy's range, both ends included, and ``random`` architectures of matched sizes
-    are drawn beside them (0: none). ``structure_fraction`` is the share of the training set that the structure step
+    are drawn beside them (0: none). With ``variants`` there are as many searches for each of its entries, mappings from
+    paths below ``strategy.args`` and ``search``, ``data.limit`` or ``data.skip`` to values: ranges of lambda, say, or
+    parts of the data. ``structure_fraction`` is the share of the training set that the structure step
     uses. ``replicas`` of the searches run in one trial, side by side: for small networks, which take less time so.
     ``precision`` is Lightning's: with ``bf16-mixed`` the supernet computes in bfloat16; parameters, running statistics,
     losses and the structure stay in single precision.
@@ -117,6 +122,7 @@ class SearchConfig:
     gradient_clip: float = 5.0
     searches: int = 1
     replicas: int = 1
+    variants: list[dict[str, Any]] = field(default_factory=list)
     lambdas: int = 8
     random: int = 6
     structure_fraction: float = 0.5

@@ -45,7 +45,8 @@ class SizeControl:
     @property
     def kind(self) -> tuple[Hashable, ...]:
         """Equal for controls that find their prices by the same equation, targets aside."""
-        return self._prices is None, self.loss.target_scale, self.costs.bounds
+        prices = self._prices
+        return None if prices is None else len(prices.knots), self.loss.target_scale, self.costs.bounds
 
     def _size(self, temperature: float) -> Callable[[Tensor], Tensor]:
         return lambda flat: self.loss.size(self.costs, flat, temperature)

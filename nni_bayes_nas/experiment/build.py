@@ -18,6 +18,7 @@ from nni_bayes_nas.errors import ConfigError, DataError, NniBayesNasError, Space
 from nni_bayes_nas.experiment.augment import check_augmentation
 from nni_bayes_nas.experiment.data import DataSplits, data_arguments, halves, load_data
 from nni_bayes_nas.experiment.tasks import evaluation_module, task_of
+from nni_bayes_nas.variants import varied
 
 with warnings.catch_warnings():
     # nni/nas/nn/pytorch/layers.py (v3.0) warns about classes that torch has gained since; none of them is a layer.
@@ -192,7 +193,21 @@ def validate(config: Config) -> Config:
     strategy.measure(supernet, data.shape)
     strategy.check_order(supernet, data.shape)
     _check_retraining(config, data, space)
+    for changes in config.search.variants:
+        _check_variant(varied(config, changes), space)
     return config
+
+
+def _check_variant(config: Config, space: Any) -> None:
+    """Refuses a variant of the search that would fail where the others do not."""
+    data = load_data(config.data)
+    strategy = build_strategy(config, data, config.seed)
+    _check_replicas(config, strategy)
+    parts = halves(data.train, config.search.structure_fraction, config.seed)
+    supernet = strategy.mutate_model(copy.deepcopy(space))
+    _check_batches(config, data, space, min(map(len, parts)))
+    strategy.measure(supernet, data.shape)
+    strategy.check_order(supernet, data.shape)
 
 
 def _check_replicas(config: Config, strategy: Any) -> None:

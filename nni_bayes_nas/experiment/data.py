@@ -91,7 +91,7 @@ def load_data(config: DataConfig) -> DataSplits:
         keep, held = task.split(y, config.test_fraction, order)
         x, y, x_test, y_test = x[keep], y[keep], x[held], y[held]
     train, val = task.split(y, config.val_fraction, order)
-    train, val = train[: config.limit], val[: config.val_limit]
+    train, val = train[config.skip :][: config.limit], val[: config.val_limit]
     for part, n, least in (
         ("training", len(train), 1),
         ("validation", len(val), task.least),
@@ -100,7 +100,7 @@ def load_data(config: DataConfig) -> DataSplits:
         if n < least:
             raise DataError(
                 f"the {part} set of data `{config.name}` must have at least {least} object(s), got {n} of {n_objects}; "
-                "change data.val_fraction, data.test_fraction, data.limit or data.val_limit."
+                "change data.val_fraction, data.test_fraction, data.skip, data.limit or data.val_limit."
             )
     mean, sd = _moments(x[train])
     target_mean, target_sd = task.scale(y[train])

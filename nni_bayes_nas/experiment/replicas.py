@@ -32,7 +32,8 @@ def run_searches(config: Config, parameters: dict[str, Any], directory: Path, re
 
     Args:
         config: The configuration.
-        parameters: Of the trial; "seeds" gives the seed of each search by its name.
+        parameters: Of the trial; "seeds" gives the seed of each search by its name, "changes" what of its configuration
+            differs.
         directory: Of the trial; the folders of the searches lie beside it.
         report: Called after every epoch with the mean of "default" over the searches, and with that of each.
 
@@ -75,7 +76,8 @@ def _side_by_side(
     started = time.perf_counter()
     seeds: dict[str, int] = parameters["seeds"]
     folders = {name: directory.parent / name for name in seeds}
-    identity = json.loads(json.dumps([config.to_dict(), seeds, parameters.get("choices")]))
+    changes = parameters.get("changes") or {}
+    identity = json.loads(json.dumps([config.to_dict(), seeds, changes, parameters.get("choices")]))
     earlier = {name: read_json(folder / "result.json") or {} for name, folder in folders.items()}
     results = {name: row["result"] for name, row in earlier.items() if row.get(plural) == identity}
     waiting = [name for name in seeds if name not in results]
@@ -83,7 +85,7 @@ def _side_by_side(
 
     def one(name: str, member: Member) -> dict[str, Any]:
         folders[name].mkdir(parents=True, exist_ok=True)
-        own = {**parameters, "trial": name, "seed": seeds[name]}
+        own = {**parameters, "trial": name, "seed": seeds[name], "changes": changes.get(name)}
         try:
             result = run(config, own, folders[name], partial(rows.add, name), (member, shared))
         finally:

@@ -27,6 +27,7 @@ from nni_bayes_nas.experiment.derived import SharedWeights
 from nni_bayes_nas.experiment.stopwatch import Stopwatch
 from nni_bayes_nas.experiment.tasks import evaluation_module, task_of
 from nni_bayes_nas.lockstep import Member
+from nni_bayes_nas.variants import varied
 
 _CURVE_POINTS = 33
 _RANDOM_TRIES = 60
@@ -65,7 +66,7 @@ def run_search(
 
     Args:
         config: The configuration.
-        parameters: Of the trial; "seed" and "trial" are used.
+        parameters: Of the trial; "seed", "trial" and, where the search has some, "changes" are used.
         directory: Where checkpoint, metrics and architectures are written.
         report: Called after every epoch with the intermediate result.
         meeting: Of searches side by side: which member this one is, and what the strategies of all share.
@@ -77,7 +78,8 @@ def run_search(
         NumericsError: If a term of the loss is not finite.
     """
     started, watch = time.perf_counter(), Stopwatch()
-    seed = int(parameters["seed"])
+    seed, changes = int(parameters["seed"]), parameters.get("changes") or {}
+    config = varied(config, changes)
     device = evaluation.pick_device(config.experiment.device)
     with watch.stage("data"):
         data = load_data_on(device, config.data)
@@ -107,6 +109,7 @@ def run_search(
             "id": str(parameters["trial"]).removeprefix("search-"),
             "strategy": config.strategy.name,
             "seed": seed,
+            **({"changes": changes} if changes else {}),
             "seconds": round(time.perf_counter() - started, 2),
             "reading_seconds": round(time.perf_counter() - searched, 2),
             "steps": int(module.trainer.current_epoch) * int(_steps_per_epoch(config, data)),

@@ -176,7 +176,12 @@ class Replica(Alone):
             given = extra()
             if given is None or kwargs or not all(isinstance(a, Tensor) for a in args):
                 return plain(net, *args, **kwargs)
-            key = net.training, *((a.shape, a.dtype) for a in args), *(w.shape for w in given.values())
+            # One graph is differentiated once: passes for other gradients, of searches a step apart, stay out of it.
+            key = (
+                net.training,
+                *((a.shape, a.dtype) for a in args),
+                *((w.shape, w.requires_grad) for w in given.values()),
+            )
             return self._member.together(self._stacked, (net, given, args), key)
 
         net.forward = forward

@@ -204,7 +204,9 @@ def headline(run: RunFolder) -> list[str]:
     searches = run.searches
     strategies = list(dict.fromkeys(str(s.get("strategy", "?")) for s in searches))
     strategy = ", ".join(strategies) or str(run.setting("strategy", "name") or "unknown strategy")
-    planned = run.setting("search", "searches")
+    planned, variants = run.setting("search", "searches"), run.setting("search", "variants")
+    if isinstance(planned, int) and isinstance(variants, list):
+        planned *= max(1, len(variants))
     searched = plural(len(searches), "finished search", "finished searches")
     if isinstance(planned, int) and planned > len(searches):
         searched += f" of {planned} planned"
@@ -333,10 +335,11 @@ def search_rows(run: RunFolder) -> list[list[str]]:
     for row in run.searches:
         cost = " ".join(str(row[key]) for key in ("cost", "cost_kind") if row.get(key))
         terms = row.get("terms") if isinstance(row.get("terms"), dict) else {}
+        changes: Row = row["changes"] if isinstance(row.get("changes"), dict) else {}
         rows.append(
             [
                 str(row.get("id", "?")),
-                str(row.get("strategy", "?")),
+                ", ".join([str(row.get("strategy", "?")), *(f"{path} {value}" for path, value in changes.items())]),
                 number(row.get("seed")),
                 number(row.get("steps")),
                 number(row.get("optimizer_steps_after_search")),

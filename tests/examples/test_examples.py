@@ -177,12 +177,18 @@ def test_search_step_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         torch.set_num_threads(threads)
     assert {"schema", "benchmark", "preset", "command", "environment", "seconds", "rows", "targets"} <= set(first)
     (row,), (target,) = first["rows"], first["targets"]
-    arms = {"NNI", "NNI channels_last", "plain", "fused", "fused, order 2"}
+    arms = {"NNI", "NNI channels_last", "plain", "fused", "fused, bf16", "fused, order 2"}
     assert row["seed"] == 0 and row["seconds"] > 0 and set(row["ms"]) == set(row["peak_mib"]) == arms
     assert min(row["ms"].values()) > 0 and set(row["ratio_to_nni"]) == arms - {"NNI"}
+    assert set(row["share_of_peak"]) == arms and all(0 < share < 1 for share in row["share_of_peak"].values())
+    assert all(0 < error < 0.2 for error in row["error_of_bf16"].values()) and len(row["error_of_bf16"]) == 3
+    axes = [grown["axis"] for grown in first["growth"]]
+    assert {axis: axes.count(axis) for axis in axes} == {"cells": 1, "width": 1, "operations": 1, "lambda": 4}
+    assert all(min(grown["ms"].values()) > 0 for grown in first["growth"])
     assert {"name", "what", "value", "limit", "better", "holds"} == set(target)
     assert target["holds"] == (target["value"] <= 1.0) and "plain / NNI" in capsys.readouterr().out
-    assert json.loads(output.read_text())["rows"] == first["rows"]
+    again = json.loads(output.read_text())
+    assert again["rows"] == first["rows"] and again["growth"] == first["growth"]
 
 
 def load(script: Path) -> Any:

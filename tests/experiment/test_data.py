@@ -91,6 +91,13 @@ def test_val_limit_keeps_the_first_validation_objects() -> None:
     assert torch.equal(full.test.tensors[0], cut.test.tensors[0])
 
 
+def test_skip_and_limit_take_a_part_of_the_training_objects() -> None:
+    whole = load_data(DataConfig()).train.tensors[1]
+    part = load_data(DataConfig(skip=100, limit=50))
+    assert torch.equal(part.train.tensors[1], whole[100:150])
+    assert torch.equal(part.test.tensors[1], load_data(DataConfig()).test.tensors[1])
+
+
 def test_class_numbers_may_be_regression_targets() -> None:
     data = load_data(DataConfig(task="regression"))
     assert data.num_classes == 1 and len(torch.unique(data.train.tensors[1])) == 10

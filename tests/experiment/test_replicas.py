@@ -8,7 +8,7 @@ import torch
 
 from nni_bayes_nas import lockstep
 from nni_bayes_nas.config import Config
-from nni_bayes_nas.errors import ConfigError, NumericsError
+from nni_bayes_nas.errors import ConfigError, DataError, NumericsError
 from nni_bayes_nas.experiment.build import build_space, validate
 from nni_bayes_nas.experiment.data import load_data
 from nni_bayes_nas.experiment.in_process import search_in_process
@@ -209,6 +209,52 @@ def test_what_cannot_run_side_by_side_is_refused():
     assert validate(config(replicas=1, order=2)).search.replicas == 1
     with pytest.raises(ConfigError, match=r"search\.replicas"):
         config(replicas=0)
+
+
+VARIANTS = [
+    {"strategy.args.lambda_range": [0.01, 0.1], "strategy.args.arc_learning_rate": 0.1},
+    {"data.skip": 60, "data.limit": 100, "search.learning_rate": 0.1},
+    {"strategy.args.n_knots": 5, "search.epochs": 3, "search.batch_size": 20},
+]
+
+
+def with_search(base, **changes):
+    return dataclasses.replace(base, search=dataclasses.replace(base.search, **changes))
+
+
+def test_searches_of_other_ranges_data_and_lengths_equal_single_ones(tmp_path, double):
+    base = with_search(config(replicas=4), searches=1, variants=[{}, *VARIANTS])
+    (spec,) = SearchAndRetrain(base).trials({}, set())
+    names = [f"search-s{i}" for i in range(4)]
+    assert (spec.name, spec.folders) == ("searches-s0-s3", tuple(names))
+    assert spec.parameters["changes"] == dict(zip(names[1:], VARIANTS, strict=True))
+    together = run_searches(base, {"trial": "t", **spec.parameters}, tmp_path / "together" / "t", lambda row: None)
+    assert together["failures"] == []
+    for i, alone in enumerate(SearchAndRetrain(with_search(base, replicas=1)).trials({}, set())):
+        folder = tmp_path / "alone" / names[i]
+        folder.mkdir(parents=True)
+        found = run_search(base, {"trial": alone.name, **alone.parameters}, folder, lambda row: None)
+        ours, theirs = (rows(tmp_path / part / alone.name) for part in ("together", "alone"))
+        assert len(ours) == (6 if i == 3 else 4)
+        for a, b in zip(ours, theirs, strict=True):
+            assert a.get("terms", {}) == pytest.approx(b.get("terms", {}), rel=1e-9, abs=1e-9)
+        assert together["searches"][alone.name]["search"].get("changes") == found["search"].get("changes")
+    assert found["search"]["changes"] == VARIANTS[-1]
+
+
+def test_variants_that_cannot_be_searched_are_refused():
+    base = config(replicas=1)
+    assert validate(with_search(base, replicas=4, variants=VARIANTS)).search.variants == VARIANTS
+    for changes, message in (
+        ({"strategy.args.lambda_range": [1.0, 0.1]}, "range"),
+        ({"strategy.args.penaltie": 1}, "penaltie"),
+        ({"data.limit": 1}, "structure_fraction"),
+        ({"data.skip": 10_000}, "training set"),
+    ):
+        with pytest.raises((ConfigError, DataError), match=message):
+            validate(with_search(base, variants=[{}, changes]))
+    with pytest.raises(ConfigError, match="order 1"):
+        validate(with_search(base, replicas=2, variants=[{}, {"strategy.args.order": 2}]))
 
 
 CHOICES = {

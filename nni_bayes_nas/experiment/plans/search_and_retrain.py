@@ -9,6 +9,7 @@ from typing import Any
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.experiment.plan import Ledger, Result, TrialSpec
 from nni_bayes_nas.experiment.tasks import task_of
+from nni_bayes_nas.variants import searches
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class SearchAndRetrain:
 
     def __init__(self, config: Config) -> None:
         self.task = task_of(config.data)
-        self.seeds = [config.seed + i for i in range(config.search.searches)]
-        self.groups = _groups(range(len(self.seeds)), config.search.replicas)
+        self.searches = searches(config)
+        self.groups = _groups(range(len(self.searches)), config.search.replicas)
         self.retrain_groups = _groups(range(config.seed, config.seed + config.retrain.repeats), config.retrain.replicas)
         self.retrain_seeds = [seed for group in self.retrain_groups for seed in group]
 
@@ -65,23 +66,26 @@ class SearchAndRetrain:
 
     def summary(self, results: dict[str, Result], failed: set[str], ledger: Ledger) -> dict[str, Any]:
         """One row a search and one an architecture, with the retrain results there are so far."""
-        searches, curves = [], {}
-        for i in range(len(self.seeds)):
+        searched, curves = [], {}
+        for i in range(len(self.searches)):
             result = self._result(results, i)
             if result is not None:
-                searches.append({**result["search"], "id": f"s{i}"})
+                searched.append({**result["search"], "id": f"s{i}"})
                 curves[f"s{i}"] = result.get("curve", [])
         architectures = [self._architecture(found, results, ledger) for found in self._found(results)]
         lost = [row for spec in self.trials(results, failed) for row in results.get(spec.name, {}).get("failures", [])]
-        part = {"searches": searches, "architectures": architectures, "curves": curves}
+        part = {"searches": searched, "architectures": architectures, "curves": curves}
         return {**part, "failures": lost} if lost else part
 
     def _search(self, group: range) -> TrialSpec:
         """The trial of some searches; of one, as if there were no groups."""
-        seeds = {f"search-s{i}": self.seeds[i] for i in group}
         if len(group) == 1:
-            return TrialSpec(f"search-s{group[0]}", "search", {"seed": self.seeds[group[0]]})
-        return TrialSpec(f"searches-s{group[0]}-s{group[-1]}", "searches", {"seeds": seeds}, tuple(seeds))
+            seed, changes = self.searches[group[0]]
+            return TrialSpec(f"search-s{group[0]}", "search", {"seed": seed, **_where(changes=changes)})
+        seeds = {f"search-s{i}": self.searches[i][0] for i in group}
+        changes = {f"search-s{i}": self.searches[i][1] for i in group if self.searches[i][1]}
+        parameters = {"seeds": seeds, **_where(changes=changes)}
+        return TrialSpec(f"searches-s{group[0]}-s{group[-1]}", "searches", parameters, tuple(seeds))
 
     def _result(self, results: dict[str, Result], i: int) -> Result | None:
         """What search i gave, by itself or side by side with others."""
@@ -101,7 +105,7 @@ class SearchAndRetrain:
 
     def _found(self, results: dict[str, Result]) -> Iterator[_Found]:
         """Every architecture of every search that is done, lambda ones first, in the order of growing lambda."""
-        for i in range(len(self.seeds)):
+        for i in range(len(self.searches)):
             result = self._result(results, i)
             if result is None:
                 continue
@@ -155,6 +159,11 @@ class SearchAndRetrain:
             "test_score_mean": mean,
             "test_score_sd": sd,
         }
+
+
+def _where(**parameters: Any) -> dict[str, Any]:
+    """Those that say something."""
+    return {name: value for name, value in parameters.items() if value}
 
 
 def _groups(items: range, size: int) -> list[range]:
