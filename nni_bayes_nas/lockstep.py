@@ -125,11 +125,17 @@ class Lockstep(Generic[T]):
 
 
 def one_by_one(requests: list[tuple[Member, Callable[[], Any]]]) -> list[Any]:
-    """For `Member.together`: what each member would do by itself, but with all threads of torch."""
-    answers = []
+    """For `Member.together`: what each member would do by itself, but with all threads of torch.
+
+    An error is that of its own member alone.
+    """
+    answers: list[Any] = []
     for member, function in requests:
         with member.random_numbers():
-            answers.append(function())
+            try:
+                answers.append(function())
+            except Exception as error:
+                answers.append(_Failure(error))
     # The meeting takes the numbers that are left for those of its first member.
     _set_random_state(requests[0][0]._random)
     return answers

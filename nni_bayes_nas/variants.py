@@ -35,9 +35,11 @@ def varied(config: Config, changes: dict[str, Any]) -> Config:
                 f"{path!r}; what all searches have in common is set in the configuration itself"
             )
         *parents, last = path.split(".")
-        target = values
+        target: Any = values
         for name in parents:
-            target = target[name]
+            target = target.get(name) if isinstance(target, dict) else None
+        if not isinstance(target, dict):
+            raise ConfigError(f"`search.variants` names {path!r}, but `{'.'.join(parents)}` has nothing below it")
         target[last] = value
     return Config.from_dict(values)
 

@@ -281,6 +281,7 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
     def task_loss(self, batch: Any, batch_idx: int, draws: _Draws) -> Tensor:
         """Mean of the evaluator's training loss over passes with the given mixing weights."""
         losses = []
+        self.binding.n_passes = len(draws)
         for draw in draws:
             self.binding.weights = draw
             losses.append(self._pass(batch, batch_idx))

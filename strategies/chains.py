@@ -80,7 +80,7 @@ def _signature(layer: Any) -> Hashable | None:
     if forward is nn.Conv2d.forward and layer.padding_mode == "zeros":
         shape, bias = tuple(layer.weight.shape), layer.bias is not None
         return "conv", shape, bias, layer.stride, layer.padding, layer.dilation, layer.groups
-    if forward is _BatchNorm.forward and layer.momentum is not None and layer.track_running_stats:
+    if isinstance(layer, nn.BatchNorm2d) and forward is _BatchNorm.forward and _keeps_statistics(layer):
         return "norm", layer.num_features, layer.eps, layer.affine
     if forward is nn.ReLU.forward:
         return ("relu",)
@@ -90,6 +90,11 @@ def _signature(layer: Any) -> Hashable | None:
         pooling = layer.kernel_size, layer.stride, layer.padding, layer.ceil_mode
         return "avg", *pooling, layer.count_include_pad, layer.divisor_override
     return None
+
+
+def _keeps_statistics(norm: nn.BatchNorm2d) -> bool:
+    """Whether its running statistics are means that forget."""
+    return norm.momentum is not None and norm.track_running_stats
 
 
 def run_layer(layer: Any, x: Tensor) -> Tensor:

@@ -69,9 +69,8 @@ def _frozen(parameters: list[Tensor]) -> Iterator[None]:
 
 
 @functools.cache
-def check_compiler() -> None:
-    """Raise ConfigError where torch cannot compile; takes seconds."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+def check_compiler(device: str) -> None:
+    """Raise ConfigError where torch cannot compile for a device, "cpu" or "cuda"; takes seconds."""
     try:
         torch.compile(_one_more)(torch.zeros(4, device=device))
     except Exception as error:

@@ -51,9 +51,11 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
 
     Attributes:
         module_class: The search module; a strategy that changes the steps names its own here.
+        template: Through which supernets of searches side by side run.
     """
 
     module_class: ClassVar[type[BilevelModule]] = BilevelModule
+    template: ClassVar[type[SupernetTemplate]] = SupernetTemplate
 
     def __init__(
         self,
@@ -123,8 +125,6 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
         Raises:
             SpaceError: If a choice cannot be relaxed; it names the choice.
         """
-        if self.step.compile:
-            check_compiler()
         check_relaxable(model)
         labels = set(model.simplify())
         if not labels:
@@ -149,8 +149,14 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
         self._structure = Structure(list(self._binding.units.values()), seed=self.seed, **self._structure_options)
         return supernet
 
+    def check_device(self, device: str) -> None:
+        """Raise ConfigError if the search cannot run on a device, "cpu" or "cuda": where it is to be compiled."""
+        if self.step.compile:
+            check_compiler(device)
+
     def mutate_evaluator(self, evaluator: Any) -> Any:
         """Learn the shape of an object before the search module is built."""
+        self.check_device(evaluator.trainer.strategy.root_device.type)
         if self.input_shape is None:
             loader = evaluator.train_dataloaders
             if loader is None and evaluator.datamodule is not None:
@@ -194,7 +200,7 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
             ConfigError: As `check_beside`.
         """
         self.check_beside()
-        self.replica = Replica(member, shared.setdefault("stacked", Stacked(SupernetTemplate)))
+        self.replica = Replica(member, shared.setdefault("stacked", Stacked(self.template)))
 
     def check_beside(self) -> None:
         """Raise ConfigError if the search cannot run side by side with others: gradients of order 2 cannot."""
@@ -206,6 +212,10 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
             raise ConfigError(
                 "searches side by side cannot be compiled, got compile true; set search.replicas to 1, or leave it out."
             )
+
+    def mixture(self) -> tuple[int, dict[str, torch.Tensor]]:
+        """Passes of a loss, and mixing weights at the low end of lambda: what a supernet looks at in a pass."""
+        return 1, self.structure.mean(None)
 
     def _run(self) -> None:
         with contextlib.ExitStack() as stack:

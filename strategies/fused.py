@@ -251,7 +251,7 @@ def _through(x: Tensor, chains: list[Chain]) -> Tensor:
             x = _normalized(x, layers, None)
         else:
             x = first(x)
-    return x
+    return x.repeat(1, n, 1, 1) if shared else x
 
 
 def _add(x: Tensor, norms: Sequence[Any], factors: list[Tensor], targets: list[_Sum]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nni_bayes_nas.layers.replicas import Template
+from nni_bayes_nas.layers.side_by_side import same_mode
 
 from .stacked import StackedNodes
 from .supernet import Binding, MixedCell
@@ -40,6 +41,10 @@ class SupernetTemplate(Template):
             return super().copied(net)
         finally:
             binding.weights = weights
+
+    def follow(self, like: nn.Module) -> None:
+        """Modes alone: a supernet has thousands of layers."""
+        same_mode(self.net, like)
 
     def receive(self, extra: Mapping[str, Tensor]) -> None:
         """Mixing weights."""

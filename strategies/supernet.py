@@ -40,6 +40,7 @@ class Binding:
             `(batch, edges, operations)`; a further column, for "none", is not looked at.
         kept: While one architecture runs: by unit label the (row, option) pairs that it keeps. Nothing else is
             evaluated then. None while the weights mix.
+        n_passes: Passes with mixing weights of their own of which the running loss is the mean.
         single_lambda: Names of modules that cannot carry weights with a batch axis.
         execution: "plain": operation by operation; "fused" and "auto": see `fused`.
         stack: Whether a fused cell runs equal operations as one; None: where a call costs more than its work, on GPUs.
@@ -54,6 +55,7 @@ class Binding:
         self.weights: dict[str, Tensor] = {}
         self.kept: dict[str, list[tuple[int, int]]] | None = None
         self.single_lambda: list[str] = []
+        self.n_passes = 1
 
     @contextlib.contextmanager
     def only(self, choices: Mapping[str, Any], like: Tensor) -> Iterator[None]:
@@ -72,9 +74,9 @@ class Binding:
         finally:
             self.weights, self.kept = before, None
 
-    def for_mixture(self) -> dict[str, Tensor] | None:
-        """The mixing weights of the next pass; None where one architecture runs."""
-        return None if self.kept is not None else self.weights
+    def for_mixture(self) -> tuple[int, dict[str, Tensor]] | None:
+        """Passes of the loss and the mixing weights of the next one; None where one architecture runs."""
+        return None if self.kept is not None else (self.n_passes, self.weights)
 
     def add(self, unit: law.Unit) -> None:
         """Register a unit; the same label must always mean the same choice."""

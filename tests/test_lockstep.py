@@ -149,8 +149,21 @@ def test_one_by_one_each_has_the_random_numbers_that_it_would_have_alone():
         inside = member.together(one_by_one, (member, lambda: (torch.rand(()), torch.get_num_threads())))
         return [first, inside[0], torch.rand(())], inside[1]
 
-    results = Lockstep().run([run] * 3)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        results = Lockstep().run([run] * 3)
+    finally:
+        torch.set_num_threads(before)
     for index, (numbers, threads) in enumerate(results):
         generator = torch.Generator().manual_seed(index)
         assert numbers == [torch.rand((), generator=generator) for _ in range(3)]
-        assert threads == torch.get_num_threads()
+        assert threads == 2
+
+
+def test_one_by_one_an_error_is_that_of_its_own_member():
+    def run(member):
+        return member.together(one_by_one, (member, lambda: 1 // member.index))
+
+    first, second, third = Lockstep().run([run] * 3)
+    assert isinstance(first, ZeroDivisionError) and (second, third) == (1, 0)

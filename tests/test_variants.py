@@ -35,6 +35,8 @@ def test_a_variant_changes_what_it_names_and_nothing_else():
         ({"seed": 1}, r"search\.variants.*'seed'"),
         ({3: 1}, r"search\.variants.*got 3"),
         ({"search.epoch": 3}, r"search.*epoch"),
+        ({"search.foo.bar": 1}, r"'search.foo.bar'"),
+        ({"search.epochs.x": 1}, r"`search.epochs` has nothing below it"),
         ({"search.epochs": 0}, r"search\.epochs.*at least 1"),
         ({"data.limit": "all"}, r"data\.limit"),
     ],

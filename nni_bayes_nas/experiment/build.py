@@ -17,7 +17,9 @@ from nni_bayes_nas.config import Config
 from nni_bayes_nas.errors import ConfigError, DataError, NniBayesNasError, SpaceError
 from nni_bayes_nas.experiment.augment import check_augmentation
 from nni_bayes_nas.experiment.data import DataSplits, data_arguments, halves, load_data
+from nni_bayes_nas.experiment.evaluator import pick_device
 from nni_bayes_nas.experiment.tasks import evaluation_module, task_of
+from nni_bayes_nas.layers.replicas import check_stackable
 from nni_bayes_nas.variants import varied
 
 with warnings.catch_warnings():
@@ -186,12 +188,16 @@ def validate(config: Config) -> Config:
     space = build_space(config, data, config.seed)
     strategy = build_strategy(config, data, config.seed)
     _check_replicas(config, strategy)
+    if hasattr(strategy, "check_device"):
+        strategy.check_device("cuda" if pick_device(config.experiment.device) == "gpu" else "cpu")
     parts = halves(data.train, config.search.structure_fraction, config.seed)
     supernet = strategy.mutate_model(copy.deepcopy(space))
     _check_outputs(config, data, space)
     _check_batches(config, data, space, min(map(len, parts)))
     strategy.measure(supernet, data.shape)
     strategy.check_order(supernet, data.shape)
+    if config.search.replicas > 1:
+        check_stackable(supernet, data.shape, "search.replicas", strategy.template, *strategy.mixture())
     _check_retraining(config, data, space)
     for changes in config.search.variants:
         _check_variant(varied(config, changes), space)
@@ -265,14 +271,17 @@ def _check_retraining(config: Config, data: DataSplits, space: Any) -> None:
     evaluation_module(
         data, settings, label_smoothing=settings.label_smoothing, auxiliary_weight=settings.auxiliary_weight
     )
-    if not settings.space and not settings.drop_path:
+    if settings.replicas == 1 and not settings.space and not settings.drop_path:
         return
     other = build_space(config, data, config.seed, retraining=True)
-    if settings.replicas > 1 and (parts := getattr(other, "training_parts", ())):
+    parts = [name for name in getattr(other, "training_parts", ()) if name != "drop_path"]
+    if settings.replicas > 1 and parts:
         raise ConfigError(
-            f"what serves in retraining only cannot run side by side, got `{parts[0]}` and retrain.replicas="
+            f"networks with an output for training only cannot run side by side, got `{parts[0]}` and retrain.replicas="
             f"{settings.replicas}; set retrain.replicas to 1."
         )
+    if settings.replicas > 1:
+        check_stackable(other, data.shape, "retrain.replicas")
     _check_outputs(config, data, other)
     found, offered = space.simplify(), other.simplify()
     unfit = sorted(str(label) for label in {*found, *offered} if not _fits(found.get(label), offered.get(label)))

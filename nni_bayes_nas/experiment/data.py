@@ -122,18 +122,29 @@ def load_data(config: DataConfig) -> DataSplits:
     )
 
 
-def load_data_on(device: str, config: DataConfig) -> DataSplits:
+def load_data_on(device: str, config: DataConfig, shared: dict[str, Any] | None = None) -> DataSplits:
     """`load_data`, in the memory of the device where the configuration wants it and there is room.
 
     Args:
         device: "cpu" or "gpu".
         config: Of the data.
+        shared: What trainings side by side have in common: equal data are loaded once.
     """
-    data = load_data(config)
-    if device != "gpu" or not config.on_gpu:
+    known = {} if shared is None else shared.setdefault("data", {})
+    key = repr(config)
+    if key not in known:
+        known[key] = _placed(load_data(config), device, config.on_gpu)
+    found: DataSplits = known[key]
+    return found
+
+
+def _placed(data: DataSplits, device: str, wanted: bool) -> DataSplits:
+    if device != "gpu" or not wanted:
         return data
     free, _ = torch.cuda.mem_get_info()
-    return data.to("cuda") if data.n_bytes <= free * _SHARE_OF_MEMORY else data
+    # A search takes the halves of the training data out of it, which copies them.
+    needed = data.n_bytes + sum(t.nbytes for t in data.train.tensors)
+    return data.to("cuda") if needed <= free * _SHARE_OF_MEMORY else data
 
 
 def data_arguments(config: DataConfig) -> tuple[Any, dict[str, Any]]:

@@ -5,8 +5,9 @@ tuner starts the server; the trial command hands it its environment, folder and 
 and ends as that does. Where nobody answers, the trial command runs the trial itself.
 
 On Linux and the CPU only: CUDA does not survive a fork. The server runs no trial and calls nothing of what it imports,
-so that it has neither threads nor a state that forks would share; NNI, which reads the environment when it is imported,
-is imported by the fork. A fork is killed when the trial command dies, or the server; the server when the tuner dies.
+so that it has no state that forks would share, and no threads but those that a library of linear algebra begins when it
+is imported, and begins anew in a fork. NNI, which reads the environment when it is imported, is imported by the fork. A
+fork is killed when the trial command dies, or the server; the server when the tuner dies.
 """
 
 import contextlib

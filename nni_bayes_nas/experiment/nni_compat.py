@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from nni_bayes_nas.errors import ConfigError
@@ -297,11 +297,13 @@ def trial_parameters(timeout: float = 60.0) -> dict[str, Any]:
     return dict(parameters)
 
 
-def intermediate_reporter() -> Callable[[dict[str, Any]], None]:
-    """Reports intermediate results of this trial; to be called before the search begins.
+def reporter(kind: Literal["intermediate", "final"]) -> Callable[[dict[str, Any]], None]:
+    """Reports results of this trial to the manager; to be called before the search begins.
 
-    nni/nas/execution/sequential.py and nni/nas/evaluator/evaluator.py put a channel of their own in the place of the
-    trial's while a one-shot strategy runs, which drops what the search reports: the web UI would show no curve.
+    nni/nas/execution/sequential.py and nni/nas/evaluator/evaluator.py put a channel and parameters of their own in the
+    place of the trial's while a one-shot strategy runs, which drops what the search reports: the web UI would show no
+    curve. The parameters they leave behind, under which a later result would count as that of trial 0; and where
+    searches run side by side, the channel too.
     """
     nni = import_nni()
     from nni.runtime import trial_command_channel as channels
@@ -313,7 +315,7 @@ def intermediate_reporter() -> Callable[[dict[str, Any]], None]:
         channels.set_default_trial_command_channel(ours)
         nni.trial._params = record
         try:
-            nni.report_intermediate_result(row)
+            (nni.report_intermediate_result if kind == "intermediate" else nni.report_final_result)(row)
         finally:
             channels.set_default_trial_command_channel(theirs)
             nni.trial._params = params

@@ -8,6 +8,7 @@ import signal
 import statistics
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -86,8 +87,16 @@ def _side_by_side(
     def one(name: str, member: Member) -> dict[str, Any]:
         folders[name].mkdir(parents=True, exist_ok=True)
         own = {**parameters, "trial": name, "seed": seeds[name], "changes": changes.get(name)}
+        (folders[name] / "error.json").unlink(missing_ok=True)
         try:
             result = run(config, own, folders[name], partial(rows.add, name), (member, shared))
+        except Exception as error:
+            traceback.print_exc()
+            text = traceback.format_exc()
+            write_json(
+                folders[name] / "error.json", {"type": type(error).__name__, "message": str(error), "traceback": text}
+            )
+            raise
         finally:
             rows.leave(name)
         # For a trial that is killed before the others are done.
@@ -102,6 +111,8 @@ def _side_by_side(
         raise next(iter(errors.values()))
     done = {name: dict(results[name]) for name in seeds if name in results}
     stages = [row.pop("stage_seconds", {}) for row in done.values()]
+    seconds = time.perf_counter() - started
+    _scale_seconds(done.values(), seconds)
     return {
         "default": statistics.fmean(row["default"] for row in done.values()),
         plural: done,
@@ -109,7 +120,7 @@ def _side_by_side(
             {"trial": name, "attempts": 1, "cause": " ".join(f"{type(e).__name__}: {e}".split())}
             for name, e in errors.items()
         ],
-        "stage_seconds": _shares(stages, time.perf_counter() - started),
+        "stage_seconds": _shares(stages, seconds),
     }
 
 
@@ -122,14 +133,29 @@ class _Rows:
         self.by_epoch: dict[int, dict[str, float]] = {}
 
     def add(self, name: str, row: dict[str, Any]) -> None:
-        scores = self.by_epoch.setdefault(row["epoch"], {})
-        scores[name] = float(row["default"])
-        if self.going_on <= scores.keys():
-            shown = {f"default_{key}": scores[key] for key in sorted(scores)}
-            self.report({"default": statistics.fmean(scores.values()), "epoch": row["epoch"], **shown})
+        self.by_epoch.setdefault(row["epoch"], {})[name] = float(row["default"])
+        self._tell()
 
     def leave(self, name: str) -> None:
         self.going_on.discard(name)
+        self._tell()
+
+    def _tell(self) -> None:
+        # An epoch that a training has behind it from before a resume is not waited for.
+        last = {name: max((e for e, s in self.by_epoch.items() if name in s), default=-1) for name in self.going_on}
+        for epoch in sorted(self.by_epoch):
+            if all(epoch <= last[name] for name in self.going_on):
+                scores = self.by_epoch.pop(epoch)
+                shown = {f"default_{key}": scores[key] for key in sorted(scores)}
+                self.report({"default": statistics.fmean(scores.values()), "epoch": epoch, **shown})
+
+
+def _scale_seconds(results: Iterable[dict[str, Any]], seconds: float) -> None:
+    """Seconds of each result that add up to those of all: every clock has run on while others had their turn."""
+    rows = [result.get("search", result) for result in results]
+    scale = seconds / (sum(row.get("seconds", 0.0) for row in rows) or 1.0)
+    for row in rows:
+        row.update({key: round(scale * row[key], 2) for key in ("seconds", "reading_seconds") if key in row})
 
 
 def _shares(stages: list[dict[str, float]], seconds: float) -> dict[str, float]:

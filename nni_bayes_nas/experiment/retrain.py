@@ -71,7 +71,7 @@ def run_retrain(
     seed, settings = int(parameters["seed"]), config.retrain
     device = evaluation.pick_device(config.experiment.device)
     with watch.stage("data"):
-        data = load_data_on(device, config.data)
+        data = load_data_on(device, config.data, meeting and meeting[1])
     architecture = Architecture(parameters["choices"])
     with watch.stage("building"):
         network = build_network(config, data, seed, architecture, training=True)
@@ -101,7 +101,7 @@ def run_retrain(
         clip=settings.gradient_clip,
         watch=watch,
     )
-    with watch.stage("building"), module.replica.attached(network, dict):
+    with watch.stage("building"), module.replica.attached(network, lambda: (1, {})):
         trainer.fit(
             module,
             batches(data.train, settings.batch_size, seed=seed),

@@ -18,7 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from nni_bayes_nas.architecture import Architecture
 from nni_bayes_nas.complexity.measure import count_macs, count_parameters
-from nni_bayes_nas.config import Config
+from nni_bayes_nas.config import Config, SearchConfig
 from nni_bayes_nas.experiment import evaluator as evaluation
 from nni_bayes_nas.experiment.build import build_space, build_strategy, effective
 from nni_bayes_nas.experiment.callbacks import EpochLog, last_terms, mean_over_loaders
@@ -79,10 +79,10 @@ def run_search(
     """
     started, watch = time.perf_counter(), Stopwatch()
     seed, changes = int(parameters["seed"]), parameters.get("changes") or {}
-    config = varied(config, changes)
+    whole, config = config, varied(config, changes)
     device = evaluation.pick_device(config.experiment.device)
     with watch.stage("data"):
-        data = load_data_on(device, config.data)
+        data = load_data_on(device, config.data, meeting and meeting[1])
     with watch.stage("building"):
         strategy = build_strategy(config, data, seed)
         if meeting is not None:
@@ -95,9 +95,9 @@ def run_search(
         module.to("cuda")  # Lightning has moved it back
     with watch.stage("reading"), count_optimizer_steps() as after:
         reader = Reader(config, data, strategy, seed, watch)
-        architectures = [reader.derived(lam) for lam in strategy.lambdas(config.search.lambdas)]
-        curve = reader.curve() if strategy.axis is not None else []
-        random = reader.matched_random(architectures, config.search.random)
+        # A search among others has one thread for itself, and all of them here.
+        read = partial(reader.read, config.search)
+        architectures, curve, random = read() if meeting is None else strategy.replica.in_turn(read)
     terms = mean_over_loaders({k: float(v) for k, v in module.trainer.callback_metrics.items()})
     if not terms:
         terms = last_terms(directory)
@@ -125,7 +125,7 @@ def run_search(
         "architectures": architectures,
         "random": random,
         "curve": curve,
-        "config": effective(config).to_dict(),
+        "config": effective(whole).to_dict(),
         "stage_seconds": watch.seconds,
     }
 
@@ -196,6 +196,12 @@ class Reader:
         self.generator = torch.Generator().manual_seed(seed)
         self._one_hot: dict[str, float] = {}
         self._sizes: dict[str, dict[str, Any]] = {}
+
+    def read(self, wanted: SearchConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
+        """Architectures at the lambda that are asked for, sizes on the grid, random architectures."""
+        architectures = [self.derived(lam) for lam in self.strategy.lambdas(wanted.lambdas)]
+        curve = self.curve() if self.strategy.axis is not None else []
+        return architectures, curve, self.matched_random(architectures, wanted.random)
 
     def size(self, choices: dict[str, Any]) -> dict[str, Any]:
         """Parameters and multiply-accumulates of the network; its milliseconds where the search has a latency table."""

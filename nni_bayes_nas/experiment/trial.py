@@ -52,6 +52,7 @@ def run_here() -> int:
     watch.add({"start": stopwatch.since(stopwatch.TRIAL_BEGAN)})
     with watch.stage("start"):
         parameters = nni_compat.trial_parameters()
+        report_final = nni_compat.reporter("final")
     directory = Path(parameters["output"]) / "trials" / parameters["trial"]
     directory.mkdir(parents=True, exist_ok=True)
     processes.claim(directory)
@@ -67,7 +68,7 @@ def run_here() -> int:
         write_json(directory / "error.json", {"type": type(error).__name__, "message": message, "traceback": text})
         return 1 if number is None else 128 + number
     result["stage_seconds"] = watch.account(stopwatch.since(stopwatch.TRIAL_BEGAN))
-    nni_compat.import_nni().report_final_result(result)
+    report_final(result)
     return 0
 
 
@@ -138,7 +139,7 @@ def finite(value: Any, where: str) -> Any:
 
 
 def _reporter() -> Report:
-    send = nni_compat.intermediate_reporter()
+    send = nni_compat.reporter("intermediate")
 
     def report(row: dict[str, Any]) -> None:
         send(finite(row, "intermediate result"))

@@ -2,7 +2,8 @@
 
 The trainings are members of a `Lockstep`. Where one would run its network, all meet, and `torch.vmap` runs the stacked
 networks. The graph is shared, so that gradients are taken at a meeting too, one pass for all. Everything else, from the
-random numbers to the optimizers, each does as if it were alone.
+random numbers to the optimizers, each does as if it were alone; but for noise inside a network, dropout say, which is
+drawn for all at once.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from nni_bayes_nas.layers.side_by_side import Slot, joined, parted, same_mode, slots
+from nni_bayes_nas.errors import SpaceError
+from nni_bayes_nas.layers.side_by_side import Slot, joined, parted, slots
 from nni_bayes_nas.lockstep import Member, Together, one_by_one
 
 T = TypeVar("T")
@@ -44,6 +46,11 @@ class Template:
             if forward is not None:
                 net.forward = forward
 
+    def follow(self, like: nn.Module) -> None:
+        """Take over the modes of a network, and the numbers that it has been told: the progress of a training, say."""
+        for layer, other in zip(self.net.modules(), like.modules(), strict=True):
+            layer.__dict__.update({k: v for k, v in other.__dict__.items() if type(v) in (bool, int, float)})
+
     def receive(self, extra: Extra) -> None:
         """What the forward pass looks at besides its arguments, inside `torch.vmap`."""
 
@@ -56,7 +63,7 @@ class Template:
             extra: For `receive`.
             args: Of the forward pass.
         """
-        same_mode(self.net, like)
+        self.follow(like)
         rest = [i for i in range(len(own)) if i not in self.placed_by_itself]
 
         def one(tensors: list[Tensor], extra: Extra, args: list[Tensor]) -> Any:
@@ -111,6 +118,38 @@ class Stacked:
         return self._slots[id(net)][1]
 
 
+def check_stackable(
+    net: nn.Module,
+    shape: Sequence[int],
+    option: str,
+    template: Callable[[Any], Template] = Template,
+    n_passes: int = 1,
+    extra: Extra | None = None,
+) -> None:
+    """Run two copies of a network as one, in training.
+
+    Args:
+        net: The network, or a space, whose first architecture runs.
+        shape: Of one object.
+        option: Named in the error.
+        template: As of `Stacked`.
+        n_passes: Not looked at.
+        extra: What the pass looks at besides its arguments.
+
+    Raises:
+        SpaceError: torch cannot batch one of its operations.
+    """
+    nets = [copy.deepcopy(net).train() for _ in range(2)]
+    try:
+        Stacked(template)([(one, extra or {}, (torch.zeros(4, *shape),)) for one in nets])
+    except Exception as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise SpaceError(
+            f"networks side by side must consist of operations that torch.vmap can run, but it fails: {said}\n"
+            f"set {option} to 1"
+        ) from error
+
+
 @torch.no_grad()
 def _write_back(of_nets: list[list[Slot]], own: list[Tensor]) -> None:
     """Give every net its running statistics."""
@@ -136,7 +175,7 @@ class Alone:
         return function()
 
     @contextmanager
-    def attached(self, net: Any, extra: Callable[[], Extra | None]) -> Iterator[None]:
+    def attached(self, net: Any, extra: Callable[[], tuple[Hashable, Extra] | None]) -> Iterator[None]:
         """Inside the block the network runs as it is."""
         yield
 
@@ -152,9 +191,12 @@ class Replica(Alone):
     def __init__(self, member: Member, stacked: Stacked) -> None:
         self._member = member
         self._stacked = stacked
+        self._passes = 0
 
     def together(self, how: Together, what: Any, key: Hashable = None) -> Any:
         """See `Member.together`."""
+        if how in (backward_of, gradients_of):
+            self._passes = 0
         return self._member.together(how, what, key)
 
     def in_turn(self, function: Callable[[], T]) -> T:
@@ -163,12 +205,16 @@ class Replica(Alone):
         return result
 
     @contextmanager
-    def attached(self, net: Any, extra: Callable[[], Extra | None]) -> Iterator[None]:
+    def attached(self, net: Any, extra: Callable[[], tuple[Hashable, Extra] | None]) -> Iterator[None]:
         """Inside the block the network runs together with the others.
+
+        Passes of networks that are a step apart do not share a graph, which is differentiated once: the same pass of
+        as many, for gradients of the same things.
 
         Args:
             net: The network.
-            extra: What its next forward pass looks at besides its arguments; None where it is to run alone.
+            extra: Of its next forward pass: how many there are until gradients are taken, and what it looks at besides
+                its arguments; None where it is to run alone.
         """
         plain = type(net).forward
 
@@ -176,13 +222,12 @@ class Replica(Alone):
             given = extra()
             if given is None or kwargs or not all(isinstance(a, Tensor) for a in args):
                 return plain(net, *args, **kwargs)
-            # One graph is differentiated once: passes for other gradients, of searches a step apart, stay out of it.
-            key = (
-                net.training,
-                *((a.shape, a.dtype) for a in args),
-                *((w.shape, w.requires_grad) for w in given.values()),
-            )
-            return self._member.together(self._stacked, (net, given, args), key)
+            n_passes, tensors = given
+            shapes = *((a.shape, a.dtype) for a in args), *((t.shape, t.requires_grad) for t in tensors.values())
+            key = net.training, self._passes, n_passes, *shapes
+            if torch.is_grad_enabled():
+                self._passes += 1
+            return self._member.together(self._stacked, (net, tensors, args), key)
 
         net.forward = forward
         try:

@@ -187,8 +187,9 @@ def test_regression_takes_spaces_of_images_too() -> None:
 
 
 def test_data_go_to_a_gpu_where_they_are_wanted_and_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    n_bytes = load_data(DataConfig()).n_bytes
-    assert n_bytes == 1797 * (64 * 4 + 8)
+    data = load_data(DataConfig())
+    assert data.n_bytes == 1797 * (64 * 4 + 8)
+    n_bytes = (1797 + len(data.train)) * (64 * 4 + 8)  # of what a search has, the halves of the training data included
     monkeypatch.setattr(DataSplits, "to", lambda self, device: device)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (4 * n_bytes, 80 << 30))
     assert load_data_on("gpu", DataConfig()) == "cuda"
@@ -199,6 +200,13 @@ def test_data_go_to_a_gpu_where_they_are_wanted_and_have_room(monkeypatch: pytes
     ):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, 80 << 30))
         assert isinstance(load_data_on(device, config), DataSplits)
+
+
+def test_trainings_side_by_side_load_equal_data_once() -> None:
+    shared: dict[str, Any] = {}
+    first, second, other = (load_data_on("cpu", DataConfig(limit=n), shared) for n in (50, 50, 60))
+    assert first is second and len(first.train) == 50 and len(other.train) == 60
+    assert load_data_on("cpu", DataConfig(limit=50)) is not first
 
 
 def test_data_on_another_device_are_the_same() -> None:

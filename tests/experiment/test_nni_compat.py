@@ -92,7 +92,7 @@ def test_a_search_reports_through_the_trials_own_channel(monkeypatch: pytest.Mon
 
     ours, theirs = Channel(), Channel()
     monkeypatch.setattr(channels, "_channel", ours)
-    report = nni_compat.intermediate_reporter()
+    report = nni_compat.reporter("intermediate")
     # As nni/nas/execution/sequential.py does while a strategy runs.
     channels.set_default_trial_command_channel(theirs)  # type: ignore[arg-type]
     report({"default": 1.0})

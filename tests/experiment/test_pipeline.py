@@ -62,3 +62,27 @@ def test_search_and_retrain_as_one_experiment(pipeline: Callable[..., Pipeline])
     for name, row in times["trials"].items():
         beside = {"reading"} if name.startswith("search") else {"test"}
         assert set(row["stages"]) == process | training | beside, name
+
+
+@pytest.mark.nni
+def test_every_result_of_trials_side_by_side_arrives_at_once(pipeline: Callable[..., Pipeline]) -> None:
+    """Also of the single search, whose number among the trials is not 0, as the one that NNI's engine leaves behind."""
+    values = {
+        **DIGITS,
+        "search": {**DIGITS["search"], "searches": 3, "replicas": 2},
+        "retrain": {"epochs": 1, "repeats": 2, "replicas": 2},
+        "experiment": {**DIGITS["experiment"], "retries": 0},
+    }
+    run = pipeline(values)
+    run.start()
+    code, out, err = run.wait()
+    assert code == 0, f"{out}\n{err}"
+    summary = run.summary
+    assert summary["status"] == "done" and summary["failures"] == [] and len(summary["searches"]) == 3
+    assert {entry["attempts"] for entry in run.ledger.values()} == {1}
+    assert {name.split("-")[0] for name in run.ledger} == {"search", "searches", "retrains"}
+    records = run.records()
+    for _, name in records["jobs"]:
+        (final,) = records[f"{name} FINAL"]
+        assert final == run.ledger[name]["result"]
+    assert all([r["seed"] for r in row["retrain"]] == [0, 1] for row in summary["architectures"])

@@ -2,13 +2,15 @@
 
 import dataclasses
 import json
+import time
 
 import pytest
 import torch
 
 from nni_bayes_nas import lockstep
+from nni_bayes_nas.bayes.objective import check_finite
 from nni_bayes_nas.config import Config
-from nni_bayes_nas.errors import ConfigError, DataError, NumericsError
+from nni_bayes_nas.errors import ConfigError, DataError, NumericsError, SpaceError
 from nni_bayes_nas.experiment.build import build_space, validate
 from nni_bayes_nas.experiment.data import load_data
 from nni_bayes_nas.experiment.in_process import search_in_process
@@ -17,6 +19,7 @@ from nni_bayes_nas.experiment.plans.search_and_retrain import SearchAndRetrain
 from nni_bayes_nas.experiment.replicas import run_retrains, run_searches
 from nni_bayes_nas.experiment.retrain import run_retrain
 from nni_bayes_nas.experiment.search import run_search
+from nni_bayes_nas.search_spaces.cell import CellSpace
 from nni_bayes_nas.strategies.bilevel import BilevelModule
 
 SMALL = {
@@ -89,7 +92,7 @@ def double(monkeypatch):
     real = data.load_data
     for module in ("search", "retrain"):
         name = f"nni_bayes_nas.experiment.{module}.load_data_on"
-        monkeypatch.setattr(name, lambda device, c: in_double(real(c)))
+        monkeypatch.setattr(name, lambda device, c, shared: in_double(real(c)))
     yield
     torch.set_default_dtype(before)
 
@@ -144,19 +147,30 @@ def in_double(splits):
     return splits
 
 
-def test_one_that_fails_ends_alone(tmp_path, monkeypatch):
+@pytest.mark.parametrize("where", ["the loss", "a single architecture"])
+def test_one_that_fails_ends_alone(tmp_path, monkeypatch, where):
     real = BilevelModule.weight_loss
 
     def failing(self, *args):
         loss = real(self, *args)
         return loss * float("nan") if self.seed == 1 and self.current_step > 1 else loss
 
-    monkeypatch.setattr(BilevelModule, "weight_loss", failing)
+    single = BilevelModule._single_losses
+
+    def failing_alone(self, *args):
+        losses = single(self, *args)
+        if self.seed == 1 and self.current_step > 1:
+            check_finite("train_loss", losses[0] * float("nan"), step=self.current_step)
+        return losses
+
+    patched = ("weight_loss", failing) if where == "the loss" else ("_single_losses", failing_alone)
+    monkeypatch.setattr(BilevelModule, *patched)
     parameters = {"trial": "t", "seeds": {f"search-s{i}": i for i in range(3)}}
     result = run_searches(config(), parameters, tmp_path / "t", lambda row: None)
     assert list(result["searches"]) == ["search-s0", "search-s2"]
     (failure,) = result["failures"]
     assert failure["trial"] == "search-s1" and "NumericsError" in failure["cause"] and "train_loss" in failure["cause"]
+    assert "train_loss" in json.loads((tmp_path / "search-s1" / "error.json").read_text())["traceback"]
     with pytest.raises(NumericsError, match="train_loss"):
         run_searches(config(), {"trial": "t", "seeds": {"search-s9": 1, "search-s8": 1}}, tmp_path / "t", print)
 
@@ -257,6 +271,54 @@ def test_variants_that_cannot_be_searched_are_refused():
         validate(with_search(base, replicas=2, variants=[{}, {"strategy.args.order": 2}]))
 
 
+def test_searches_out_of_step_do_not_share_a_graph(tmp_path, double):
+    changes = {"search-s0": {"data.limit": 90}, "search-s2": {"strategy.args.lambdas_per_step": 3}}
+    base = config(lambda_per="step", lambdas_per_step=2)
+    parameters = {"trial": "t", "seeds": {f"search-s{i}": i for i in range(3)}, "changes": changes}
+    together = run_searches(base, parameters, tmp_path / "together" / "t", lambda row: None)
+    assert together["failures"] == []
+    for i, name in enumerate(parameters["seeds"]):
+        folder = tmp_path / "alone" / name
+        folder.mkdir(parents=True)
+        run_search(base, {"trial": name, "seed": i, "changes": changes.get(name)}, folder, lambda row: None)
+        for a, b in zip(*(rows(tmp_path / part / name) for part in ("together", "alone")), strict=True):
+            assert a.get("terms", {}) == pytest.approx(b.get("terms", {}), rel=1e-9, abs=1e-9)
+
+
+def test_a_run_of_variants_keeps_its_own_configuration(tmp_path):
+    base = with_search(config(replicas=1), variants=[{}, {"data.limit": 100}])
+    result = run_search(base, {"trial": "search-s1", "seed": 0, "changes": {"data.limit": 100}}, tmp_path, print)
+    assert result["config"]["search"]["variants"] == base.search.variants and result["config"]["data"]["limit"] == 160
+
+
+def test_seconds_add_up_to_those_of_all(tmp_path):
+    began = time.perf_counter()
+    result = run_searches(config(), {"trial": "t", "seeds": {"search-s0": 0, "search-s1": 1}}, tmp_path / "t", print)
+    total = time.perf_counter() - began
+    seconds = [row["search"]["seconds"] for row in result["searches"].values()]
+    assert 0.8 * total < sum(seconds) <= total + 0.02
+    assert sum(result["stage_seconds"].values()) == pytest.approx(sum(seconds), abs=0.05)
+
+
+class CountsInPasses(CellSpace):
+    """A space that torch.vmap cannot run."""
+
+    def forward(self, x):
+        return super().forward(x * float(x.abs().max() > -1))
+
+
+def test_what_cannot_be_stacked_is_refused_before_time_is_spent():
+    name = f"{__name__}:CountsInPasses"
+    for section, values in (
+        ("search", {"search": {**SMALL["search"], "replicas": 2}}),
+        ("retrain", {"retrain": {"repeats": 2, "replicas": 2}}),
+    ):
+        values = {**SMALL, **values, "space": {**SMALL["space"], "name": name}}
+        with pytest.raises(SpaceError, match=rf"torch\.vmap.*\n.*set {section}\.replicas to 1"):
+            validate(Config.from_dict(values))
+    validate(Config.from_dict({**SMALL, "space": {**SMALL["space"], "name": name}}))
+
+
 CHOICES = {
     **{f"cell{c}/op_{n}_{k}": op for c in (0, 1) for n, k, op in ((2, 0, "conv_3x3"), (2, 1, "max_pool_3x3"))},
     **{f"cell{c}/op_{n}_{k}": op for c in (0, 1) for n, k, op in ((3, 0, "avg_pool_3x3"), (3, 1, "skip_connect"))},
@@ -315,8 +377,9 @@ def test_the_plan_puts_repeats_side_by_side():
 
 
 def test_what_serves_in_retraining_only_is_refused_side_by_side():
-    with pytest.raises(ConfigError, match=r"side by side, got `drop_path`.*retrain\.replicas"):
-        validate(retraining(replicas=2, drop_path=0.1)[0])
+    with pytest.raises(ConfigError, match=r"side by side, got `auxiliary`.*retrain\.replicas"):
+        validate(retraining(replicas=2, space={"auxiliary": True})[0])
+    validate(retraining(replicas=2, drop_path=0.1)[0])
     assert validate(retraining(replicas=2)[0]).retrain.replicas == 2
     with pytest.raises(ConfigError, match=r"retrain\.replicas"):
         retraining(replicas=0)

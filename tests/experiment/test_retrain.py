@@ -142,7 +142,7 @@ def test_training_data_are_not_touched(tmp_path: Path, monkeypatch: pytest.Monke
 
     data = load_data(config().data)
     before = data.train.tensors[0].clone()
-    monkeypatch.setattr(retrain, "load_data", lambda _: data)
+    monkeypatch.setattr(retrain, "load_data_on", lambda *_: data)
     retrained(config(epochs=1), tmp_path)
     assert torch.equal(data.train.tensors[0], before)
 

@@ -235,6 +235,7 @@ CANDIDATES = {
     "odd": lambda c, a: _Odd(c),
     "pool": lambda c, a: nn.AvgPool2d(3, 1, 1),
     "twice": lambda c, a: nn.Sequential(OPERATIONS["sep_conv_3x3"](c, a), OPERATIONS["conv_1x1"](c, a)),
+    "relu after pool": lambda c, a: nn.Sequential(nn.MaxPool2d(3, 1, 1), nn.ReLU()),
     "biased": lambda c, a: nn.Conv2d(c, c, 3, padding=1),
     "normalized": lambda c, a: nn.BatchNorm2d(c, affine=a, momentum=0.3, eps=1e-3),
 }
