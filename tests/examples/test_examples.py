@@ -162,6 +162,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.mark.slow
 def test_search_step_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """The result file follows the contract of the benchmarks, and what it holds is not measured again."""
     script, output = EXAMPLES / "benchmarks" / "search_step.py", tmp_path / "out.json"

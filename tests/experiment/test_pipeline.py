@@ -15,9 +15,10 @@ from .test_stopwatch import check_account
 
 DIGITS: dict[str, Any] = {
     "space": {"name": "chain"},
-    "search": {"epochs": 2, "warmup_epochs": 1, "lambdas": 2, "random": 0},
+    # The number of the second search among the trials is not 0, as is the one that NNI's engine leaves behind.
+    "search": {"epochs": 2, "warmup_epochs": 1, "searches": 2, "lambdas": 2, "random": 0},
     "retrain": {"epochs": 1},
-    "experiment": {"device": "cpu", "concurrency": 2, "threads": 1},
+    "experiment": {"device": "cpu", "concurrency": 2, "threads": 1, "retries": 0},
 }
 
 
@@ -42,6 +43,7 @@ def test_search_and_retrain_as_one_experiment(pipeline: Callable[..., Pipeline])
     records = run.records()
     jobs = {job: name for job, name in records["jobs"]}
     assert summary["experiment"]["trials_succeeded"] == len(jobs) == len(run.ledger)
+    assert {entry["attempts"] for entry in run.ledger.values()} == {1} and len(summary["searches"]) == 2
     for row in summary["architectures"]:
         assert row["params"] > 0 and [jobs[r["trial"]] for r in row["retrain"]] == [r["name"] for r in row["retrain"]]
     # Exactly one final result a trial, our dict, and an intermediate one an epoch.
@@ -65,13 +67,13 @@ def test_search_and_retrain_as_one_experiment(pipeline: Callable[..., Pipeline])
 
 
 @pytest.mark.nni
+@pytest.mark.slow
 def test_every_result_of_trials_side_by_side_arrives_at_once(pipeline: Callable[..., Pipeline]) -> None:
-    """Also of the single search, whose number among the trials is not 0, as the one that NNI's engine leaves behind."""
+    """Where several searches have changed the channel to the manager in turn."""
     values = {
         **DIGITS,
         "search": {**DIGITS["search"], "searches": 3, "replicas": 2},
         "retrain": {"epochs": 1, "repeats": 2, "replicas": 2},
-        "experiment": {**DIGITS["experiment"], "retries": 0},
     }
     run = pipeline(values)
     run.start()

@@ -138,6 +138,7 @@ def test_the_supernet_alone_computes_in_low_precision(tmp_path, monkeypatch, arg
     assert 0 < abs(float(low["loss"] - full["loss"])) < 0.02 * float(full["loss"])
 
 
+@pytest.mark.slow
 def test_searches_side_by_side_have_low_precision_too(tmp_path):
     seeds = {"search-s0": 0, "search-s1": 1}
     together = run_searches(config(), {"trial": "t", "seeds": seeds}, tmp_path / "together" / "t", lambda row: None)

@@ -106,7 +106,13 @@ def searched_alone(base, seeds, tmp_path):
     return found
 
 
-@pytest.mark.parametrize("args", [{}, {"lambda_per": "object", "hypernet": "linear", "complexity": "penalty"}])
+@pytest.mark.parametrize(
+    "args",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"lambda_per": "object", "hypernet": "linear", "complexity": "penalty"},
+    ],
+)
 def test_the_first_step_equals_that_of_a_single_search(tmp_path, monkeypatch, double, args):
     seeds = {f"search-s{i}": i for i in range(3)}
     base = config(**args)

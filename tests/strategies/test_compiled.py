@@ -38,17 +38,13 @@ def mixing(binding, n_objects, *, learn):
     return weights
 
 
+CASES = list(itertools.product(SPACES, ("plain", "fused"), ((), (6,))))
+QUICK = ("cell", "fused", (6,))
+
+
 @pytest.mark.parametrize(
     ("space", "execution", "n_objects"),
-    [
-        ("cell", "fused", (6,)),
-        ("NNI's NAS-Bench-201", "plain", ()),
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in itertools.product(SPACES, ("plain", "fused"), ((), (6,)))
-            if case not in (("cell", "fused", (6,)), ("NNI's NAS-Bench-201", "plain", ()))
-        ),
-    ],
+    [QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES if case != QUICK)],
 )
 def test_outputs_gradients_and_statistics_are_equal(space, execution, n_objects):
     found = []
