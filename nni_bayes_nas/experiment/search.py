@@ -215,6 +215,16 @@ class Reader:
             self._sizes[architecture.key] = size
         return self._sizes[architecture.key]
 
+    def modelled_size(self, choices: dict[str, Any]) -> dict[str, Any]:
+        """The same, without building the network where the model of the cost is exact, and so equal to the count."""
+        key, costs = Architecture(choices).key, ("params", "macs")
+        if key in self._sizes or any(self.strategy.cost_of(kind).kind != "exact" for kind in costs):
+            return self.size(choices)
+        size: dict[str, Any] = {kind: round(self.strategy.predicted_cost(kind, choices)) for kind in costs}
+        if self.strategy.latency_table is not None:
+            size["latency"] = self.strategy.predicted_cost("latency", choices)
+        return size
+
     def one_hot_score(self, choices: dict[str, Any]) -> float:
         """Validation score of an architecture with the weights of the search."""
         key = Architecture(choices).key
@@ -241,7 +251,7 @@ class Reader:
         """Size of the architecture at every point of a grid of lambda, as read off: no sorting, no projection."""
         axis, structure, rows = self.strategy.axis, self.strategy.structure, []
         for i, lam in enumerate(axis.grid(_CURVE_POINTS)):
-            size = self.size(self.strategy.export(lam))
+            size = self.modelled_size(self.strategy.export(lam))
             expected = float(structure.expected_cost(self.strategy.cost, structure.position(lam)))
             rows.append({"lambda": lam, "u": i / (_CURVE_POINTS - 1), **size, "expected_cost": expected})
         return rows

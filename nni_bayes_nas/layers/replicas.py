@@ -153,9 +153,14 @@ def check_stackable(
 @torch.no_grad()
 def _write_back(of_nets: list[list[Slot]], own: list[Tensor]) -> None:
     """Give every net its running statistics."""
+    theirs: list[Tensor] = []
+    ours: list[Tensor] = []
     for places, tensor in zip(zip(*of_nets, strict=True), own, strict=True):
         if not isinstance(places[0][0][places[0][1]], nn.Parameter):
-            torch._foreach_copy_([where[name] for where, name in places], list(tensor.unbind()))
+            theirs.extend(where[name] for where, name in places)
+            ours.extend(tensor.unbind())
+    if theirs:
+        torch._foreach_copy_(theirs, ours)
 
 
 def _images(x: Tensor) -> Tensor:
