@@ -23,6 +23,7 @@ STAGES = {
     "saving": "Saving network and result",
     "other": "Other",
 }
+TITLES = {"searches": "group of searches", "retrains": "group of retrainings"}
 PHASES = {"start": "{} until the first trial was sent", "trials": "{} of trials", "report": "{} for the report"}
 TEXT_COLUMNS = ("Stage",)
 
@@ -57,7 +58,8 @@ def time_table(run: RunFolder) -> tuple[list[str], list[list[str]]]:
     per_kind = [_cell(sum(by_kind.get(kind, 0.0) for by_kind in sums.values())) for kind in kinds]
     rows.append(["All", *per_kind, *_together(total, total)])
     counts = {kind: sum(_kind(row) == kind for row in trials.values()) for kind in kinds}
-    headings = [f"{plural(n, kind)} (s)" if n == 1 else f"{n:,} × {kind} (s)" for kind, n in counts.items()]
+    named = [(TITLES.get(kind, kind), n) for kind, n in counts.items()]
+    headings = [f"{plural(n, kind)} (s)" if n == 1 else f"{n:,} × {kind} (s)" for kind, n in named]
     return ["Stage", *headings, "Together (s)", "Share"], rows
 
 

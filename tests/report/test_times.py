@@ -18,6 +18,14 @@ TIMES = {
 }
 
 
+def test_trials_of_several_trainings_are_named_in_words(run_folder, edit_summary):
+    folder = run_folder(with_metrics=False)
+    stages = {"stages": {"training": 1.0}}
+    trials = {"a": {"kind": "searches", **stages}, **{name: {"kind": "retrains", **stages} for name in "bc"}}
+    edit_summary(folder, lambda summary: summary.update(wall_clock={**TIMES, "trials": trials}))
+    assert time_table(read_run(folder))[0][1:3] == ["1 group of searches (s)", "2 × group of retrainings (s)"]
+
+
 def test_known_answers(run_folder, edit_summary):
     folder = run_folder(with_metrics=False)
     edit_summary(folder, lambda summary: summary.update(wall_clock=TIMES))
