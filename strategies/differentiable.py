@@ -213,10 +213,6 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
                 "searches side by side cannot be compiled, got compile true; set search.replicas to 1, or leave it out."
             )
 
-    def mixture(self) -> tuple[int, dict[str, torch.Tensor]]:
-        """Passes of a loss, and mixing weights at the low end of lambda: what a supernet looks at in a pass."""
-        return 1, self.structure.mean(None)
-
     def _run(self) -> None:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.replica.attached(self._mutating, self._binding.for_mixture))

@@ -186,6 +186,16 @@ def validate(config: Config) -> Config:
     config = effective(config)
     data = load_data(config.data)
     space = build_space(config, data, config.seed)
+    _check_search(config, data, space)
+    _check_retraining(config, data, space)
+    for changes in config.search.variants:
+        variant = varied(config, changes)
+        _check_search(variant, load_data(variant.data), space)
+    return config
+
+
+def _check_search(config: Config, data: DataSplits, space: Any) -> None:
+    """Refuses a search, or a variant of it, that would fail."""
     strategy = build_strategy(config, data, config.seed)
     _check_replicas(config, strategy)
     if hasattr(strategy, "check_device"):
@@ -197,23 +207,7 @@ def validate(config: Config) -> Config:
     strategy.measure(supernet, data.shape)
     strategy.check_order(supernet, data.shape)
     if config.search.replicas > 1:
-        check_stackable(supernet, data.shape, "search.replicas", strategy.template, *strategy.mixture())
-    _check_retraining(config, data, space)
-    for changes in config.search.variants:
-        _check_variant(varied(config, changes), space)
-    return config
-
-
-def _check_variant(config: Config, space: Any) -> None:
-    """Refuses a variant of the search that would fail where the others do not."""
-    data = load_data(config.data)
-    strategy = build_strategy(config, data, config.seed)
-    _check_replicas(config, strategy)
-    parts = halves(data.train, config.search.structure_fraction, config.seed)
-    supernet = strategy.mutate_model(copy.deepcopy(space))
-    _check_batches(config, data, space, min(map(len, parts)))
-    strategy.measure(supernet, data.shape)
-    strategy.check_order(supernet, data.shape)
+        check_stackable(supernet, data.shape, "search.replicas", strategy.template, strategy.structure.mean(None))
 
 
 def _check_replicas(config: Config, strategy: Any) -> None:

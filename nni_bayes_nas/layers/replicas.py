@@ -123,7 +123,6 @@ def check_stackable(
     shape: Sequence[int],
     option: str,
     template: Callable[[Any], Template] = Template,
-    n_passes: int = 1,
     extra: Extra | None = None,
 ) -> None:
     """Run two copies of a network as one, in training.
@@ -133,7 +132,6 @@ def check_stackable(
         shape: Of one object.
         option: Named in the error.
         template: As of `Stacked`.
-        n_passes: Not looked at.
         extra: What the pass looks at besides its arguments.
 
     Raises:
