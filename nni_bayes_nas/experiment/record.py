@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import tempfile
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +145,10 @@ class Record:
         """
         rows = [row for name in names for row in read_rows(self.trial_directory(name) / "metrics.jsonl")]
         write_rows(self.output / "metrics.jsonl", rows)
+
+
+def write_error(directory: Path, error: BaseException, message: str) -> None:
+    """``error.json``, and the traceback on standard error: why a trial, or one of several trainings in it, failed."""
+    traceback.print_exception(error)
+    text = "".join(traceback.format_exception(error))
+    write_json(directory / "error.json", {"type": type(error).__name__, "message": message, "traceback": text})

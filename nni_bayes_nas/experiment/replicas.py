@@ -8,7 +8,6 @@ import signal
 import statistics
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from nni_bayes_nas.config import Config
-from nni_bayes_nas.experiment.record import read_json, write_json
+from nni_bayes_nas.experiment.record import read_json, write_error, write_json
 from nni_bayes_nas.experiment.retrain import run_retrain
 from nni_bayes_nas.experiment.search import run_search
 from nni_bayes_nas.lockstep import Lockstep, Member
@@ -91,11 +90,7 @@ def _side_by_side(
         try:
             result = run(config, own, folders[name], partial(rows.add, name), (member, shared))
         except Exception as error:
-            traceback.print_exc()
-            text = traceback.format_exc()
-            write_json(
-                folders[name] / "error.json", {"type": type(error).__name__, "message": str(error), "traceback": text}
-            )
+            write_error(folders[name], error, str(error))
             raise
         finally:
             rows.leave(name)

@@ -7,7 +7,6 @@ import math
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.errors import NumericsError, RunError
 from nni_bayes_nas.experiment import fork_server, nni_compat, processes, stopwatch
-from nni_bayes_nas.experiment.record import read_json, write_json
+from nni_bayes_nas.experiment.record import read_json, write_error, write_json
 from nni_bayes_nas.experiment.resources import THREAD_VARIABLES
 from nni_bayes_nas.experiment.stopwatch import Stopwatch
 from nni_bayes_nas.registry import resolve
@@ -62,10 +61,8 @@ def run_here() -> int:
     except (Exception, SystemExit) as error:
         # Lightning turns a SIGTERM into an exit with code 0, which NNI would take for success.
         number = processes.stopping_signal(error)
-        traceback.print_exc()
         message = str(error) if number is None else f"stopped by {number.name}"
-        text = traceback.format_exc()
-        write_json(directory / "error.json", {"type": type(error).__name__, "message": message, "traceback": text})
+        write_error(directory, error, message)
         return 1 if number is None else 128 + number
     result["stage_seconds"] = watch.account(stopwatch.since(stopwatch.TRIAL_BEGAN))
     report_final(result)
