@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nni_bayes_nas.errors import SpaceError
 from nni_bayes_nas.layers.memory_format import channels_last
+from nni_bayes_nas.layers.side_by_side import adaptive_max_pool2d
 
 from .operations import OPERATIONS, DropPath, auxiliary_head, image_stem
 
@@ -200,7 +201,7 @@ class _Preprocess(nn.Module):
         size = min(x.shape[-1] for x in states)
         if self.pool and size > _SMALLEST:
             size = (size + 1) // 2
-        return [x if x.shape[-1] == size else nn.functional.adaptive_max_pool2d(x, size) for x in states]
+        return [x if x.shape[-1] == size else adaptive_max_pool2d(x, size) for x in states]
 
 
 class _KeepLast(nn.Module):

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nni_bayes_nas.layers.replicas import Template
-from nni_bayes_nas.layers.side_by_side import same_mode
+from nni_bayes_nas.layers.side_by_side import SameMode
 
 from .stacked import StackedNodes
 from .supernet import Binding, MixedCell
@@ -24,6 +24,7 @@ class SupernetTemplate(Template):
     def __init__(self, net: nn.Module) -> None:
         super().__init__(net)
         self._binding = binding_of(self.net)
+        self._modes: dict[int, tuple[nn.Module, SameMode]] = {}
         index = {(id(where), name): i for i, (where, name) in enumerate(self.places)}
         self._cells: list[tuple[StackedNodes, list[int]]] = []
         for cell in [m for m in self.net.modules() if isinstance(m, MixedCell)]:
@@ -44,7 +45,10 @@ class SupernetTemplate(Template):
 
     def follow(self, like: nn.Module) -> None:
         """Modes alone: a supernet has thousands of layers."""
-        same_mode(self.net, like)
+        if id(like) not in self._modes:
+            # With the net, whose id is nobody else's so long.
+            self._modes[id(like)] = like, SameMode(self.net, like)
+        self._modes[id(like)][1]()
 
     def receive(self, extra: Mapping[str, Tensor]) -> None:
         """Mixing weights."""

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from nni_bayes_nas.bayes import law
 from nni_bayes_nas.layers.side_by_side import (
+    SameMode,
     Slot,
     concatenated,
     joined,
     parted,
     physically,
     place,
-    same_mode,
     slots,
     widened,
 )
@@ -47,7 +47,7 @@ class StackedNodes:
         self._narrow = nn.ModuleList(every)
         self.slots: list[Slot] = slots(self._narrow)
         self.tensors: Sequence[Tensor] = ()
-        self._wide: dict[int, tuple[nn.ModuleList, list[Slot], FusedNodes]] = {}
+        self._wide: dict[int, tuple[list[Slot], SameMode, FusedNodes]] = {}
 
     def __call__(self, inputs: Sequence[Tensor], weights: Mapping[str, Tensor]) -> Tensor:
         """Inputs of the cell and mixing weights by label of the node -> the states of the nodes, concatenated.
@@ -60,8 +60,8 @@ class StackedNodes:
 
         def run(n: int, tensors: list[Tensor]) -> list[Tensor]:
             states, mixing = tensors[: len(inputs)], tensors[len(inputs) :]
-            wide, places, fused = self._widened(n)
-            same_mode(wide, self._narrow)
+            places, follow, fused = self._widened(n)
+            follow()
             place(self.tensors, places)
             by_label = {label: _by_part(w) for label, w in zip(labels, mixing, strict=True)}
             result = fused([joined(x) for x in states], by_label, stack=False)
@@ -70,12 +70,13 @@ class StackedNodes:
         (result,) = physically(run, [*inputs, *(weights[label] for label in labels)])
         return result
 
-    def _widened(self, n: int) -> tuple[nn.ModuleList, list[Slot], FusedNodes]:
+    def _widened(self, n: int) -> tuple[list[Slot], SameMode, FusedNodes]:
         if n not in self._wide:
             wide = nn.ModuleList(widened(m, n) for m in self._narrow)
             modules = iter(wide)
             made = {(node, edge): {name: next(modules) for name in names} for node, edge, names in self._edges}
-            self._wide[n] = wide, slots(wide), FusedNodes(self.nodes, lambda node, edge: made[node, edge])
+            fused = FusedNodes(self.nodes, lambda node, edge: made[node, edge])
+            self._wide[n] = slots(wide), SameMode(wide, self._narrow), fused
         return self._wide[n]
 
 

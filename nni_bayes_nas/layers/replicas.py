@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from nni_bayes_nas.errors import SpaceError
-from nni_bayes_nas.layers.side_by_side import Slot, joined, parted, slots
+from nni_bayes_nas.layers.side_by_side import Slot, WideLayer, joined, parted, slots
 from nni_bayes_nas.lockstep import Member, Together, one_by_one
 
 T = TypeVar("T")
@@ -34,6 +34,9 @@ class Template:
 
     def __init__(self, net: nn.Module) -> None:
         self.net = self.copied(net)
+        for layer in filter(WideLayer.fits, self.net.modules()):
+            wide: Any = WideLayer(layer)
+            layer.forward = wide
         self.places = slots(self.net)
         self.placed_by_itself: set[int] = set()
 
@@ -151,12 +154,9 @@ def check_stackable(
 @torch.no_grad()
 def _write_back(of_nets: list[list[Slot]], own: list[Tensor]) -> None:
     """Give every net its running statistics."""
-    theirs: list[Tensor] = []
-    ours: list[Tensor] = []
-    for places, tensor in zip(zip(*of_nets, strict=True), own, strict=True):
-        if not isinstance(places[0][0][places[0][1]], nn.Parameter):
-            theirs.extend(where[name] for where, name in places)
-            ours.extend(tensor.unbind())
+    buffers = [i for i, (where, name) in enumerate(of_nets[0]) if not isinstance(where[name], nn.Parameter)]
+    ours = [one for i in buffers for one in own[i].unbind()]
+    theirs = [where[name] for i in buffers for where, name in (places[i] for places in of_nets)]
     if theirs:
         torch._foreach_copy_(theirs, ours)
 

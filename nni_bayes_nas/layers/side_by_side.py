@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from nni_bayes_nas.layers.memory_format import channels_last
+from nni_bayes_nas.layers.memory_format import channels_last, is_batched
 
 # Of a module: its dictionary of parameters or of buffers, and a name there.
 Slot = tuple[dict[str, Any], str]
@@ -86,8 +88,11 @@ def widened(module: nn.Module, n: int) -> nn.Module:
         shape = (n * tensor.shape[0], *tensor.shape[1:]) if tensor.dim() else ()
         value = torch.empty(shape, dtype=tensor.dtype, device="meta")
         memo[id(tensor)] = value
+    # A layer that is one of a template runs by a `WideLayer`, which the copy is for.
+    memo.update((id(layer.forward), None) for layer in module.modules() if "forward" in layer.__dict__)
     wide = copy.deepcopy(module, memo)
     for layer in wide.modules():
+        layer.__dict__.pop("forward", None)
         if isinstance(layer, nn.Conv2d):
             for name in ("in_channels", "out_channels", "groups"):
                 setattr(layer, name, n * getattr(layer, name))
@@ -113,9 +118,77 @@ def place(tensors: Sequence[Tensor], into: Sequence[Slot]) -> None:
         where[name] = tensor.flatten(0, 1) if tensor.dim() > 1 else tensor
 
 
-def same_mode(module: nn.Module, like: nn.Module) -> None:
-    """Set what decides how layers of equal structure run: training or evaluation, momentum."""
-    for layer, other in zip(module.modules(), like.modules(), strict=True):
-        layer.__dict__["training"] = other.training
-        if isinstance(layer, nn.BatchNorm2d) and isinstance(other, nn.BatchNorm2d):
+class SameMode:
+    """Sets what decides how layers of equal structure run: training or evaluation, momentum.
+
+    Args:
+        module: Whose layers are set.
+        like: Whose modes they take over; neither gets other layers later.
+    """
+
+    def __init__(self, module: nn.Module, like: nn.Module) -> None:
+        pairs = list(zip(module.modules(), like.modules(), strict=True))
+        self._modes = [(layer.__dict__, other.__dict__) for layer, other in pairs]
+        self._momenta = [(a, b) for a, b in pairs if isinstance(a, nn.BatchNorm2d) and isinstance(b, nn.BatchNorm2d)]
+
+    def __call__(self) -> None:
+        """Do so now."""
+        for ours, theirs in self._modes:
+            ours["training"] = theirs["training"]
+        for layer, other in self._momenta:
             layer.momentum = other.momentum
+
+
+class WideLayer:
+    """The forward pass of one layer of several networks, inside `torch.vmap` over them, as one wide layer.
+
+    torch's own ways with such layers copy images into another order in memory, and back.
+
+    Args:
+        layer: Of one of the networks; `fits` it.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        self._layer = layer
+        self._slots = slots(layer)
+        self._wide: dict[int, tuple[nn.Module, list[Slot], SameMode]] = {}
+
+    @staticmethod
+    def fits(layer: nn.Module) -> bool:
+        """Whether a layer works on the channels of an image one by one, or in groups as a convolution."""
+        forward = type(layer).forward
+        if isinstance(layer, nn.BatchNorm2d):
+            return forward is _BatchNorm.forward and layer.track_running_stats and layer.momentum is not None
+        if isinstance(layer, nn.Conv2d):
+            return forward is nn.Conv2d.forward
+        if isinstance(layer, nn.MaxPool2d):
+            return forward is nn.MaxPool2d.forward and not layer.return_indices
+        return forward in (nn.AvgPool2d.forward, nn.AdaptiveAvgPool2d.forward)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`(batch, channels, h, w)` -> the output of the layer."""
+        if x.dim() != 4:
+            result: Tensor = type(self._layer).forward(self._layer, x)
+            return result
+
+        def run(n: int, tensors: list[Tensor]) -> list[Tensor]:
+            images, *own = tensors
+            wide, places, follow = self._widened(n)
+            follow()
+            place(own, places)
+            return [parted(wide(joined(images)), n)]
+
+        return physically(run, [x, *(where[name] for where, name in self._slots)])[0]
+
+    def _widened(self, n: int) -> tuple[nn.Module, list[Slot], SameMode]:
+        if n not in self._wide:
+            wide = widened(self._layer, n)
+            self._wide[n] = wide, slots(wide), SameMode(wide, self._layer)
+        return self._wide[n]
+
+
+def adaptive_max_pool2d(x: Tensor, size: int) -> Tensor:
+    """As torch's, inside `torch.vmap` over networks for the images of all at once."""
+    if not (is_batched(x) and x.dim() == 4):
+        return F.adaptive_max_pool2d(x, size)
+    return physically(lambda n, images: [parted(F.adaptive_max_pool2d(joined(images[0]), size), n)], [x])[0]
