@@ -303,6 +303,7 @@ def test_replicas(tmp_path: Path) -> None:
     assert all(len(scores) == 2 for scores in row["scores"].values()) and min(row["seconds"].values()) > 0
     # The same seeds by themselves, twice.
     assert row["scores"]["one by one"] == pytest.approx(row["scores"]["two at a time"], abs=0.05)
-    assert "side by side / one by one" in said
+    assert "side by side / one by one" in said and "two groups / one by one" in said
+    assert run("replicas", tmp_path / "replicas.json", seeds=2)[1]["rows"] == [row]
     refused = subprocess.run(command("replicas", tmp_path / "x.json"), text=True, capture_output=True, check=False)
     assert refused.returncode == 1 and "at least 2 searches" in refused.stderr
