@@ -1,0 +1,255 @@
+"""Linear and convolutional layers whose weights are Gaussian: a mean and a standard deviation for each of them.
+
+A network is converted as it is, with the names of its weights, and back. Biases and normalization stay points. In
+training, and where `weight_noise` says so, a layer adds the noise of its weights to its output:
+
+    local     every output has noise of its own, of the variance that the weights give it (Kingma, Salimans & Welling,
+              2015, arXiv 1506.02557; in a convolution, each place independently of the others, as Molchanov et al.,
+              2017, arXiv 1701.05369)
+    flipout   weights are drawn once for a batch, and their noise changes signs from object to object (Wen et al., 2018,
+              arXiv 1803.04386): exact where noise that is shared by all places of an image matters
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
+
+from nni_bayes_nas.bayes import normal
+from nni_bayes_nas.errors import ConfigError, SpaceError
+
+Estimator = Literal["local", "flipout"]
+ESTIMATORS: tuple[Estimator, ...] = ("local", "flipout")
+M = TypeVar("M", bound=nn.Module)
+Apply = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+_LEAST_VARIANCE = 1e-12
+
+
+class Variational(nn.Module):
+    """What Gaussian layers have in common; `weight` holds the means.
+
+    Attributes:
+        rho: Logarithms of the standard deviations, of the shape of `weight`; see `normal.sd`.
+        prior: See `normal.kl_to_prior`.
+        prior_sd: Of the prior "fixed".
+        estimator: How the noise comes into the output.
+        normalized: Whether the scale of the weights means nothing, since normalization follows: the divergence is then
+            that of weights whose means have a root mean square of 1 in every filter.
+        noisy: Whether the output has noise; None: in training.
+    """
+
+    weight: Any
+    bias: Any
+    rho: nn.Parameter
+    prior: normal.Prior
+    prior_sd: float
+    estimator: Estimator
+    normalized: bool
+    noisy: bool | None
+
+    def kl(self) -> Tensor:
+        """KL of the weights to their prior, in nats; `()`."""
+        mean, sd = self.weight, normal.sd(self.rho)
+        if self.normalized:
+            scale = mean.flatten(1).square().mean(1).clamp_min(1e-24).rsqrt().reshape(-1, *[1] * (mean.dim() - 1))
+            mean, sd = mean * scale, sd * scale
+        return normal.kl_to_prior(mean, sd, self.prior, self.prior_sd)
+
+    def _output(self, x: Tensor, apply: Apply) -> Tensor:
+        mean = apply(x, self.weight, self.bias)
+        if not (self.training if self.noisy is None else self.noisy):
+            return mean
+        sd = normal.sd(self.rho)
+        if self.estimator == "local":
+            # Without the bias, which has no variance.
+            variance = apply(x.square(), sd.square(), None)
+            return mean + variance.clamp_min(_LEAST_VARIANCE).sqrt() * torch.randn_like(mean)
+        noise = apply(x * _signs(x, self.weight.dim()), sd * torch.randn_like(sd), None)
+        return mean + noise * _signs(noise, self.weight.dim())
+
+
+class VariationalLinear(nn.Linear, Variational):
+    """`nn.Linear` with Gaussian weights; made by `to_variational`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(*batch, in_features)` -> `(*batch, out_features)`."""
+        return self._output(x, F.linear)
+
+
+class VariationalConv2d(nn.Conv2d, Variational):
+    """`nn.Conv2d` with Gaussian weights; made by `to_variational`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(batch, in_channels, h, w)` -> `(batch, out_channels, h', w')`."""
+        return self._output(x, self._conv_forward)
+
+
+_KINDS: dict[Any, type[Variational]] = {nn.Linear.forward: VariationalLinear, nn.Conv2d.forward: VariationalConv2d}
+_BACK: dict[type[Variational], type[nn.Module]] = {VariationalLinear: nn.Linear, VariationalConv2d: nn.Conv2d}
+
+
+def to_variational(
+    model: M,
+    *,
+    prior: normal.Prior = "empirical_bayes",
+    prior_sd: float = 1.0,
+    rho: float = -5.0,
+    estimator: Estimator = "local",
+    skip: Collection[str] = (),
+) -> M:
+    """Give the weights of all linear and convolutional layers standard deviations, in place.
+
+    Args:
+        model: Any network. Its weights become means.
+        prior: Of the weights, see `normal.kl_to_prior`.
+        prior_sd: Of the prior "fixed". A layer of an `nn.Sequential` that batch normalization follows is `normalized`.
+        rho: Logarithm of every standard deviation at first.
+        estimator: How noise comes into the outputs.
+        skip: Names of modules that stay as they are, with all that is in them.
+
+    Returns:
+        The model; another object only where it is itself one of these layers.
+
+    Raises:
+        SpaceError: Layers with weights that cannot be converted; it names them.
+        ConfigError: Options that cannot be, or a name in `skip` that is none of a module.
+    """
+    _check(prior, prior_sd, rho, estimator)
+    modules = dict(model.named_modules())
+    if unknown := sorted(set(skip) - set(modules)):
+        raise ConfigError(f"skip must name modules of the model, got {unknown}; see model.named_modules().")
+    kept = {id(m) for name in skip for m in modules[name].modules()}
+    if others := [f"{name or 'the model'} ({type(m).__name__})" for name, m in modules.items() if _odd(m, kept)]:
+        raise SpaceError(
+            f"weights of Linear and Conv2d layers alone can be variational, but the model has {', '.join(others)}\n"
+            "name these in skip, to keep them as they are"
+        )
+    normalized = {id(layer) for m in modules.values() for layer in _before_normalization(m)}
+
+    def converted(layer: nn.Module) -> nn.Module:
+        kind = None if id(layer) in kept else _kind(layer)
+        if kind is None:
+            return layer
+        new: Any = _recast(layer, kind)
+        new.rho = nn.Parameter(torch.full_like(new.weight, rho))
+        new.prior, new.prior_sd, new.estimator, new.noisy = prior, prior_sd, estimator, None
+        new.normalized = id(layer) in normalized
+        return new  # type: ignore[no-any-return]
+
+    return _replaced(model, converted)
+
+
+def to_deterministic(model: M) -> M:
+    """The inverse of `to_variational`: weights are the means; in place."""
+
+    def converted(layer: nn.Module) -> nn.Module:
+        if not isinstance(layer, Variational):
+            return layer
+        new = _recast(layer, _BACK[type(layer)])
+        del new._parameters["rho"]
+        for name in ("prior", "prior_sd", "estimator", "normalized", "noisy"):
+            del new.__dict__[name]
+        return new
+
+    return _replaced(model, converted)
+
+
+def variational_layers(model: nn.Module) -> dict[str, Variational]:
+    """The Gaussian layers of a network by name."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, Variational)}
+
+
+def collect_kl(model: nn.Module) -> dict[str, Tensor]:
+    """KL of every Gaussian layer to its prior, by name, in nats; `()` each. Nothing is divided by the objects here."""
+    return {name: layer.kl() for name, layer in variational_layers(model).items()}
+
+
+@contextlib.contextmanager
+def weight_noise(model: nn.Module, on: bool) -> Iterator[None]:
+    """Inside the block, all outputs have noise or none, in training as in evaluation."""
+    layers = list(variational_layers(model).values())
+    before = [layer.noisy for layer in layers]
+    for layer in layers:
+        layer.noisy = on
+    try:
+        yield
+    finally:
+        for layer, noisy in zip(layers, before, strict=True):
+            layer.noisy = noisy
+
+
+def _check(prior: str, prior_sd: float, rho: float, estimator: str) -> None:
+    if prior not in normal.PRIORS:
+        raise ConfigError(f"prior must be one of {', '.join(normal.PRIORS)}, got {prior!r}.")
+    if estimator not in ESTIMATORS:
+        raise ConfigError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}.")
+    if not 0 < prior_sd < float("inf"):
+        raise ConfigError(f"prior_sd is a standard deviation and must be above 0, got {prior_sd}; 1 is usual.")
+    low, high = normal.RHO_RANGE
+    if not low <= rho <= high:
+        raise ConfigError(f"rho must be in [{low:g}, {high:g}], got {rho}; -5 is a standard deviation of .0067.")
+
+
+def _kind(layer: nn.Module) -> type[Variational] | None:
+    """The Gaussian layer that a layer can become."""
+    if "weight" not in layer._parameters or parametrize.is_parametrized(layer):
+        return None
+    return _KINDS.get(type(layer).forward)
+
+
+def _odd(module: nn.Module, kept: set[int]) -> bool:
+    """Whether a module has weights of its own that would stay points unasked: matrices, that is, and filters."""
+    if id(module) in kept or isinstance(module, Variational) or _kind(module) is not None:
+        return False
+    own = [*module._parameters.values()]
+    if parametrize.is_parametrized(module):
+        own += [p for name, p in module.named_parameters() if name.startswith("parametrizations.")]
+    return any(p is not None and p.dim() > 1 for p in own)
+
+
+def _before_normalization(module: nn.Module) -> list[nn.Module]:
+    """Layers of a chain whose outputs are normalized next."""
+    if not isinstance(module, nn.Sequential):
+        return []
+    layers = list(module)
+    return [a for a, b in itertools.pairwise(layers) if isinstance(b, _BatchNorm)]
+
+
+def _recast(layer: nn.Module, kind: type[nn.Module]) -> nn.Module:
+    """A module of another kind with the same parameters, buffers, hooks and attributes."""
+    new = kind.__new__(kind)
+    new.__dict__.update(layer.__dict__)
+    new._parameters = dict(layer._parameters)
+    return new
+
+
+def _replaced(model: M, converted: Callable[[nn.Module], nn.Module]) -> M:
+    """Every module of a model converted, a shared one once."""
+    done: dict[int, nn.Module] = {}
+
+    def of(module: nn.Module) -> nn.Module:
+        if id(module) not in done:
+            done[id(module)] = converted(module)
+        return done[id(module)]
+
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is not None:
+                parent._modules[name] = of(child)
+    result: Any = of(model)
+    return result  # type: ignore[no-any-return]
+
+
+def _signs(x: Tensor, weight_dim: int) -> Tensor:
+    """-1 or 1 for each object and feature or channel, equal at all places of an image."""
+    # Of a linear layer features come last, of a convolution channels come second.
+    shape = x.shape if weight_dim == 2 else (*x.shape[:2], *[1] * (x.dim() - 2))
+    return torch.randint(0, 2, shape, device=x.device).to(x.dtype) * 2 - 1

@@ -1,0 +1,235 @@
+"""Gaussian layers: noise of the analytic size, divergences that mean something, conversion there and back."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from nni_bayes_nas.bayes import normal
+from nni_bayes_nas.errors import ConfigError, SpaceError
+from nni_bayes_nas.layers.variational import (
+    ESTIMATORS,
+    VariationalConv2d,
+    VariationalLinear,
+    collect_kl,
+    to_deterministic,
+    to_variational,
+    variational_layers,
+    weight_noise,
+)
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Sequential(nn.Conv2d(4, 4, 3, groups=2, stride=2), nn.ReLU()),
+        nn.Flatten(),
+        nn.Linear(4 * 4 * 4, 3),
+    ).double()
+
+
+def layer(make, rho=-1.0, **options):
+    torch.manual_seed(0)
+    return to_variational(make().double(), rho=rho, **options)
+
+
+LAYERS = {
+    "linear": (lambda: nn.Linear(5, 3), (5,)),
+    "convolution": (lambda: nn.Conv2d(3, 4, 3, padding=1), (3, 5, 5)),
+    "grouped": (lambda: nn.Conv2d(4, 4, 3, groups=2, bias=False, stride=2, dilation=2, padding=2), (4, 7, 7)),
+}
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_noise_has_the_analytic_size(name, estimator):
+    """Var[out] = conv(x^2, sigma^2), mean = conv(x, mu) + bias; over many draws."""
+    make, shape = LAYERS[name]
+    found = layer(make, estimator=estimator)
+    x = torch.randn(1, *shape, dtype=torch.float64)
+    with torch.no_grad(), weight_noise(found, False):
+        mean = found(x)
+        plain = copy.deepcopy(found)
+        plain.weight.copy_(normal.sd(found.rho).square())
+        if plain.bias is not None:
+            plain.bias.zero_()
+        variance = plain(x.square())
+    n = 4000
+    with torch.no_grad():
+        # One object after the other: the draws of flipout in one batch share weights.
+        drawn = torch.cat([found(x) for _ in range(n)])
+    error = (variance / n).sqrt()
+    assert bool(((drawn.mean(0) - mean[0]).abs() < 5 * error).all())
+    torch.testing.assert_close(drawn.var(0), variance[0], rtol=0.2, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_flipout_noise_differs_between_objects_of_a_batch(name):
+    make, shape = LAYERS[name]
+    found = layer(make, estimator="flipout")
+    x = torch.randn(1, *shape, dtype=torch.float64).expand(2000, *shape)
+    with torch.no_grad():
+        noise = found(x) - found.eval()(x)
+    a, b = noise[0::2].flatten(1), noise[1::2].flatten(1)
+    products = (a * b).mean(1)
+    assert abs(float(products.mean())) < 4 * float(products.std()) / len(products) ** 0.5
+
+
+def test_flipout_shares_noise_over_the_places_of_an_image():
+    """A filter of one pixel on an image of one colour: one draw of the weights gives equal noise everywhere."""
+    found = layer(lambda: nn.Conv2d(2, 3, 1), estimator="flipout")
+    x = torch.ones(4, 2, 5, 5, dtype=torch.float64)
+    noise = (found(x) - found.eval()(x)).detach()
+    torch.testing.assert_close(noise, noise[:, :, :1, :1].expand_as(noise))
+
+
+def test_two_passes_in_training_differ_and_two_in_evaluation_do_not():
+    model = to_variational(network(), rho=-1.0)
+    x = torch.randn(8, 2, 9, 9, dtype=torch.float64)
+    assert not torch.equal(model(x), model(x))
+    model.eval()
+    assert torch.equal(model(x), model(x))
+    with weight_noise(model, True):
+        assert not torch.equal(model(x), model(x))
+    model.train()
+    with weight_noise(model, False):
+        assert torch.equal(model(x), model(x))
+    assert not torch.equal(model(x), model(x))
+
+
+def test_conversion_there_and_back():
+    model = network()
+    x = torch.randn(8, 2, 9, 9, dtype=torch.float64)
+    before = model.eval()(x)
+    names, kinds = list(model.state_dict()), [type(m) for m in model.modules()]
+    weights = {name: p for name, p in model.named_parameters()}
+    assert to_variational(model) is model
+    assert [type(m) for m in variational_layers(model).values()] == [*[VariationalConv2d] * 2, VariationalLinear]
+    assert all(p is dict(model.named_parameters())[name] for name, p in weights.items())
+    assert set(model.state_dict()) - set(names) == {"0.rho", "3.0.rho", "5.rho"}
+    assert torch.equal(model(x), before)
+    to_deterministic(model)
+    assert [type(m) for m in model.modules()] == kinds and list(model.state_dict()) == names
+    assert torch.equal(model(x), before)
+    assert not any(hasattr(m, "prior") for m in model.modules())
+
+
+def test_a_model_that_is_one_layer():
+    model = nn.Linear(3, 2)
+    found = to_variational(model)
+    assert isinstance(found, VariationalLinear) and found.weight is model.weight
+    assert type(to_deterministic(found)) is nn.Linear
+
+
+def test_a_shared_layer_is_converted_once():
+    shared = nn.Linear(3, 3)
+    model = to_variational(nn.Sequential(shared, nn.ReLU(), shared))
+    assert model[0] is model[2] and len(collect_kl(model)) == 1
+
+
+def test_state_dicts_of_the_same_model_fit():
+    first, second = to_variational(network()), to_variational(network(), rho=-2.0)
+    second.load_state_dict(first.state_dict())
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("prior", normal.PRIORS)
+def test_divergences_of_all_layers(prior):
+    model = to_variational(network(), prior=prior, prior_sd=0.3)
+    found = collect_kl(model)
+    assert list(found) == ["0", "3.0", "5"]
+    last = model[5]
+    torch.testing.assert_close(found["5"], normal.kl_to_prior(last.weight, normal.sd(last.rho), prior, 0.3))
+    sum(found.values()).backward()
+    assert all(layer.rho.grad is not None for layer in variational_layers(model).values())
+
+
+@pytest.mark.parametrize("prior", normal.PRIORS)
+def test_before_normalization_the_scale_of_the_weights_costs_nothing(prior):
+    """w -> c w, means and standard deviations alike, changes neither what the network computes nor its divergence."""
+    model = to_variational(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, eps=1e-12)).double(), prior=prior, rho=-2.0
+    )
+    x = torch.randn(6, 3, 5, 5, dtype=torch.float64)
+    torch.manual_seed(1)
+    output, value = model(x), model[0].kl()
+    with torch.no_grad():
+        model[0].weight.mul_(7.0)
+        model[0].bias.mul_(7.0)
+        model[0].rho.add_(math.log(7.0))
+    torch.manual_seed(1)
+    torch.testing.assert_close(model(x), output, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(model[0].kl(), value)
+
+
+def test_without_normalization_a_fixed_prior_knows_the_scale():
+    model = to_variational(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), prior="fixed")
+    before = float(model[0].kl().detach())
+    with torch.no_grad():
+        model[0].weight.mul_(7.0)
+    assert float(model[0].kl().detach()) > before + 1
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_gradients_of_means_and_deviations(estimator):
+    found = layer(lambda: nn.Conv2d(2, 2, 2), estimator=estimator)
+    x = torch.randn(2, 2, 3, 3, dtype=torch.float64)
+    weight, rho = (p.detach().clone().requires_grad_(True) for p in (found.weight, found.rho))
+
+    def output(weight, rho):
+        torch.manual_seed(0)
+        return torch.func.functional_call(found, {"weight": weight, "rho": rho}, (x,))
+
+    assert torch.autograd.gradcheck(output, (weight, rho))
+
+
+def test_inputs_that_are_zero_give_finite_gradients():
+    found = to_variational(nn.Linear(3, 2))
+    found(torch.zeros(4, 3)).sum().backward()
+    assert bool(torch.isfinite(found.rho.grad).all())
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: nn.Sequential(nn.Linear(2, 2), nn.LSTM(2, 2)), "1 (LSTM)"),
+        (lambda: nn.Sequential(nn.Embedding(3, 2)), "0 (Embedding)"),
+        (lambda: nn.Sequential(nn.ConvTranspose2d(2, 2, 3)), "0 (ConvTranspose2d)"),
+        (lambda: nn.MultiheadAttention(4, 2), "the model (MultiheadAttention)"),
+        (lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))), "0 (ParametrizedLinear)"),
+    ],
+)
+def test_layers_that_cannot_be_converted_are_named(make, name):
+    with pytest.raises(SpaceError, match="Linear and Conv2d layers alone") as error:
+        to_variational(make())
+    assert name in str(error.value) and len(str(error.value).splitlines()) <= 3
+
+
+def test_what_is_skipped_stays_as_it_is():
+    model = nn.Sequential(nn.Linear(4, 4), nn.MultiheadAttention(4, 2))
+    to_variational(model, skip=["1"])
+    assert list(variational_layers(model)) == ["0"]
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"prior": "flat"}, "prior must be one of fixed, empirical_bayes, ard, got 'flat'"),
+        ({"prior_sd": 0.0}, "prior_sd is a standard deviation and must be above 0, got 0.0"),
+        ({"rho": -20.0}, r"rho must be in \[-12, 3\], got -20.0"),
+        ({"estimator": "mean"}, "estimator must be one of local, flipout, got 'mean'"),
+        ({"skip": ["head"]}, r"skip must name modules of the model, got \['head'\]"),
+    ],
+)
+def test_options_that_cannot_be(options, match):
+    model = network()
+    with pytest.raises(ConfigError, match=match):
+        to_variational(model, **options)
+    assert not variational_layers(model)
