@@ -12,6 +12,7 @@ Probabilities of a unit are a tensor `(*batch, rows, width)` whose rows sum to o
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -210,6 +211,27 @@ def enumerate_choices(unit: Unit) -> Iterator[Choices]:
         for edges in itertools.combinations(range(unit.index), unit.n_chosen):
             for operations in itertools.product(range(len(unit.operations)), repeat=unit.n_chosen):
                 yield unit.slots(list(zip(edges, operations, strict=True)))
+
+
+def count(unit: Unit) -> int:
+    """How many parts `enumerate_choices` gives."""
+    if isinstance(unit, Choice):
+        return len(unit.options)
+    if isinstance(unit, Subset):
+        return math.comb(len(unit.options), unit.n_chosen)
+    return math.comb(unit.index, unit.n_chosen) * int(len(unit.operations) ** unit.n_chosen)
+
+
+def named(unit: Unit, values: Tensor) -> dict[str, dict[str, float]]:
+    """Values of the options, `(rows, options)` with or without "none", by label and option.
+
+    The edges of a node are labelled `cell/node_edge`.
+    """
+    rows = values.detach().cpu().tolist()
+    if isinstance(unit, Node):
+        options = [*unit.operations, "none"][: values.shape[-1]]
+        return {f"{unit.label}_{edge}": dict(zip(options, row, strict=True)) for edge, row in enumerate(rows)}
+    return {unit.label: {str(option): value for option, value in zip(unit.options, rows[0], strict=True)}}
 
 
 def one_hot(unit: Unit, choices: Choices) -> Tensor:
