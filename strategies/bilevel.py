@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from nni_bayes_nas.bayes import objective
 from nni_bayes_nas.complexity.axis import stratified
 from nni_bayes_nas.complexity.price_range import GRID_POINTS, PriceRange
-from nni_bayes_nas.errors import NumericsError
-from nni_bayes_nas.layers.normalization import batch_statistics
 from nni_bayes_nas.layers.replicas import Alone, backward_of, gradients_of
 from nni_bayes_nas.precision import Autocast
 
@@ -24,6 +22,7 @@ from .size_control import SizeControl, reduce_all, solve_all
 from .step_options import StepOptions
 from .structure import Structure
 from .supernet import Binding
+from .validation import SearchValidation
 
 _Draws = list[dict[str, Tensor]]
 # An automatic range of lambda is looked for until this share of the structure steps is over. During its second half, at
@@ -33,7 +32,7 @@ _OBSERVED_EVERY = 4
 _OBSERVATIONS = 8
 
 
-class BilevelModule(DartsLightningModule):  # type: ignore[misc]
+class BilevelModule(SearchValidation, DartsLightningModule):  # type: ignore[misc]
     """Bilevel search (Liu, Simonyan & Yang, 2019, Eq. 7) whose structure may depend on lambda.
 
     Derives from NNI's `DartsLightningModule` (nni/nas/oneshot/pytorch/differentiable.py, v3.0) and replaces where
@@ -150,7 +149,9 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
         """Positions u for the passes of a step: one `(n_objects,)` tensor, or `lambdas_per_step` scalars."""
         reference, axis = self.structure.reference, self.structure.axis
         if axis is None:
-            return [torch.zeros((), device=reference.device)]
+            # Equal positions, for draws of their own.
+            size = (n_objects,) if self.step_options.draw_per == "object" else ()
+            return [torch.zeros(size, device=reference.device)]
         generator = self._generator(step, phase)
         if self.step_options.lambda_per == "object":
             return [self.spread(axis.positions_per_object(n_objects, generator))]
@@ -176,15 +177,20 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
             self._step(batch, batch_idx)
 
     def _step(self, batch: Any, batch_idx: int) -> None:
-        step = self.current_step = self.trainer.current_epoch * self.steps_per_epoch + batch_idx
+        step = self._begin_step(batch_idx)
         if self.trainer.current_epoch >= self.warmup_epochs:
             self._structure_step(batch, batch_idx, step)
         with torch.no_grad():
             draws = self.draws(self.positions(n_objects(batch["train"]), step, 1), step, 1)
         loss = self.weight_loss(batch["train"], batch_idx, draws, step)
-        objective.check_finite("train_loss", loss, step=step)
+        loss = objective.total({"train_loss": loss, **self.weight_divergences(draws, "train")}, step=step)
         self.advance_optimization(loss, batch_idx, self.gradient_clip_val)
         self.advance_lr_schedulers(batch_idx)
+
+    def _begin_step(self, batch_idx: int) -> int:
+        self.current_step = self.trainer.current_epoch * self.steps_per_epoch + batch_idx
+        self.binding.auxiliary = self.binding.guards.auxiliary_at(self.progress)
+        return self.current_step
 
     def _structure_step(self, batch: Any, batch_idx: int, step: int) -> None:
         optimizer = self.architecture_optimizers()
@@ -208,6 +214,7 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
                 gradients = self.replica.together(gradients_of, (task, knots))
         temperature = self.temperature(self.structure_loss.temperature)
         terms = self.structure_loss.terms(self.costs, positions, temperature, exploring=self.exploring)
+        terms |= self.divergences(positions, "val")
         total = objective.total({"task": task.detach(), **terms}, self.structure_loss.factors(), step=step)
         if terms:
             added = torch.autograd.grad(total, knots, allow_unused=True, materialize_grads=True)
@@ -224,6 +231,14 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
         self._look_for_range(batch["val"], batch_idx, step)
         logged = {f"structure_{name}": value.detach() for name, value in {"task": task, **terms, **missed}.items()}
         self.log_dict({**logged, "structure_loss": total.detach()}, on_step=False, on_epoch=True)
+
+    def divergences(self, positions: list[Tensor], part: str) -> dict[str, Tensor]:
+        """What a Bayesian structure adds to the loss, by name; see `BayesianModule`."""
+        return {}
+
+    def weight_divergences(self, draws: _Draws, part: str) -> dict[str, Tensor]:
+        """What Bayesian weights add to the loss, by name; see `BayesianModule`."""
+        return {}
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Lightning's hook."""
@@ -337,55 +352,3 @@ class BilevelModule(DartsLightningModule):  # type: ignore[misc]
         if batch_idx == 0:
             torch.manual_seed((self.seed * 1_000_003 + self.trainer.current_epoch) % (2**63))
         return super().on_train_batch_start(batch, batch_idx)
-
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
-        """The evaluator's validation at one position of lambda per data loader, with the mean mixing weights."""
-        temperature = self.temperature(self.step_options.mixing_temperature)
-        with Autocast.now(self.device.type).left():
-            self.binding.weights = self.structure.draw(self.validation_positions()[dataloader_idx], temperature)
-        with batch_statistics(self.training_module):
-            return self.training_module.validation_step(batch, batch_idx)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log entropy, expected cost at both ends of lambda, and the evaluator's metrics averaged over positions."""
-        with torch.no_grad():
-            lams = self.end_lambdas()
-            ends = [self.structure.position(lam) for lam in (lams[0], lams[-1])]
-            costs = [self.structure.expected_cost(self.costs.cost, u) for u in ends]
-            entropies = [self.structure.entropy(lam) for lam in lams]
-            terms = {
-                "entropy": torch.stack(entropies).mean(),
-                "expected_cost_min_lambda": costs[0],
-                "expected_cost_max_lambda": costs[1],
-            }
-        for name, value in terms.items():
-            if not bool(torch.isfinite(value)):
-                raise NumericsError(
-                    f"every term must be finite, but `{name}` is {value.item()} in epoch {self.current_epoch}."
-                )
-        # One loader per position makes Lightning log `val_acc/dataloader_idx_0`, ..., but NNI's evaluators and
-        # checkpoint callbacks look `val_acc` up.
-        by_name: dict[str, list[Tensor]] = {}
-        for name, value in self.trainer.callback_metrics.items():
-            if "/dataloader_idx_" in name:
-                by_name.setdefault(name.split("/dataloader_idx_")[0], []).append(value)
-        self.log_dict({**terms, **{name: torch.stack(values).mean() for name, values in by_name.items()}})
-
-    def validation_positions(self) -> list[Tensor]:
-        """Positions of lambda at which the validation metrics are taken."""
-        points = self.structure.reference.new_tensor(self.validation_points)
-        axis = self.structure.axis
-        return list((points if axis is None else axis.positions(points)).unbind())
-
-    def named_weights(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Mean probabilities at the positions of the validation: fraction of the range -> label -> option -> weight."""
-        with torch.no_grad():
-            return {
-                ("mean" if self.structure.axis is None else str(point)): self.structure.named_probs(u)
-                for point, u in zip(self.validation_points, self.validation_positions(), strict=True)
-            }
-
-    def end_lambdas(self) -> list[float | None]:
-        """The ends of the range of lambda, or [None]."""
-        axis = self.structure.axis
-        return [None] if axis is None else [axis.low, axis.high]

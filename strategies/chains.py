@@ -80,8 +80,8 @@ def _signature(layer: Any) -> Hashable | None:
     if forward is nn.Conv2d.forward and layer.padding_mode == "zeros":
         shape, bias = tuple(layer.weight.shape), layer.bias is not None
         return "conv", shape, bias, layer.stride, layer.padding, layer.dilation, layer.groups
-    if isinstance(layer, nn.BatchNorm2d) and forward is _BatchNorm.forward and _keeps_statistics(layer):
-        return "norm", layer.num_features, layer.eps, layer.affine
+    if isinstance(layer, nn.BatchNorm2d) and forward is _BatchNorm.forward and _is_known(layer):
+        return "norm", layer.num_features, layer.eps, layer.affine, layer.track_running_stats
     if forward is nn.ReLU.forward:
         return ("relu",)
     if forward is nn.MaxPool2d.forward and not layer.return_indices:
@@ -92,9 +92,9 @@ def _signature(layer: Any) -> Hashable | None:
     return None
 
 
-def _keeps_statistics(norm: nn.BatchNorm2d) -> bool:
-    """Whether its running statistics are means that forget."""
-    return norm.momentum is not None and norm.track_running_stats
+def _is_known(norm: nn.BatchNorm2d) -> bool:
+    """Whether its running statistics are means that forget, or it has none."""
+    return norm.running_mean is None or (norm.momentum is not None and norm.track_running_stats)
 
 
 def run_layer(layer: Any, x: Tensor) -> Tensor:

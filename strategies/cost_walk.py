@@ -17,8 +17,10 @@ from nni_bayes_nas.bayes import law
 from nni_bayes_nas.complexity.expected import CostTerm
 from nni_bayes_nas.complexity.measure import count_parameters
 from nni_bayes_nas.errors import SpaceError
+from nni_bayes_nas.layers.variational import Variational
 
-from .supernet import Binding, MixedCell, MixedInput, MixedLayer, MixedRepeat
+from .mixed_cell import MixedCell
+from .supernet import Binding, MixedInput, MixedLayer, MixedRepeat
 
 CostKind = Literal["params", "macs", "latency"]
 CHOICES = (MixedLayer, MixedInput, MixedRepeat, MixedCell, MixedOperation)
@@ -157,11 +159,14 @@ class CostWalk:
         if isinstance(module, MixedOperation):
             self._mixed_operation(module, gates)
             return
-        own = [p for p in module._parameters.values() if p is not None and id(p) not in self._seen]
+        # A Gaussian weight is one weight of the network that is derived.
+        left_out = "rho" if isinstance(module, Variational) else None
+        parameters = [p for name, p in module._parameters.items() if p is not None and name != left_out]
+        own = [p for p in parameters if id(p) not in self._seen]
         self._seen.update(id(p) for p in own)
         self._add(gates, {"params": sum(p.numel() for p in own), "macs": self.macs.get(module, 0)})
         if isinstance(module, MixedLayer):
-            for position, name in enumerate(module.names):
+            for position, name in enumerate(module.options):
                 candidate = Candidate(module.label, str(name), module[name])
                 self._descend(candidate, gates, [{module.label: frozenset([position])}])
         elif isinstance(module, MixedRepeat):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -11,11 +11,7 @@ from nni.nas.oneshot.pytorch.strategy import DARTS
 from nni.nas.oneshot.pytorch.supermodule.operation import NATIVE_MIXED_OPERATIONS
 from torch import nn
 
-from nni_bayes_nas.architecture import Architecture
 from nni_bayes_nas.bayes import law
-from nni_bayes_nas.coercion import coerce
-from nni_bayes_nas.complexity.axis import Axis
-from nni_bayes_nas.complexity.budget import WithinBudget, largest_within
 from nni_bayes_nas.complexity.expected import CostModel
 from nni_bayes_nas.complexity.latency import read_latency_table
 from nni_bayes_nas.errors import ConfigError, SpaceError
@@ -25,7 +21,10 @@ from nni_bayes_nas.lockstep import Member
 from .bilevel import BilevelModule
 from .compiled import check_compiler, compiled
 from .costs import CostKind, NetworkCounts, cost_models, extreme_architecture
+from .family import DerivedFamily
 from .fused import images_channels_last
+from .guards import Guards
+from .mixed_cell import MixedCell
 from .mutation import check_relaxable, if_mutable, refuse_the_rest
 from .option_checks import check_options
 from .passes import object_shape
@@ -36,13 +35,10 @@ from .size_control import SizeControl
 from .step_options import StepOptions
 from .structure import Structure
 from .structure_loss import NormalizedCost, StructureLoss
-from .supernet import Binding, MixedCell, MixedInput, MixedLayer, MixedOperationPolicy, MixedRepeat
-
-_FAMILY_POINTS = 33
-_FINEST_POINTS = 257
+from .supernet import Binding, MixedInput, MixedLayer, MixedOperationPolicy, MixedRepeat
 
 
-class DifferentiableStrategy(DARTS):  # type: ignore[misc]
+class DifferentiableStrategy(DerivedFamily, DARTS):  # type: ignore[misc]
     """An NNI one-shot strategy whose mixing weights come from one structure distribution.
 
     Uses NNI's seams (`mutation_hooks`, `mutate_model`, `configure_oneshot_module`, data loaders, `list_models`).
@@ -73,6 +69,7 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
         seed: int,
         input_shape: Sequence[int] | None,
         mutation_hooks: list[Any] | None,
+        guards: Guards | None = None,
     ) -> None:
         super().__init__(
             arc_learning_rate=arc_learning_rate,
@@ -92,6 +89,8 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
             raise ConfigError(f"arc_learning_rate must be positive, got {arc_learning_rate}; 0.01 is usual.")
         if not arc_weight_decay >= 0:
             raise ConfigError(f"arc_weight_decay must not be negative, got {arc_weight_decay}; 0 leaves it out.")
+        self.guards = guards or Guards()
+        self.guards.check()
         self.loss = loss
         self.step = step
         self.cost_kind: CostKind = cost
@@ -129,7 +128,7 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
         labels = set(model.simplify())
         if not labels:
             raise SpaceError("a search needs at least one choice, got a space without any; add a LayerChoice.")
-        self._binding, self._costs = Binding(self.step.execution), {}
+        self._binding, self._costs = Binding(self.step.execution, self.guards), {}
         # DARTS.mutate_model would make architecture parameters of its own, which nothing here uses.
         supernet = super(DARTS, self).mutate_model(model)
         if self.step.execution != "plain":
@@ -141,11 +140,15 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
                 f"every choice must belong to a module that can be relaxed, but {missing} do not; use LayerChoice, "
                 "InputChoice, Cell, Repeat or NNI's mutable operations, or remove them."
             )
-        if self.step.lambda_per == "object" and self._depends_on_lambda and self._binding.single_lambda:
-            raise SpaceError(
-                "operations with mutable arguments cannot carry one lambda per object, but the space has "
-                f"{self._binding.single_lambda[0]}; set lambda_per='step'."
-            )
+        per_object = {"lambda_per": self.step.lambda_per, "draw_per": self.step.draw_per}
+        if not self._depends_on_lambda:
+            del per_object["lambda_per"]
+        for option in [name for name, value in per_object.items() if value == "object"]:
+            if self._binding.single_lambda:
+                raise SpaceError(
+                    "operations with mutable arguments cannot carry weights for every object, but the space has "
+                    f"{self._binding.single_lambda[0]}; set {option}='step'."
+                )
         self._structure = Structure(list(self._binding.units.values()), seed=self.seed, **self._structure_options)
         return supernet
 
@@ -181,9 +184,14 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
             warmup_epochs=self.warmup_epochs,
             arc_learning_rate=self.arc_learning_rate,
             gradient_clip_val=self.gradient_clip_val,
+            **self.module_options(),
         )
         module.replica = self.replica
         return module
+
+    def module_options(self) -> dict[str, Any]:
+        """Further arguments of the search module."""
+        return {}
 
     def _initialize(self, model_space: Any, engine: Any) -> Any:
         self._mutating = model_space.model_space
@@ -289,103 +297,6 @@ class DifferentiableStrategy(DARTS):  # type: ignore[misc]
     def size_control(self) -> SizeControl:
         """Cost on the scale from the cheapest to the dearest architecture, and what keeps it on its targets."""
         return SizeControl(NormalizedCost(self.structure, self.cost, self.cost_bounds), self.loss, self.step.ramp)
-
-    def predicted_cost(self, kind: CostKind, choices: dict[str, Any]) -> float:
-        """Cost of one architecture by the model of the expectation; equals the count on the network for cell spaces."""
-        return float(self._costs[kind].expected([law.one_hot(unit, choices).double() for unit in self.structure.units]))
-
-    def exact_cost(self, kind: CostKind, choices: dict[str, Any]) -> float:
-        """The same, but counted on a network built anew where the model is not exact; latency is always the table's."""
-        if kind == "latency" or self._costs[kind].kind == "exact":
-            return self.predicted_cost(kind, choices)
-        return float(self._counts(kind, choices))
-
-    @property
-    def axis(self) -> Axis | None:
-        """Range of lambda, or None."""
-        return self.structure.axis
-
-    def export(self, lam: float | None = None, *, extrapolate: bool = False) -> dict[str, Any]:
-        """The derived architecture at lambda, as an NNI sample; costs no optimizer step.
-
-        Raises:
-            ConfigError: If lambda lies outside the trained range, unless asked to extrapolate.
-        """
-        return self.structure.export(lam, extrapolate=extrapolate)
-
-    def for_budget(
-        self, *, max_params: float | None = None, max_macs: float | None = None, max_latency: float | None = None
-    ) -> WithinBudget:
-        """The largest derived network within a budget, on a grid of 65 lambda and by bisection between them.
-
-        Spaces whose cost model is not exact, as with mutable operations, take time: their networks are built.
-
-        Args:
-            max_params: Largest number of parameters.
-            max_macs: Largest number of multiply-accumulates for one object.
-            max_latency: Largest latency, in the unit of the latency table.
-
-        Raises:
-            ConfigError: Unless exactly one budget is given, or if it cannot be met; it names the smallest size.
-        """
-        budgets: dict[CostKind, float | None] = {"params": max_params, "macs": max_macs, "latency": max_latency}
-        given = [(kind, value) for kind, value in budgets.items() if value is not None]
-        if len(given) != 1:
-            raise ConfigError(
-                f"give one budget of max_params, max_macs and max_latency, got {len(given)}; call once for each."
-            )
-        kind, budget = given[0][0], coerce(given[0][1], float, f"max_{given[0][0]}")
-        if not self._costs:
-            raise RuntimeError("sizes are known only after the model space was measured; run the strategy first.")
-        if kind not in self._costs:
-            raise ConfigError("max_latency needs the cost of a latency table; search with cost='latency'.")
-
-        def lam_at(fraction: float) -> float | None:
-            axis = self.axis
-            return None if axis is None else float(axis.to_lambda(axis.positions(torch.tensor(fraction).double())))
-
-        def size_at(fraction: float) -> float:
-            return self.exact_cost(kind, self.export(lam_at(fraction)))
-
-        unit = {"params": "parameters", "macs": "multiply-accumulates", "latency": "of latency"}[kind]
-        lam = lam_at(largest_within(size_at, budget, unit, self._smaller_networks()))
-        choices = self.export(lam)
-        return WithinBudget(lam, choices, self.exact_cost(kind, choices))
-
-    def _smaller_networks(self) -> str:
-        """How to get networks that are smaller than the smallest derived one."""
-        found = self.structure.found
-        if found and self.axis is not None and found[-1][0] > self.axis.high:
-            return f"search with a wider lambda_range: sizes fall until lambda is {found[-1][0]:.3g}"
-        return "search again for smaller networks"
-
-    def lambdas(self, n: int) -> list[float | None]:
-        """`n` values over the range of lambda, or [None] without one."""
-        return [None] if self.axis is None else list(self.axis.grid(n))
-
-    def list_models(self, sort: bool = True, limit: int | None = 1) -> Iterator[Any]:
-        """`limit` distinct derived architectures over the range of lambda, both ends included, the largest first.
-
-        Fewer if a fine grid of lambda has fewer; a strategy without lambda has one. None gives all of 33 positions.
-        """
-        if limit is not None and limit < 1:
-            raise ConfigError(f"limit must be at least 1, got {limit}; None gives all networks of a grid.")
-        wanted = points = limit or _FAMILY_POINTS
-        family = self._family(points)
-        while limit is not None and len(family) < wanted and points < _FINEST_POINTS and self.axis is not None:
-            points = 2 * points - 1
-            family = self._family(points)
-        n = min(wanted, len(family))
-        for i in range(n):
-            yield self.model_space.freeze(family[round(i * (len(family) - 1) / max(1, n - 1))])
-
-    def _family(self, points: int) -> list[dict[str, Any]]:
-        """The distinct architectures on a grid of lambda, in its order."""
-        family: dict[str, dict[str, Any]] = {}
-        for lam in self.lambdas(points):
-            sample = self.export(lam)
-            family.setdefault(Architecture(sample).key, sample)
-        return list(family.values())
 
 
 def _sample_labels(unit: Any) -> list[str]:

@@ -53,6 +53,12 @@ class _Sum:
         self._items.append(item)
         self._weights.append(weight)
 
+    def add_identity(self, x: Tensor, weight: float, like: Tensor) -> None:
+        """x with a weight, if it has the shape of the terms; `like` is the weight of one of these."""
+        term = self._items[0] if self._total is None else self._total
+        if term.shape == x.shape:
+            self.add_weighted(x, torch.full_like(like, weight))
+
     def result(self) -> Tensor:
         """The sum."""
         if not self._items:
@@ -98,13 +104,16 @@ class FusedNodes:
                     by_source[edge].append(term)
         self._groups = [list(_grouped(terms)) for terms in by_source]
 
-    def __call__(self, inputs: Sequence[Tensor], weights: Mapping[str, Tensor], *, stack: bool) -> list[Tensor]:
+    def __call__(
+        self, inputs: Sequence[Tensor], weights: Mapping[str, Tensor], *, stack: bool, auxiliary: float = 0.0
+    ) -> list[Tensor]:
         """Inputs of the cell and mixing weights by label of the node -> all states, inputs included.
 
         Args:
             inputs: `(batch, channels, h, w)` each.
             weights: As a `Binding` has them.
             stack: Whether equal operations run as one grouped convolution.
+            auxiliary: Weight of an identity on every edge whose operations keep the shape; see `Guards`.
         """
         states = list(inputs)
         sums = [_Sum() for _ in self.nodes]
@@ -117,6 +126,9 @@ class FusedNodes:
             for group in groups:
                 factors = [by_node[t.target][source][t.operation] for t in group]
                 _run(group, states[source], heads, factors, sums, stack)
+            if auxiliary:
+                for target in {term.target for group in groups for term in group}:
+                    sums[target].add_identity(states[source], auxiliary, by_node[target][source][0])
         return [*states, sums[-1].result()]
 
 
@@ -208,7 +220,7 @@ def _run(
 
 def _without_body(x: Tensor, chains: list[Chain], factors: list[Tensor], targets: list[_Sum]) -> None:
     norms: list[Any] = [chain.norm for chain in chains]
-    if norms[0] is not None and (norms[0].affine or not all(norm.training for norm in norms)):
+    if norms[0] is not None and (norms[0].affine or not all(map(_by_batch, norms))):
         for norm, factor, target in zip(norms, factors, targets, strict=True):
             _add(x, [norm], [factor], [target])
         return
@@ -220,6 +232,8 @@ def _without_body(x: Tensor, chains: list[Chain], factors: list[Tensor], targets
 
 def _normalized_for_all(x: Tensor, norms: list[Any]) -> Tensor:
     """x normalized once; the running statistics of all layers move as if each had seen it."""
+    if norms[0].running_mean is None:
+        return F.batch_norm(x, None, None, training=True, eps=norms[0].eps)
     mean, variance = torch.zeros_like(norms[0].running_mean), torch.ones_like(norms[0].running_var)
     result = F.batch_norm(x, mean, variance, training=True, momentum=1.0, eps=norms[0].eps)
     with torch.no_grad():
@@ -272,15 +286,16 @@ def _normalized(x: Tensor, norms: Sequence[Any], factors: Tensor | None) -> Tens
     first, n = norms[0], len(norms)
     weight, bias = _joined([m.weight for m in norms]), _joined([m.bias for m in norms])
     if factors is not None:
-        factors = factors.to(first.running_mean).flatten()
-        by_channel = factors.repeat_interleave(n * first.num_features // len(factors))
+        factors = factors.to(x if first.running_mean is None else first.running_mean).flatten()
+        by_channel = factors.repeat_interleave(x.shape[1] // len(factors))
         weight = by_channel if weight is None else weight * by_channel
         bias = torch.zeros_like(weight) if bias is None else bias * by_channel
     mean, variance = first.running_mean, first.running_var
-    if n > 1:
+    if n > 1 and mean is not None:
         mean, variance = _joined([m.running_mean for m in norms]), _joined([m.running_var for m in norms])
-    result = F.batch_norm(x, mean, variance, weight, bias, first.training, first.momentum, first.eps)
-    if first.training:
+    momentum = first.momentum or 0.0
+    result = F.batch_norm(x, mean, variance, weight, bias, _by_batch(first), momentum, first.eps)
+    if first.training and mean is not None:
         with torch.no_grad():
             for i, norm in enumerate(norms):
                 norm.num_batches_tracked.add_(1)
@@ -289,6 +304,11 @@ def _normalized(x: Tensor, norms: Sequence[Any], factors: Tensor | None) -> Tens
                     norm.running_mean.copy_(mean[own])
                     norm.running_var.copy_(variance[own])
     return result
+
+
+def _by_batch(norm: Any) -> bool:
+    """Whether a layer normalizes by the statistics of the batch."""
+    return norm.training or norm.running_mean is None
 
 
 def _joined(parts: list[Any]) -> Any:

@@ -11,6 +11,7 @@ from nni_bayes_nas.errors import ConfigError
 from .costs import CostKind
 from .differentiable import DifferentiableStrategy
 from .fused import Execution
+from .guards import Guards
 from .relaxations import Mixing, Relaxation, TemperatureSchedule
 from .step_options import StepOptions
 from .structure_loss import TARGET_WEIGHT, Complexity, Scale, StructureLoss
@@ -86,6 +87,10 @@ class HyperDARTS(DifferentiableStrategy):
         seed: Of the initial structure and of every draw.
         input_shape: Shape of one object; None reads it off the evaluator's data.
         mutation_hooks: Hooks of the user's own for NNI, tried before ours.
+        auxiliary: Guards against collapse, see `Guards`: weight of an identity on every edge during the search.
+        auxiliary_end: Its weight at the end, to which it falls; None leaves it constant.
+        normalize: Whether batch normalization follows every operation that does not end in it.
+        without: Options that cannot be chosen, "none" say.
 
     Raises:
         ConfigError: If a range is empty or reversed, or options exclude each other.
@@ -128,6 +133,10 @@ class HyperDARTS(DifferentiableStrategy):
         seed: int = 0,
         input_shape: Sequence[int] | None = None,
         mutation_hooks: list[Any] | None = None,
+        auxiliary: float = 0.0,
+        auxiliary_end: float | None = None,
+        normalize: bool = False,
+        without: Sequence[str] = (),
     ) -> None:
         priced = hypernet == "price"
         if n_knots is None:
@@ -201,6 +210,7 @@ class HyperDARTS(DifferentiableStrategy):
             seed=seed,
             input_shape=input_shape,
             mutation_hooks=mutation_hooks,
+            guards=Guards(auxiliary, auxiliary_end, normalize, tuple(without)),
         )
 
 

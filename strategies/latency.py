@@ -15,8 +15,8 @@ from nni_bayes_nas.errors import SpaceError
 
 from .cost_walk import CHOICES, Candidate, probe_supernet, shape_key
 from .costs import latency_candidates
+from .mixed_cell import MixedCell
 from .regularized_darts import RegularizedDARTS
-from .supernet import MixedCell
 
 # Which axis of the input an argument of NNI's mutable operations is the size of.
 _AXES = {"in_channels": 1, "num_features": 1, "in_features": -1, "normalized_shape": -1, "embed_dim": -1}

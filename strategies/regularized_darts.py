@@ -8,6 +8,7 @@ from typing import Any, Literal
 from .costs import CostKind
 from .differentiable import DifferentiableStrategy
 from .fused import Execution
+from .guards import Guards
 from .relaxations import Mixing, Relaxation, TemperatureSchedule
 from .step_options import StepOptions
 from .structure_loss import StructureLoss
@@ -45,6 +46,10 @@ class RegularizedDARTS(DifferentiableStrategy):
         seed: Of the initial structure and of every draw.
         input_shape: Shape of one object; None reads it off the evaluator's data.
         mutation_hooks: Hooks of the user's own for NNI, tried before ours.
+        auxiliary: Guards against collapse, see `Guards`: weight of an identity on every edge during the search.
+        auxiliary_end: Its weight at the end, to which it falls; None leaves it constant.
+        normalize: Whether batch normalization follows every operation that does not end in it.
+        without: Options that cannot be chosen, "none" say.
     """
 
     def __init__(
@@ -71,6 +76,10 @@ class RegularizedDARTS(DifferentiableStrategy):
         seed: int = 0,
         input_shape: Sequence[int] | None = None,
         mutation_hooks: list[Any] | None = None,
+        auxiliary: float = 0.0,
+        auxiliary_end: float | None = None,
+        normalize: bool = False,
+        without: Sequence[str] = (),
     ) -> None:
         if zero_one is None:
             zero_one = 1.0 if relaxation == "sigmoid" else 0.0
@@ -96,4 +105,5 @@ class RegularizedDARTS(DifferentiableStrategy):
             seed=seed,
             input_shape=input_shape,
             mutation_hooks=mutation_hooks,
+            guards=Guards(auxiliary, auxiliary_end, normalize, tuple(without)),
         )

@@ -8,10 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nni_bayes_nas.bayes import law
+from nni_bayes_nas.bayes import concrete, dirichlet, law, logistic_normal, normal
 
-Relaxation = Literal["softmax", "gumbel", "sigmoid", "identity"]
-RELAXATIONS: tuple[Relaxation, ...] = ("softmax", "gumbel", "sigmoid", "identity")
+Relaxation = Literal["softmax", "gumbel", "sigmoid", "identity", "dirichlet", "logistic_normal"]
+RELAXATIONS: tuple[Relaxation, ...] = ("softmax", "gumbel", "sigmoid", "identity", "dirichlet", "logistic_normal")
+# Of a logistic-normal structure, as rho of `bayes.normal`, at the beginning of a search: a standard deviation of 1/2.
+FIRST_RHO = -0.7
 Mixing = Literal["probabilities", "marginals"]
 TemperatureSchedule = Literal["geometric", "linear", "constant"]
 # Temperature from 1 to `last`, as the share of the search that is over goes from 0 to 1.
@@ -26,8 +28,11 @@ def log_probabilities(logits: Tensor, relaxation: Relaxation) -> Tensor:
     """Log-probabilities of the options, `(*batch, rows, width)`; their exponentials sum to one in every row.
 
     The sigmoids of "sigmoid" (Chu et al., 2020, arXiv 1911.12126) are independent of one another: their shares are
-    taken. The raw weights of "identity" are no probabilities: their softmax is taken.
+    taken. The raw weights of "identity" are no probabilities: their softmax is taken. Of "dirichlet" it is the mean, of
+    "logistic_normal" the softmax of the mean logits, which has its median in the place of each ratio of probabilities.
     """
+    if relaxation == "dirichlet":
+        return dirichlet.mean(dirichlet.concentration(logits)).log()
     if relaxation == "sigmoid":
         return torch.nn.functional.logsigmoid(logits).log_softmax(-1)
     return logits.log_softmax(-1)
@@ -51,10 +56,46 @@ def log_probabilities_of_node(logits: Tensor) -> Tensor:
     return torch.cat([shifted, left.clamp_min(torch.finfo(left.dtype).tiny).log()], -1)
 
 
-def gumbel(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
-    """Standard Gumbel noise of this shape, from an explicit generator on the CPU."""
-    uniform = torch.rand(shape, generator=generator, dtype=torch.float64).clamp_min(1e-300)
-    return (-(-uniform.log()).log()).to(like)
+def log_draw(
+    logits: Tensor, log_probs: Tensor, rho: Tensor | None, relaxation: Relaxation, generator: torch.Generator
+) -> Tensor:
+    """Logarithms of one draw of the probabilities, up to a constant per row; the mean where nothing is drawn.
+
+    Args:
+        logits: `(*batch, rows, width)`; of "dirichlet", raw concentrations.
+        log_probs: Of the mean.
+        rho: Of the logits' standard deviations, for "logistic_normal".
+        relaxation: Its draws at temperature 1; `mixing_weights` divides by the temperature.
+        generator: Of the noise, on the CPU.
+    """
+    if relaxation == "gumbel":
+        return log_probs + concrete.gumbel(tuple(log_probs.shape), generator, log_probs)
+    if relaxation == "dirichlet":
+        return dirichlet.rsample(dirichlet.concentration(logits), generator).log()
+    if relaxation == "logistic_normal":
+        assert rho is not None
+        return logistic_normal.log_rsample(logits, normal.sd(rho), 1.0, generator)
+    return log_probs
+
+
+def divergence(logits: Tensor, rho: Tensor | None, relaxation: Relaxation, prior: Tensor) -> Tensor:
+    """KL of every row to its prior, in nats; `(*batch, rows)`.
+
+    "dirichlet": KL(Dir(a) || Dir(b)). "logistic_normal": to logits N(log b, 1). All others, "gumbel" among them: of the
+    option that is drawn, KL(pi || b / sum b).
+
+    Args:
+        logits: As for `log_draw`.
+        rho: As for `log_draw`.
+        relaxation: The family.
+        prior: b, concentrations, `(rows, width)`.
+    """
+    if relaxation == "dirichlet":
+        return dirichlet.kl(dirichlet.concentration(logits), prior.expand_as(logits))
+    if relaxation == "logistic_normal":
+        assert rho is not None
+        return logistic_normal.kl(logits, normal.sd(rho), prior.log(), 1.0)
+    return concrete.kl_categorical(log_probabilities(logits, relaxation), prior.log())
 
 
 def mixing_weights(

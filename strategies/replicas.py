@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from nni_bayes_nas.layers.replicas import Template
 from nni_bayes_nas.layers.side_by_side import SameMode
 
+from .mixed_cell import MixedCell
 from .stacked import StackedNodes
-from .supernet import Binding, MixedCell
+from .supernet import Binding
 
 
 class SupernetTemplate(Template):

@@ -49,12 +49,13 @@ class StackedNodes:
         self.tensors: Sequence[Tensor] = ()
         self._wide: dict[int, tuple[list[Slot], SameMode, FusedNodes]] = {}
 
-    def __call__(self, inputs: Sequence[Tensor], weights: Mapping[str, Tensor]) -> Tensor:
+    def __call__(self, inputs: Sequence[Tensor], weights: Mapping[str, Tensor], auxiliary: float = 0.0) -> Tensor:
         """Inputs of the cell and mixing weights by label of the node -> the states of the nodes, concatenated.
 
         Args:
             inputs: `(batch, channels, h, w)` each.
             weights: As a `Binding` has them.
+            auxiliary: See `FusedNodes`.
         """
         labels = [node.label for node in self.nodes]
 
@@ -64,7 +65,7 @@ class StackedNodes:
             follow()
             place(self.tensors, places)
             by_label = {label: _by_part(w) for label, w in zip(labels, mixing, strict=True)}
-            result = fused([joined(x) for x in states], by_label, stack=False)
+            result = fused([joined(x) for x in states], by_label, stack=False, auxiliary=auxiliary)
             return [parted(concatenated(result[len(inputs) :], n), n)]
 
         (result,) = physically(run, [*inputs, *(weights[label] for label in labels)])

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from nni_bayes_nas.bayes import law
+from nni_bayes_nas.bayes import dirichlet, law
 from nni_bayes_nas.complexity.axis import Axis, LambdaAxis, LiteralAxis
 from nni_bayes_nas.complexity.expected import CostModel
 from nni_bayes_nas.complexity.hypernet import Hypernet, HypernetKind
@@ -16,9 +16,11 @@ from nni_bayes_nas.complexity.price import PriceHypernet
 from nni_bayes_nas.complexity.price_range import GRID_POINTS
 
 from .relaxations import (
+    FIRST_RHO,
     Mixing,
     Relaxation,
-    gumbel,
+    divergence,
+    log_draw,
     log_probabilities,
     log_probabilities_of_node,
     mixing_weights,
@@ -42,6 +44,10 @@ class Structure(nn.Module):
         observed: Whether the search finds out what lambda means: its range, its positions, or both.
         automatic_range: Whether the ends of the range are among it; `axis` is where they begin.
         seed: Of the initial logits, N(0, 1e-3^2) as in DARTS, equal at all u.
+
+    Attributes:
+        squared: By label, of what options, `(options,)` or `(rows, options)`, the mixing weight counts twice: where
+            their weights are scaled by it, see `BayesOptions.dependence`.
     """
 
     table: Tensor
@@ -61,6 +67,7 @@ class Structure(nn.Module):
     ) -> None:
         super().__init__()
         self.units = tuple(units)
+        self.squared: dict[str, Tensor] = {}
         self._axis = axis
         self.observed = observed
         self.range_is_automatic = automatic_range
@@ -81,11 +88,17 @@ class Structure(nn.Module):
             (width, [i for i, shape in enumerate(self.shapes) if shape[1] == width])
             for width in sorted({width for _, width in self.shapes})
         ]
-        total = sum(rows * width for rows, width in self.shapes)
-        self.logits = _hypernet(hypernet, total, n_knots, axis, seed)
-        initial = 1e-3 * torch.randn(total, generator=torch.Generator().manual_seed(seed))
+        self._total = sum(rows * width for rows, width in self.shapes)
+        # A logistic-normal structure has a standard deviation beside every logit.
+        self._with_rho = relaxation == "logistic_normal"
+        self.logits = _hypernet(hypernet, self._total * (1 + self._with_rho), n_knots, axis, seed)
+        initial = 1e-3 * torch.randn(self._total, generator=torch.Generator().manual_seed(seed))
         if relaxation == "identity":
             initial += torch.cat([torch.full((rows * width,), 1.0 / width) for rows, width in self._in_groups()])
+        if relaxation == "dirichlet":  # where it is uniform
+            initial += dirichlet.raw_of(torch.ones(()))
+        if self._with_rho:
+            initial = torch.cat([initial, torch.full((self._total,), FIRST_RHO)])
         self.logits.initialize(initial)
 
     @property
@@ -174,16 +187,8 @@ class Structure(nn.Module):
 
     def named_probs(self, u: Tensor) -> dict[str, dict[str, float]]:
         """Mean probabilities at u, `()`, by label and option; the edges of a node are labelled `cell/node_edge`."""
-        result: dict[str, dict[str, float]] = {}
-        for unit, probs in zip(self.units, self.probs(u), strict=True):
-            rows = probs.detach().cpu().tolist()
-            if isinstance(unit, law.Node):
-                options = [*unit.operations, "none"]
-                for edge, row in enumerate(rows):
-                    result[f"{unit.cell}/{unit.index}_{edge}"] = dict(zip(options, row, strict=True))
-            else:
-                result[unit.label] = {str(o): p for o, p in zip(unit.options, rows[0], strict=True)}
-        return result
+        parts = [law.named(unit, probs) for unit, probs in zip(self.units, self.probs(u), strict=True)]
+        return {label: row for part in parts for label, row in part.items()}
 
     def sample_at(self, u: Tensor, temperature: float, generator: torch.Generator) -> dict[str, Any]:
         """One architecture drawn from the law at u, `()`, sharpened by the temperature."""
@@ -211,15 +216,36 @@ class Structure(nn.Module):
         self, flat: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """As `draw`, from outputs of the hypernetwork, `(*batch, n)`."""
-        logits = self._split(self._blocks(flat)) if self.relaxation in ("sigmoid", "identity") else None
+        raw = self._split(self._blocks(flat))
+        rho = self._split(self._blocks(flat[..., self._total :])) if self._with_rho else [None] * len(raw)
         weights = {}
         for i, (unit, log_probs) in enumerate(zip(self.units, self._log_probs(flat), strict=True)):
-            if self.relaxation == "gumbel" and generator is not None:
-                log_probs = log_probs + gumbel(tuple(log_probs.shape), generator, log_probs)
-            raw = log_probs if logits is None else logits[i]
-            factor = mixing_weights(unit, raw, log_probs, self.relaxation, self.mixing, temperature)
+            if generator is not None:
+                log_probs = log_draw(raw[i], log_probs, rho[i], self.relaxation, generator)
+            factor = mixing_weights(unit, raw[i], log_probs, self.relaxation, self.mixing, temperature)
+            if unit.label in self.squared:
+                marked = self.squared[unit.label][..., : factor.shape[-1]].to(factor.device)
+                factor = torch.where(marked, factor.square(), factor)
             weights[unit.label] = factor if isinstance(unit, law.Node) else factor.squeeze(-2)
         return weights
+
+    def divergence(self, u: Tensor, prior: float = 1.0, none: float | None = None) -> Tensor:
+        """KL of the structure to its prior at u, summed over all rows, in nats; `(*batch,)`.
+
+        Args:
+            u: Positions of lambda.
+            prior: Concentration of every option; 1 is uniform.
+            none: That of "none", which makes edges absent; None: as the others.
+        """
+        flat = self.logits(u)
+        rho = self._split(self._blocks(flat[..., self._total :])) if self._with_rho else [None] * len(self.units)
+        parts = []
+        for unit, x, r in zip(self.units, self._split(self._blocks(flat)), rho, strict=True):
+            b = x.new_full(x.shape[-2:], prior)
+            if none is not None and (column := _column_of_none(unit)) is not None:
+                b[:, column] = none
+            parts.append(divergence(x, r, self.relaxation, b).sum(-1))
+        return torch.stack(parts).sum(0)
 
     def mean(self, lam: float | None = None, temperature: float = 1.0) -> dict[str, Tensor]:
         """Mixing weights without noise at lambda, by unit label."""
@@ -330,6 +356,13 @@ def _hypernet(
     if isinstance(axis, LiteralAxis) and kind == "linear":
         kind = "linear_literal"
     return Hypernet(kind, n, n_knots=n_knots, domain=(0.0, 1.0) if axis is None else axis.domain, seed=seed)
+
+
+def _column_of_none(unit: law.Unit) -> int | None:
+    """Where the probability of no operation at all stands."""
+    if isinstance(unit, law.Node):
+        return -1
+    return unit.options.index("none") if isinstance(unit, law.Choice) and "none" in unit.options else None
 
 
 def _draws(

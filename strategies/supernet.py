@@ -8,17 +8,13 @@ a step fills once: modules that share a label share the draw, and weights may ha
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from nni.nas.nn.pytorch import Cell, InputChoice, LayerChoice, Repeat
-from nni.nas.nn.pytorch.cell import preprocess_cell_inputs
+from nni.nas.nn.pytorch import InputChoice, LayerChoice, Repeat
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from nni.nas.oneshot.pytorch.supermodule.operation import MixedOperation, MixedOperationSamplingPolicy
-from nni.nas.oneshot.pytorch.supermodule.sampling import PathSamplingCell
-from nni.nas.space import model_context
 from torch import Tensor, nn
 
 from nni_bayes_nas.bayes import law
@@ -27,8 +23,8 @@ from nni_bayes_nas.layers.combine import mix
 from nni_bayes_nas.layers.memory_format import is_batched
 
 from .expressions import ExpressionTable
-from .fused import Execution, FusedLayer, FusedNodes, SharedHeads
-from .stacked import StackedNodes
+from .fused import Execution, FusedLayer, SharedHeads
+from .guards import Guards, has_normalization, normalized
 
 
 class Binding:
@@ -45,10 +41,14 @@ class Binding:
         execution: "plain": operation by operation; "fused" and "auto": see `fused`.
         stack: Whether a fused cell runs equal operations as one; None: where a call costs more than its work, on GPUs.
         heads: What the mixed layers of a pass share.
+        guards: Against collapse.
+        auxiliary: Weight, in the next pass with mixing weights, of the identity that `guards` may add to every edge.
     """
 
-    def __init__(self, execution: Execution = "auto") -> None:
+    def __init__(self, execution: Execution = "auto", guards: Guards | None = None) -> None:
         self.execution: Execution = execution
+        self.guards = guards or Guards()
+        self.auxiliary = self.guards.auxiliary
         self.stack: bool | None = None
         self.heads = SharedHeads()
         self.units: dict[str, law.Unit] = {}
@@ -88,7 +88,7 @@ class Binding:
             )
 
 
-class _Mixed(BaseSuperNetModule):  # type: ignore[misc]
+class Mixed(BaseSuperNetModule):  # type: ignore[misc]
     """NNI's supernet interface; sampling and export belong to the structure distribution, not to the modules."""
 
     def resample(self, memo: dict[str, Any]) -> dict[str, Any]:
@@ -104,14 +104,19 @@ class _Mixed(BaseSuperNetModule):  # type: ignore[misc]
         return {}
 
 
-class MixedLayer(LayerChoice, _Mixed):  # type: ignore[misc]
+class MixedLayer(LayerChoice, Mixed):  # type: ignore[misc]
     """LayerChoice whose output is the weighted sum of its candidates'."""
 
     def __init__(self, candidates: Any, label: str, binding: Binding) -> None:
         super().__init__(candidates, label=label)
         self._binding = binding
         self._fused: FusedLayer | None = None
-        binding.add(law.Choice(label, tuple(self.names)))
+        self.options = binding.guards.options(self.names, label)
+        if binding.guards.normalize:
+            for name in self.options:
+                if not has_normalization(self[name]):
+                    self[name] = normalized(self[name])
+        binding.add(law.Choice(label, self.options))
 
     @classmethod
     def mutate(cls, module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]) -> Any:
@@ -124,22 +129,31 @@ class MixedLayer(LayerChoice, _Mixed):  # type: ignore[misc]
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Weighted sum of the candidates' outputs."""
         if self._binding.kept is not None:
-            return self[self.names[self._binding.kept[self.label][0][1]]](*args, **kwargs)
+            return self[self.options[self._binding.kept[self.label][0][1]]](*args, **kwargs)
         weights = self._binding.weights[self.label]
-        if self._binding.execution != "plain" and len(args) == 1 and not kwargs and _is_one(args[0]):
+        if self._binding.execution != "plain" and len(args) == 1 and not kwargs and is_one(args[0]):
             if self._fused is None:
-                self._fused = FusedLayer([self[name] for name in self.names])
+                self._fused = FusedLayer([self[name] for name in self.options])
             if self._fused.recognized:
-                return self._fused(args[0], weights, self._binding.heads)
-        return mix([self[name](*args, **kwargs) for name in self.names], weights.unbind(-1))
+                result = self._fused(args[0], weights, self._binding.heads)
+                return with_identity(result, args[0], self._binding.auxiliary)
+        result = mix([self[name](*args, **kwargs) for name in self.options], weights.unbind(-1))
+        return with_identity(result, args[0], self._binding.auxiliary) if args else result
 
 
-def _is_one(x: Any) -> bool:
+def with_identity(result: Any, x: Any, auxiliary: float) -> Any:
+    """A sum of operations, and their input with the weight of the auxiliary identity, where it has their shape."""
+    if auxiliary and isinstance(x, Tensor) and isinstance(result, Tensor) and x.shape == result.shape:
+        return result + auxiliary * x
+    return result
+
+
+def is_one(x: Any) -> bool:
     """Whether it is the tensor of one supernet."""
     return isinstance(x, Tensor) and (torch.compiler.is_compiling() or not is_batched(x))
 
 
-class MixedInput(InputChoice, _Mixed):  # type: ignore[misc]
+class MixedInput(InputChoice, Mixed):  # type: ignore[misc]
     """InputChoice whose output is the sum (or mean) of its inputs, weighted by their probability to be kept."""
 
     def __init__(self, n_candidates: int, n_chosen: int, reduction: str, label: str, binding: Binding) -> None:
@@ -171,7 +185,7 @@ class MixedInput(InputChoice, _Mixed):  # type: ignore[misc]
         return mix(candidate_inputs, kept.unbind(-1))
 
 
-class MixedRepeat(Repeat, _Mixed):  # type: ignore[misc]
+class MixedRepeat(Repeat, Mixed):  # type: ignore[misc]
     """Repeat whose output is the weighted sum of the outputs at its possible depths.
 
     `align` gives the first of the outputs of the first block the shape that those of the others have: a stage of NNI's
@@ -224,133 +238,6 @@ class MixedRepeat(Repeat, _Mixed):  # type: ignore[misc]
         return [self.align(x[0]), *x[1:]] if depth == 1 and varies and self.align is not None else x
 
 
-class MixedCell(PathSamplingCell):  # type: ignore[misc]
-    """Cell in which every edge carries the weighted sum of its operations ("none" carries nothing)."""
-
-    merge_op: str
-
-    def __init__(
-        self,
-        op_factory: Any,
-        num_nodes: int,
-        num_ops_per_node: int,
-        num_predecessors: int,
-        preprocessor: Any,
-        postprocessor: Any,
-        concat_dim: int,
-        memo: dict[str, Any],
-        mutate_kwargs: dict[str, Any],
-        label: str,
-    ) -> None:
-        super().__init__(
-            op_factory,
-            num_nodes,
-            num_ops_per_node,
-            num_predecessors,
-            preprocessor,
-            postprocessor,
-            concat_dim,
-            memo,
-            mutate_kwargs,
-            label,
-        )
-        self._binding: Binding = mutate_kwargs["binding"]
-        self._op_factory = op_factory
-        self._fused: FusedNodes | None = None
-        self.stacked: StackedNodes | None = None
-        self.nodes: list[law.Node] = []
-        for index in self.output_node_indices:
-            if num_ops_per_node > index:
-                raise SpaceError(
-                    f"a node of a cell must have at least as many inputs as it keeps, but node {index} of `{label}` "
-                    f"has {index} and keeps {num_ops_per_node}; use more predecessors or fewer operations per node."
-                )
-            node = law.Node(label, index, tuple(self.op_names), num_ops_per_node)
-            self._binding.add(node)
-            self.nodes.append(node)
-
-    @classmethod
-    def mutate(cls, module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]) -> Any:
-        """NNI's mutation hook; a cell without an operation factory is left to its LayerChoices and InputChoices."""
-        cell = super().mutate(module, name, memo, mutate_kwargs)
-        if cell is not None:
-            cell.merge_op = module.merge_op
-        return cell
-
-    resample = _Mixed.resample
-    export = _Mixed.export
-    export_probs = _Mixed.export_probs
-
-    def edge_operations(self, node: law.Node, edge: int) -> dict[str, nn.Module]:
-        """The candidate operations of an edge, by name."""
-        operations: dict[str, nn.Module] = dict(self.ops[node.index - self.num_predecessors][edge].items())
-        return operations
-
-    def _fuses(self, states: list[Any]) -> bool:
-        if self._binding.execution == "plain" or self._binding.kept is not None:
-            return False
-        if self.stacked is not None:
-            return all(isinstance(state, Tensor) and state.dim() == 4 for state in states)
-        return all(_is_one(state) for state in states)
-
-    def forward(self, *inputs: Any) -> Any:
-        """Every node sums the weighted operations of all its incoming edges."""
-        given = preprocess_cell_inputs(self.num_predecessors, *inputs)
-        states = list(self.preprocessor(given))
-        if self._fuses(states):
-            if self.stacked is not None:
-                return self.postprocessor(self.stacked(states, self._binding.weights), given)
-            if self._fused is None:
-                self._fused = FusedNodes(self.nodes, self.edge_operations)
-            stack = self._binding.stack
-            stack = states[0].device.type != "cpu" if stack is None else stack
-            states = self._fused(states, self._binding.weights, stack=stack)
-            return self.postprocessor(torch.cat(states[self.num_predecessors :], self.concat_dim), given)
-        for node in self.nodes:
-            if self._binding.kept is not None:
-                pairs = self._binding.kept[node.label]
-                names = node.operations
-                terms = [self.edge_operations(node, edge)[names[o]](states[edge]) for edge, o in pairs]
-                states.append(functools.reduce(torch.add, terms))
-                continue
-            by_edge = self._binding.weights[node.label].unbind(-2)
-            outputs, weights = [], []
-            for edge, edge_weights in enumerate(by_edge):
-                per_operation = edge_weights.unbind(-1)
-                for weight, operation in zip(per_operation, self.edge_operations(node, edge).values(), strict=False):
-                    outputs.append(operation(states[edge]))
-                    weights.append(weight)
-            states.append(mix(outputs, weights))
-        merged = torch.cat(states[self.num_predecessors :], self.concat_dim)
-        return self.postprocessor(merged, given)
-
-    def freeze(self, sample: dict[str, Any]) -> Cell:
-        """The cell of an architecture, with the operations trained in this supernet (the same modules)."""
-        if self.merge_op != "all":
-            raise SpaceError(
-                f"the trained weights of cell `{self.label}` fit merge_op='all' only, not {self.merge_op!r}; "
-                "freeze a fresh instance of the space instead."
-            )
-        with model_context(sample):
-            cell = Cell(
-                self._op_factory,
-                self.num_nodes,
-                self.num_ops_per_node,
-                self.num_predecessors,
-                self.merge_op,
-                self.preprocessor,
-                self.postprocessor,
-                self.concat_dim,
-                label=self.label,
-            )
-        for position, node in enumerate(self.nodes):
-            for slot in range(node.n_chosen):
-                edge = sample[f"{node.cell}/input_{node.index}_{slot}"][0]
-                operation = sample[f"{node.cell}/op_{node.index}_{slot}"]
-                cell.ops[position][slot] = self.edge_operations(node, edge)[operation]
-        return cell
-
-
 class MixedOperationPolicy(MixedOperationSamplingPolicy):  # type: ignore[misc]
     """Hands the mixing weights to NNI's operations with mutable arguments (kernel size, channels, ...)."""
 
@@ -382,9 +269,11 @@ class MixedOperationPolicy(MixedOperationSamplingPolicy):  # type: ignore[misc]
 
 __all__ = [
     "Binding",
-    "MixedCell",
+    "Mixed",
     "MixedInput",
     "MixedLayer",
     "MixedOperationPolicy",
     "MixedRepeat",
+    "is_one",
+    "with_identity",
 ]

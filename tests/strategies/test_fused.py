@@ -22,7 +22,8 @@ from nni_bayes_nas.search_spaces.cell import CellSpace
 from nni_bayes_nas.search_spaces.operations import OPERATIONS
 from nni_bayes_nas.strategies import RegularizedDARTS
 from nni_bayes_nas.strategies.chains import recognize
-from nni_bayes_nas.strategies.supernet import MixedCell, MixedLayer
+from nni_bayes_nas.strategies.mixed_cell import MixedCell
+from nni_bayes_nas.strategies.supernet import MixedLayer
 
 # Small versions of our spaces; one of the registry that has none here is compared at its defaults.
 SMALL = {

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nni_bayes_nas.bayes import law
+from nni_bayes_nas.bayes.concrete import gumbel
 from nni_bayes_nas.complexity.axis import LambdaAxis, LiteralAxis
 from nni_bayes_nas.complexity.expected import CostModel, CostTerm
-from nni_bayes_nas.strategies.relaxations import Relaxation, gumbel, log_probabilities_of_node, zero_one_loss
+from nni_bayes_nas.strategies.relaxations import Relaxation, log_probabilities_of_node, zero_one_loss
 from nni_bayes_nas.strategies.structure import Structure
 
 UNITS: list[law.Unit] = [

@@ -15,8 +15,8 @@ from nni_bayes_nas.search_spaces.chain import ChainSpace
 from nni_bayes_nas.search_spaces.dense import DenseSpace
 from nni_bayes_nas.search_spaces.nasbench201 import NasBench201Space
 from nni_bayes_nas.strategies import RegularizedDARTS
+from nni_bayes_nas.strategies.mixed_cell import MixedCell
 from nni_bayes_nas.strategies.replicas import SupernetTemplate
-from nni_bayes_nas.strategies.supernet import MixedCell
 
 
 class _OneCell(ModelSpace):

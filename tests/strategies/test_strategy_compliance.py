@@ -100,3 +100,30 @@ class TestHyperDARTSLiterally(StrategyCompliance):
         "lambda_range": [1e-4, 0.1],
         "l1": 1e-3,
     }
+
+
+class TestDirichletDARTS(StrategyCompliance):
+    name = "dirichlet_darts"
+
+
+class TestDirichletDARTSOnCellsWithGuards(StrategyCompliance):
+    name = "dirichlet_darts"
+    args: ClassVar[dict[str, Any]] = {"scheme": "bilevel", "auxiliary": 1.0, "auxiliary_end": 0.0, "normalize": True}
+    space: ClassVar[dict[str, Any]] = {"name": "cell", "args": {"width": 4, "n_cells": 2, "n_nodes": 2}}
+
+
+class TestDirichletDARTSWithGaussianWeights(StrategyCompliance):
+    """Noise of weights is torch's own, and must repeat."""
+
+    name = "dirichlet_darts"
+    args: ClassVar[dict[str, Any]] = {"weights": "variational", "dependence": "gated"}
+
+
+class TestDirichletDARTSOverLambda(StrategyCompliance):
+    name = "dirichlet_darts"
+    args: ClassVar[dict[str, Any]] = {"lambda_range": [0.01, 1.0], "complexity": "target", "complexity_weight": 20.0}
+
+
+class TestLogisticNormal(StrategyCompliance):
+    name = "dirichlet_darts"
+    args: ClassVar[dict[str, Any]] = {"family": "logistic_normal", "one_hot_passes": 1}

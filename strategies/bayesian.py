@@ -1,0 +1,202 @@
+"""The search step of a Bayesian choice of architecture: one bound for structure and weights, or one for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from nni_bayes_nas.bayes import elbo, law, normal, objective
+from nni_bayes_nas.layers.variational import Estimator, Variational
+
+from .bilevel import BilevelModule
+from .cost_walk import CostWalk
+from .passes import n_objects
+
+Dependence = Literal["independent", "gated", "scaled"]
+DEPENDENCES: tuple[Dependence, ...] = ("independent", "gated", "scaled")
+Scheme = Literal["single_level", "bilevel"]
+
+
+@dataclass(frozen=True)
+class BayesOptions:
+    """Priors, posteriors and how much their divergences weigh.
+
+    Attributes:
+        scheme: "single_level": structure and weights maximize one bound on all data; "bilevel": the structure one on
+            the half of the data that the weights do not see.
+        prior: Concentration of every option a priori.
+        none_prior: That of "none"; None: as the others.
+        kl_structure: Weight of the divergence of the structure; 1 gives the bound.
+        kl_weights: Weight of that of the weights.
+        kl_warmup: Share of the structure steps until the divergences count in full.
+        weights: "point" or "variational".
+        dependence: Of the weights on the structure: "independent": q(w) does not know it; "gated": an operation's
+            divergence counts as far as it is on (`normal.gated_kl`); "scaled": w = gamma v, whose divergence to the
+            prior N(0, gamma^2 s^2) is free of gamma, while the operation's output gets its weight twice.
+        weight_prior: See `normal.kl_to_prior`.
+        weight_prior_sd: Of the prior "fixed".
+        rho: Logarithm of the weights' standard deviations at first.
+        estimator: See `nni_bayes_nas.layers.variational`.
+    """
+
+    scheme: Scheme = "single_level"
+    prior: float = 1.0
+    none_prior: float | None = None
+    kl_structure: float = 1.0
+    kl_weights: float = 1.0
+    kl_warmup: float = 0.5
+    weights: Literal["point", "variational"] = "point"
+    dependence: Dependence = "independent"
+    weight_prior: normal.Prior = "empirical_bayes"
+    weight_prior_sd: float = 1.0
+    rho: float = -5.0
+    estimator: Estimator = "local"
+
+
+class GateWalk(CostWalk):
+    """Under which choices each Gaussian layer of a supernet is there.
+
+    Attributes:
+        gates: Layer -> label -> flat positions of the options, one dict for every way in which it is there; an empty
+            dict for what is always there.
+    """
+
+    def __init__(self, supernet: nn.Module, units: Sequence[law.Unit]) -> None:
+        super().__init__(supernet, units, {}, None)
+        self.gates: dict[Variational, list[dict[str, frozenset[int]]]] = {}
+        self.visit(supernet, {})
+
+    def visit(self, module: nn.Module, gates: Any) -> None:
+        """See `CostWalk.visit`."""
+        if isinstance(module, Variational):
+            self.gates.setdefault(module, []).append(dict(gates))
+        super().visit(module, gates)
+
+
+class BayesianModule(BilevelModule):
+    """Bilevel or single-level search whose loss is a bound on the evidence.
+
+    Args:
+        bayes: Priors and weights of the divergences.
+        gates: See `GateWalk`; empty for weights that are points.
+        **options: Of `BilevelModule`.
+    """
+
+    def __init__(
+        self, training_module: Any, *, bayes: BayesOptions, gates: Mapping[Variational, Any], **options: Any
+    ) -> None:
+        super().__init__(training_module, **options)
+        self.bayes = bayes
+        # Not a submodule's attribute: the layers belong to the supernet.
+        self.__dict__["gates"] = dict(gates)
+        if bayes.dependence == "scaled":
+            self.structure.squared = {k: where_weights_are(unit, gates) for k, unit in self.binding.units.items()}
+
+    # -- the bound -------------------------------------------------------------------------------------------------
+
+    def divergences(self, positions: list[Tensor], part: str) -> dict[str, Tensor]:
+        """The divergence of the structure, per object of a part of the data: what is added to the task loss."""
+        kl = torch.stack([self._structure_kl(u) for u in positions]).mean()
+        return self._per_object({"structure_kl": kl}, part)
+
+    def _structure_kl(self, u: Tensor) -> Tensor:
+        # Where all objects have one position, the divergence of one is that of all.
+        at = u if self.structure.axis is not None else self.structure.reference.new_zeros(())
+        kl: Tensor = self.structure.divergence(at, self.bayes.prior, self.bayes.none_prior).mean()
+        return kl
+
+    def weight_divergences(self, draws: list[dict[str, Tensor]], part: str) -> dict[str, Tensor]:
+        """The divergence of the weights, per object of a part of the data, in the mean of some mixing weights."""
+        if not self.gates:
+            return {}
+        parts = []
+        for layer, ways in self.gates.items():
+            kl = layer.kl()
+            if self.bayes.dependence == "gated":
+                gates = torch.stack([self._gate(way, weights, kl) for way in ways for weights in draws])
+                kl = normal.gated_kl(gates, kl.expand_as(gates)) / len(draws)
+            parts.append(kl)
+        each = torch.stack(parts)
+        if not bool(torch.isfinite(each).all()):
+            bad = int(torch.isfinite(each).logical_not().nonzero()[0])
+            name = self._name_of(list(self.gates)[bad])
+            objective.check_finite(f"weight_kl of {name}", each[bad], step=self.current_step)
+        return self._per_object({"weight_kl": each.sum()}, part)
+
+    def _gate(self, way: Mapping[str, frozenset[int]], weights: Mapping[str, Tensor], like: Tensor) -> Tensor:
+        """The product over the choices of the weight that their options have, averaged over objects; `()`."""
+        gate = like.new_ones(())
+        for label, options in way.items():
+            unit, w = self.binding.units[label], weights[label]
+            if isinstance(unit, law.Node):
+                w = w[..., : len(unit.operations)].flatten(-2)
+            gate = gate * w.reshape(-1, w.shape[-1]).mean(0)[sorted(options)].sum()
+        return gate
+
+    def _name_of(self, layer: Variational) -> str:
+        return next(str(name) for name, module in self.training_module.named_modules() if module is layer)
+
+    def _per_object(self, divergences: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+        weights = {"structure_kl": self.bayes.kl_structure, "weight_kl": self.bayes.kl_weights}
+        warmth = elbo.warmth(self.progress, self.bayes.kl_warmup)
+        return elbo.divergence_terms(divergences, self.n_training(part), weights, warmth)
+
+    def n_training(self, part: str) -> int:
+        """Objects of the data of one of the steps, "train" or "val", or of both, "all"."""
+        loaders = self.trainer.train_dataloader
+        parts = ("train", "val") if part == "all" else (part,)
+        return sum(len(loaders[name].dataset) for name in parts)
+
+    # -- steps -----------------------------------------------------------------------------------------------------
+
+    def _step(self, batch: Any, batch_idx: int) -> None:
+        if self.bayes.scheme == "bilevel":
+            super()._step(batch, batch_idx)
+            return
+        step = self._begin_step(batch_idx)
+        learning = self.trainer.current_epoch >= self.warmup_epochs
+        joined = _joined(batch["train"], batch["val"])
+        optimizer = self.architecture_optimizers()
+        optimizer.zero_grad()
+        positions = self.positions(n_objects(joined), step, 1)
+        with torch.set_grad_enabled(learning):
+            draws = self.draws(positions, step, 1)
+        task = self.weight_loss(joined, batch_idx, draws, step)
+        terms = {"task": task, **self.weight_divergences(draws, "all")}
+        if learning:
+            temperature = self.temperature(self.structure_loss.temperature)
+            terms |= self.structure_loss.terms(self.costs, positions, temperature, exploring=self.exploring)
+            terms |= self.divergences(positions, "all")
+        total = objective.total(terms, self.structure_loss.factors(), step=step)
+        self.advance_optimization(total, batch_idx, self.gradient_clip_val)
+        if learning:
+            for parameter in self.arch_parameters():
+                if parameter.grad is not None:
+                    objective.check_finite("gradient of the structure", parameter.grad, step=step)
+            optimizer.step()
+        self.advance_lr_schedulers(batch_idx)
+        logged = {f"structure_{name}": value.detach() for name, value in terms.items() if name != "task"}
+        self.log_dict({**logged, "structure_loss": total.detach()}, on_step=False, on_epoch=True)
+
+
+def _joined(first: Any, second: Any) -> Any:
+    """Two batches as one."""
+    if isinstance(first, Tensor):
+        return torch.cat([first, second])
+    return [torch.cat(pair) for pair in zip(first, second, strict=True)]
+
+
+def where_weights_are(unit: law.Unit, gates: Mapping[Variational, Any]) -> Tensor:
+    """Which options of a unit have Gaussian weights, as its mixing weights lie; a column for "none" has none."""
+    marked = {o for ways in gates.values() for way in ways for o in way.get(unit.label, ())}
+    flat = torch.tensor([i in marked for i in range(law.n_options(unit))])
+    if not isinstance(unit, law.Node):
+        return flat
+    return torch.nn.functional.pad(flat.reshape(-1, len(unit.operations)), (0, 1))
+
+
+__all__ = ["DEPENDENCES", "BayesOptions", "BayesianModule", "Dependence", "GateWalk", "Scheme", "where_weights_are"]

@@ -1,0 +1,224 @@
+"""Bayesian choice of architecture: a Dirichlet posterior over structures, and Gaussian weights if wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+from torch import nn
+
+from nni_bayes_nas.bayes import dirichlet, elbo, normal
+from nni_bayes_nas.complexity.axis import LambdaAxis
+from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.layers.variational import ESTIMATORS, Estimator, to_variational
+
+from .bayesian import DEPENDENCES, BayesianModule, BayesOptions, Dependence, GateWalk, Scheme
+from .bilevel import BilevelModule
+from .costs import CostKind
+from .differentiable import DifferentiableStrategy
+from .fused import Execution
+from .guards import Guards
+from .relaxations import Mixing, Relaxation, TemperatureSchedule
+from .step_options import StepOptions
+from .structure_loss import Complexity, Scale, StructureLoss
+
+Family = Literal["dirichlet", "concrete", "logistic_normal", "softmax"]
+_RELAXATIONS: dict[str, Relaxation] = {
+    "dirichlet": "dirichlet",
+    "concrete": "gumbel",
+    "logistic_normal": "logistic_normal",
+    "softmax": "softmax",
+}
+
+
+class DirichletDARTS(DifferentiableStrategy):
+    """Joint variational inference of structure and weights.
+
+    Every edge has a posterior q(gamma) = Dir(a) over the weights of its operations, with the prior Dir(b), and weights
+    may have Gaussian posteriors. What is maximized is the bound of `bayes.elbo`, on all data at once ("single_level"),
+    or by the structure on one half and by the weights on the other ("bilevel"). Architectures are derived from the mean
+    of the posterior, or drawn from it: `posterior`.
+
+    Args:
+        family: Of the posterior of the structure: "dirichlet"; "concrete" (Gumbel-softmax, its temperature that of the
+            mixing); "logistic_normal"; "softmax": no draws, one point of the simplex, the baseline of the others.
+        prior: Concentration of every option a priori; 1 is uniform, below 1 sparse.
+        none_prior: That of "none", which makes an edge absent; None: as the others.
+        scheme: "single_level" or "bilevel".
+        weights: "point", or "variational": Gaussian.
+        dependence: Of variational weights on the structure: "independent", "gated" or "scaled"; see `BayesOptions`.
+        weight_prior: "empirical_bayes", "ard", or "fixed" with `weight_prior_sd`.
+        weight_prior_sd: Standard deviation of the prior "fixed".
+        rho: Logarithm of the weights' standard deviations at first.
+        estimator: How their noise comes into the outputs, "local" or "flipout".
+        kl_structure: Weight of the structure's divergence; 1 gives the bound.
+        kl_weights: Weight of that of the weights.
+        kl_warmup: Share of the structure steps until they count in full.
+        draw_per: "object": a draw for every object of a mini-batch; "step": one for all.
+        mixing: "probabilities", or "marginals"; see `relaxations.mixing_weights`.
+        mixing_temperature: Of the mixing weights at the end of the search; it falls from 1.
+        temperature_schedule: How temperatures fall after the warm-up.
+        one_hot_passes: Passes of single architectures per weight step.
+        lambda_range: Range of lambda for q(structure | lambda) from one search; None for one posterior.
+        hypernet: How concentrations depend on lambda: "linear", "piecewise_linear" or "mlp".
+        n_knots: Of "piecewise_linear".
+        complexity: "none"; with lambda "penalty" or "target", as in HyperDARTS.
+        complexity_weight: Factor of the complexity term.
+        target_scale: As in HyperDARTS.
+        target_range: As in HyperDARTS.
+        cost: What complexity counts.
+        latency_table: File of the table, for cost "latency".
+        execution: As in RegularizedDARTS.
+        arc_learning_rate: Of Adam on the structure parameters.
+        warmup_epochs: Epochs in which only the weights learn; 40 % of the search is usual.
+        gradient_clip_val: Norm to which the gradient of the weights is clipped.
+        seed: Of the initial structure and of every draw.
+        input_shape: Shape of one object; None reads it off the evaluator's data.
+        mutation_hooks: Hooks of the user's own for NNI, tried before ours.
+        auxiliary: Guards against collapse, see `Guards`: weight of an identity on every edge during the search.
+        auxiliary_end: Its weight at the end, to which it falls; None leaves it constant.
+        normalize: Whether batch normalization follows every operation that does not end in it.
+        without: Options that cannot be chosen, "none" say.
+    """
+
+    module_class: ClassVar[type[BilevelModule]] = BayesianModule
+
+    def __init__(
+        self,
+        *,
+        family: Family = "dirichlet",
+        prior: float = 1.0,
+        none_prior: float | None = None,
+        scheme: Scheme = "single_level",
+        weights: Literal["point", "variational"] = "point",
+        dependence: Dependence = "independent",
+        weight_prior: normal.Prior = "empirical_bayes",
+        weight_prior_sd: float = 1.0,
+        rho: float = -5.0,
+        estimator: Estimator = "local",
+        kl_structure: float = 1.0,
+        kl_weights: float = 1.0,
+        kl_warmup: float = 0.5,
+        draw_per: Literal["object", "step"] = "object",
+        mixing: Mixing = "probabilities",
+        mixing_temperature: float = 1.0,
+        temperature_schedule: TemperatureSchedule = "geometric",
+        one_hot_passes: int = 0,
+        lambda_range: tuple[float, float] | None = None,
+        hypernet: Literal["linear", "piecewise_linear", "mlp"] = "piecewise_linear",
+        n_knots: int = 5,
+        complexity: Complexity = "none",
+        complexity_weight: float = 1.0,
+        target_scale: Scale = "log",
+        target_range: tuple[float, float] = (0.95, 0.05),
+        cost: CostKind = "params",
+        latency_table: str | None = None,
+        execution: Execution = "auto",
+        arc_learning_rate: float = 0.05,
+        warmup_epochs: int = 1,
+        gradient_clip_val: float | None = 5.0,
+        seed: int = 0,
+        input_shape: Sequence[int] | None = None,
+        mutation_hooks: list[Any] | None = None,
+        auxiliary: float = 0.0,
+        auxiliary_end: float | None = None,
+        normalize: bool = False,
+        without: Sequence[str] = (),
+    ) -> None:
+        self.bayes = BayesOptions(
+            scheme=scheme,
+            prior=prior,
+            none_prior=none_prior,
+            kl_structure=kl_structure,
+            kl_weights=kl_weights,
+            kl_warmup=kl_warmup,
+            weights=weights,
+            dependence=dependence,
+            weight_prior=weight_prior,
+            weight_prior_sd=weight_prior_sd,
+            rho=rho,
+            estimator=estimator,
+        )
+        _check(family, self.bayes, lambda_range, complexity)
+        super().__init__(
+            structure={
+                "relaxation": _RELAXATIONS[family],
+                "mixing": mixing,
+                "hypernet": "constant" if lambda_range is None else hypernet,
+                "n_knots": n_knots,
+                "axis": None if lambda_range is None else LambdaAxis(*lambda_range),
+            },
+            loss=StructureLoss(complexity, complexity_weight, target_scale=target_scale, target_range=target_range),
+            step=StepOptions(
+                lambda_per="object" if draw_per == "object" else "step",
+                mixing_temperature=mixing_temperature,
+                temperature_schedule=temperature_schedule,
+                one_hot_passes=one_hot_passes,
+                execution=execution,
+                draw_per=draw_per,
+            ),
+            cost=cost,
+            latency_table=latency_table,
+            validation_points=(0.0,) if lambda_range is None else (0.0, 0.5, 1.0),
+            arc_learning_rate=arc_learning_rate,
+            arc_weight_decay=0.0,
+            warmup_epochs=warmup_epochs,
+            gradient_clip_val=gradient_clip_val,
+            seed=seed,
+            input_shape=input_shape,
+            mutation_hooks=mutation_hooks,
+            guards=Guards(auxiliary, auxiliary_end, normalize, tuple(without)),
+        )
+
+    def mutate_model(self, model: Any) -> Any:
+        """Turn the model space into a supernet, in place, its weights variational if they are to be."""
+        supernet = super().mutate_model(model)
+        if self.bayes.weights == "variational":
+            to_variational(
+                supernet,
+                prior=self.bayes.weight_prior,
+                prior_sd=self.bayes.weight_prior_sd,
+                rho=self.bayes.rho,
+                estimator=self.bayes.estimator,
+            )
+        return supernet
+
+    def module_options(self) -> dict[str, Any]:
+        """Priors, and under which choices the layers with Gaussian weights are there."""
+        supernet: nn.Module = self._mutating
+        return {"bayes": self.bayes, "gates": GateWalk(supernet, list(self._binding.units.values())).gates}
+
+
+def _check(family: str, bayes: BayesOptions, lambda_range: Any, complexity: str) -> None:
+    for name, value, known in (
+        ("family", family, tuple(_RELAXATIONS)),
+        ("scheme", bayes.scheme, ("single_level", "bilevel")),
+        ("weights", bayes.weights, ("point", "variational")),
+        ("dependence", bayes.dependence, DEPENDENCES),
+        ("weight_prior", bayes.weight_prior, normal.PRIORS),
+        ("estimator", bayes.estimator, ESTIMATORS),
+    ):
+        if value not in known:
+            raise ConfigError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
+    dirichlet.check_prior(bayes.prior)
+    if bayes.none_prior is not None:
+        dirichlet.check_prior(bayes.none_prior, "none_prior")
+    elbo.check_weight("kl_structure", bayes.kl_structure)
+    elbo.check_weight("kl_weights", bayes.kl_weights)
+    if not 0 <= bayes.kl_warmup <= 1:
+        raise ConfigError(f"kl_warmup must lie in [0, 1], got {bayes.kl_warmup}; it is a share of the search.")
+    if not bayes.weight_prior_sd > 0:
+        raise ConfigError(f"weight_prior_sd must be above 0, got {bayes.weight_prior_sd}; 1 is usual.")
+    if bayes.dependence != "independent" and bayes.weights == "point":
+        raise ConfigError(
+            f"weights that are points depend on nothing, got dependence {bayes.dependence!r}; "
+            "set weights='variational', or leave it out."
+        )
+    if (complexity != "none") != (lambda_range is not None):
+        raise ConfigError(
+            f"complexity and lambda_range belong together, got complexity {complexity!r} and range {lambda_range!r}; "
+            "give both, or neither."
+        )
+
+
+__all__ = ["DirichletDARTS", "Family"]

@@ -1,0 +1,278 @@
+"""The Bayesian choice of architecture: its bound term by term, its draws, its posterior."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from nni_bayes_nas.bayes import dirichlet, law, logistic_normal, normal
+from nni_bayes_nas.config import Config
+from nni_bayes_nas.errors import ConfigError, SpaceError
+from nni_bayes_nas.experiment.search import run_search
+from nni_bayes_nas.layers.variational import VariationalConv2d, collect_kl, variational_layers
+from nni_bayes_nas.search_spaces.cell import CellSpace
+from nni_bayes_nas.search_spaces.nasbench201 import NasBench201Space
+from nni_bayes_nas.strategies import DirichletDARTS
+from nni_bayes_nas.strategies.bayesian import GateWalk
+from nni_bayes_nas.strategies.structure import Structure
+
+UNITS = [
+    law.Node("cell", 3, ("a", "b"), 2),
+    law.Choice("x", ("p", "none", "r")),
+    law.Subset("s", (0, 1, 2, 3), 2),
+]
+
+
+def structure(relaxation, seed=0, **options):
+    found = Structure(UNITS, relaxation=relaxation, seed=seed, **options)
+    with torch.no_grad():
+        for parameter in found.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)))
+    return found
+
+
+ZERO = torch.zeros(())
+
+
+@pytest.mark.parametrize("relaxation", ["dirichlet", "logistic_normal", "gumbel"])
+def test_draws_scatter_around_the_mean(relaxation):
+    found = structure(relaxation)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        drawn = found.draw(torch.zeros(20_000), 1.0, generator)
+        mean = found.mean()
+    for label, weights in drawn.items():
+        chosen = 2 if label == "s" else 1  # a subset mixes by inclusion probabilities
+        torch.testing.assert_close(weights.sum(-1), torch.full(weights.shape[:-1], float(chosen)))
+        assert float(weights.std(0).max()) > 0.05
+        if relaxation == "dirichlet" and chosen == 1:  # of the others it is not the mean of the draws
+            error = 5 * weights.std(0) / len(weights) ** 0.5
+            assert bool(((weights.mean(0) - mean[label]).abs() < error).all())
+
+
+def test_a_new_dirichlet_structure_is_uniform():
+    found = Structure(UNITS, relaxation="dirichlet", seed=3)
+    for unit, probs in zip(UNITS, found.probs(ZERO), strict=True):
+        torch.testing.assert_close(probs, torch.full(unit.shape, 1 / unit.shape[1]), atol=1e-3, rtol=0)
+    assert float(found.divergence(ZERO).detach()) == pytest.approx(0, abs=1e-4)
+
+
+def rows(found, unit):
+    flat = found.logits(ZERO)
+    return found._split(found._blocks(flat))[unit]
+
+
+def test_divergence_of_a_dirichlet_structure():
+    found = structure("dirichlet")
+    expected = 0.0
+    for i, unit in enumerate(UNITS):
+        prior = torch.full(unit.shape, 0.7)
+        if i == 0:
+            prior[:, -1] = 3.0
+        if i == 1:
+            prior[:, 1] = 3.0
+        expected += float(dirichlet.kl(dirichlet.concentration(rows(found, i)), prior).sum().detach())
+    assert float(found.divergence(ZERO, 0.7, 3.0).detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_divergence_of_a_logistic_normal_structure():
+    found = structure("logistic_normal")
+    flat = found.logits(ZERO)
+    sds = found._split(found._blocks(flat[found._total :]))
+    expected = sum(
+        float(logistic_normal.kl(rows(found, i), normal.sd(rho)).sum().detach()) for i, rho in enumerate(sds)
+    )
+    assert float(found.divergence(ZERO).detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_divergence_of_a_concrete_structure():
+    found = structure("gumbel")
+    expected = sum(float((p * (p.log() + math.log(p.shape[-1]))).sum().detach()) for p in found.probs(ZERO))
+    assert float(found.divergence(ZERO).detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_divergences_at_every_position_of_lambda():
+    from nni_bayes_nas.complexity.axis import LambdaAxis
+
+    found = structure("dirichlet", hypernet="piecewise_linear", axis=LambdaAxis(0.01, 1.0))
+    u = torch.tensor([0.0, 0.3, 1.0])
+    torch.testing.assert_close(found.divergence(u), torch.stack([found.divergence(x) for x in u]))
+
+
+def test_equal_generators_give_equal_draws():
+    found = structure("dirichlet")
+    first, second = (found.draw(torch.zeros(5), 1.0, torch.Generator().manual_seed(4)) for _ in range(2))
+    assert all(torch.equal(first[label], second[label]) for label in first)
+
+
+# -- variational weights in a supernet ---------------------------------------------------------------------------------
+
+
+def strategy(space, shape, **options):
+    torch.manual_seed(0)
+    made = DirichletDARTS(weights="variational", input_shape=shape, **options)
+    made._mutating = made.mutate_model(space)
+    return made
+
+
+def test_all_weights_of_a_supernet_are_gaussian_and_know_their_gates():
+    made = strategy(CellSpace(width=4, n_nodes=2), (1, 8, 8))
+    layers = variational_layers(made._mutating)
+    gates = made.module_options()["gates"]
+    assert set(gates) == set(layers.values())
+    for name, layer in layers.items():
+        ways = gates[layer]
+        if ".ops." in name:  # of an operation on an edge: cells.0.ops.1.2.sep_conv_3x3...
+            (way,) = ways
+            ((label, options),) = way.items()
+            node, edge, operation = name.split(".ops.")[1].split(".")[:3]
+            unit = made._binding.units[label]
+            assert (unit.index, len(options)) == (int(node) + 2, 1)
+            (option,) = options
+            assert divmod(option, len(unit.operations)) == (int(edge), unit.operations.index(operation))
+        else:
+            assert ways == [{}]
+
+
+def test_gates_of_layer_choices():
+    made = strategy(NasBench201Space(in_channels=3, width=4, cells_per_stage=1), (3, 8, 8))
+    walk = GateWalk(made._mutating, list(made._binding.units.values()))
+    gated = [way for ways in walk.gates.values() for way in ways if way]
+    assert gated and all(len(way) == 1 for way in gated)
+
+
+def test_a_gaussian_weight_costs_as_much_as_a_point():
+    space = CellSpace(width=4, n_nodes=2)
+    made, point = strategy(space, (1, 8, 8)), DirichletDARTS(input_shape=(1, 8, 8))
+    made.measure(made._mutating, (1, 8, 8))
+    point.measure(point.mutate_model(CellSpace(width=4, n_nodes=2)), (1, 8, 8))
+    for choices in point.structure.random_samples(3, generator=torch.Generator().manual_seed(0)):
+        for kind in ("params", "macs"):
+            assert made.predicted_cost(kind, choices) == point.predicted_cost(kind, choices)
+
+
+SEARCH = {
+    "space": {"name": "cell", "args": {"width": 4, "n_nodes": 2}},
+    "data": {"limit": 192},
+    "search": {"epochs": 3, "warmup_epochs": 1, "batch_size": 32, "lambdas": 2, "random": 0},
+}
+
+
+def searched(folder, **args):
+    config = Config.from_dict({**SEARCH, "strategy": {"name": "dirichlet_darts", "args": args}})
+    folder.mkdir(parents=True, exist_ok=True)
+    result = run_search(config, {"trial": "search-s0", "seed": 0}, folder, lambda row: None)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return result, [row["terms"] for row in lines if "terms" in row]
+
+
+CASES = {
+    "single level": {},
+    "bilevel": {"scheme": "bilevel"},
+    "one draw a step": {"draw_per": "step"},
+    "concrete": {"family": "concrete"},
+    "logistic-normal": {"family": "logistic_normal", "scheme": "bilevel"},
+    "Gaussian weights": {"weights": "variational"},
+    "gated": {"weights": "variational", "dependence": "gated"},
+    "scaled, bilevel": {"weights": "variational", "dependence": "scaled", "scheme": "bilevel"},
+    "flipout, ARD": {"weights": "variational", "estimator": "flipout", "weight_prior": "ard"},
+    "over lambda": {"lambda_range": [0.01, 1.0], "complexity": "target", "complexity_weight": 20.0},
+    "guarded": {"auxiliary": 1.0, "normalize": True, "without": ["skip_connect"]},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_searches(name, tmp_path):
+    result, terms = searched(tmp_path / "search-s0", **CASES[name])
+    assert result["architectures"]
+    last = terms[-1]
+    assert last["structure_structure_kl"] >= 0 and math.isfinite(last["structure_loss"])
+    if "weights" in CASES[name] and CASES[name].get("scheme") != "bilevel":
+        assert last["structure_weight_kl"] > 0
+    repeated, _ = searched(tmp_path / "again", **CASES[name])
+    assert repeated["architectures"] == result["architectures"]
+
+
+def test_a_heavy_divergence_keeps_the_structure_at_its_prior(tmp_path):
+    entropies = {}
+    for weight in (0.0, 1e6):
+        _, terms = searched(tmp_path / str(weight), kl_structure=weight, arc_learning_rate=0.3, kl_warmup=0.0)
+        entropies[weight] = terms[-1]["entropy"]
+    assert entropies[1e6] > entropies[0.0] + 0.1
+
+
+def test_the_posterior_of_a_search_is_an_object():
+    made = strategy(CellSpace(width=4, n_nodes=2), (1, 8, 8))
+    q = made.posterior()
+    assert q.entropy() == pytest.approx(q.log_count, abs=1e-2)
+    best = q.top_k(3)
+    assert best[0].log_prob >= best[1].log_prob and made.structure.export() == q.derived()
+    assert float(made.structure.log_prob(best[0].choices).detach()) == pytest.approx(best[0].log_prob, abs=1e-5)
+
+
+def test_layers_that_cannot_be_gaussian_are_named():
+    from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+    from torch import nn
+
+    class Recurrent(ModelSpace):
+        def __init__(self):
+            super().__init__()
+            self.rnn = nn.LSTM(4, 4)
+            self.choice = LayerChoice({"a": nn.Linear(4, 4), "b": nn.Identity()}, label="a")
+
+        def forward(self, x):
+            return self.choice(self.rnn(x)[0])
+
+    with pytest.raises(SpaceError, match=r"rnn \(LSTM\)"):
+        DirichletDARTS(weights="variational").mutate_model(Recurrent())
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"prior": 0.0}, "prior is a concentration and must be above 0, got 0.0"),
+        ({"none_prior": -1.0}, "none_prior is a concentration and must be above 0"),
+        ({"kl_structure": -0.1}, "kl_structure weighs a divergence and must be at least 0"),
+        ({"kl_weights": -0.1}, "kl_weights weighs a divergence"),
+        ({"kl_warmup": 1.5}, r"kl_warmup must lie in \[0, 1\], got 1.5"),
+        ({"family": "beta"}, "family must be one of dirichlet, concrete, logistic_normal, got 'beta'"),
+        ({"scheme": "trilevel"}, "scheme must be one of single_level, bilevel"),
+        ({"weights": "random"}, "weights must be one of point, variational"),
+        ({"dependence": "gated"}, "weights that are points depend on nothing"),
+        ({"dependence": "total", "weights": "variational"}, "dependence must be one of independent, gated, scaled"),
+        ({"weight_prior": "flat"}, "weight_prior must be one of fixed, empirical_bayes, ard"),
+        ({"weight_prior_sd": 0.0}, "weight_prior_sd must be above 0"),
+        ({"estimator": "mean"}, "estimator must be one of local, flipout"),
+        ({"lambda_range": (0.1, 1.0)}, "complexity and lambda_range belong together"),
+        ({"complexity": "target"}, "complexity and lambda_range belong together"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options, match):
+    with pytest.raises(ConfigError, match=match):
+        DirichletDARTS(**options)
+
+
+def test_the_divergence_of_the_weights_is_gated_by_the_mixing_weights():
+    """By hand: sum over the layers of their KL times the weight that their operation has."""
+    made = strategy(NasBench201Space(in_channels=3, width=4, cells_per_stage=1), (3, 8, 8), dependence="gated")
+    weights = made.structure.mean()
+    from nni_bayes_nas.strategies.bayesian import BayesianModule
+
+    options = made.module_options()
+    module = BayesianModule.__new__(BayesianModule)
+    torch.nn.Module.__init__(module)
+    module.bayes, module.binding, module.current_step = options["bayes"], made._binding, 0
+    module.__dict__["gates"] = options["gates"]
+    module.__dict__["_per_object"] = lambda divergences, part: divergences
+    ours = module.weight_divergences([weights], "train")["weight_kl"]
+    expected = torch.zeros(())
+    for name, kl in collect_kl(made._mutating).items():
+        layer = variational_layers(made._mutating)[name]
+        assert isinstance(layer, torch.nn.Module) and (isinstance(layer, VariationalConv2d) or layer.weight.dim() == 2)
+        for way in options["gates"][layer]:
+            factor = torch.ones(())
+            for label, (option,) in ((k, tuple(v)) for k, v in way.items()):
+                factor = factor * weights[label][option]
+            expected = expected + factor * kl
+    torch.testing.assert_close(ours, expected)
