@@ -211,3 +211,33 @@ def _coerce_scalar(value: Any, target: Any, path: str) -> Any:
     if isinstance(target, type):
         return _expect(isinstance(value, target), value, f"must be a {target.__name__}", path)
     return value
+
+
+def plain(value: Any) -> Any:
+    """A value of mappings and sequences as JSON has them."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
+
+
+def require(holds: bool, path: str, rule: str, value: Any, remedy: str) -> None:
+    """Raise ConfigError unless a rule holds for the value at a path of the configuration."""
+    if not holds:
+        raise ConfigError(f"`{path}` {rule}, got {shown(value)}; {remedy}")
+
+
+def require_name(path: str, value: str) -> None:
+    """Refuse a name of spaces."""
+    require(bool(value.strip()), path, "must not be empty", value, "leave it out to take the default")
+
+
+def require_at_least(path: str, value: int | None, least: int) -> None:
+    """Refuse a number below the least one; None is none."""
+    require(value is None or value >= least, path, f"must be at least {least}", value, f"set it to {least} or more")
+
+
+def require_inside(path: str, value: float) -> None:
+    """Refuse what is no fraction."""
+    require(0 < value < 1, path, "must lie in (0, 1)", value, "it is a fraction, not a percentage")

@@ -11,7 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from nni_bayes_nas.coercion import closest, coerce, shown
+from nni_bayes_nas.coercion import (
+    closest,
+    coerce,
+    plain,
+    require,
+    require_at_least,
+    require_inside,
+    require_name,
+    shown,
+)
 from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.yaml_text import parse_yaml, to_yaml
 
@@ -19,6 +28,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "ExperimentConfig",
+    "RefineConfig",
     "ReportConfig",
     "RetrainConfig",
     "SearchConfig",
@@ -44,7 +54,7 @@ class SpaceConfig:
     args: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _require_name("space.name", self.name)
+        require_name("space.name", self.name)
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,7 @@ class StrategyConfig:
     args: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _require_name("strategy.name", self.name)
+        require_name("strategy.name", self.name)
 
 
 @dataclass(frozen=True)
@@ -86,17 +96,17 @@ class DataConfig:
     on_gpu: bool = True
 
     def __post_init__(self) -> None:
-        _require_name("data.name", self.name)
-        _require_inside("data.val_fraction", self.val_fraction)
-        _require_inside("data.test_fraction", self.test_fraction)
+        require_name("data.name", self.name)
+        require_inside("data.val_fraction", self.val_fraction)
+        require_inside("data.test_fraction", self.test_fraction)
         total = self.val_fraction + self.test_fraction
-        _require(total < 1, "data.val_fraction + data.test_fraction", "must be less than 1", total, "lower one of them")
-        _require_at_least("data.skip", self.skip, 0)
-        _require_at_least("data.limit", self.limit, 1)
-        _require_at_least("data.val_limit", self.val_limit, 1)
-        _require_at_least("data.image_size", self.image_size, 1)
+        require(total < 1, "data.val_fraction + data.test_fraction", "must be less than 1", total, "lower one of them")
+        require_at_least("data.skip", self.skip, 0)
+        require_at_least("data.limit", self.limit, 1)
+        require_at_least("data.val_limit", self.val_limit, 1)
+        require_at_least("data.image_size", self.image_size, 1)
         missing = self.name == "npz" and self.path is None
-        _require(not missing, "data.path", "must name the .npz file", self.path, "set it, for example data/images.npz")
+        require(not missing, "data.path", "must name the .npz file", self.path, "set it, for example data/images.npz")
 
 
 @dataclass(frozen=True)
@@ -130,19 +140,19 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         _check_training("search", self)
-        _require_at_least("search.warmup_epochs", self.warmup_epochs, 0)
-        _require(
+        require_at_least("search.warmup_epochs", self.warmup_epochs, 0)
+        require(
             self.warmup_epochs < self.epochs,
             "search.warmup_epochs",
             f"must be less than search.epochs ({self.epochs})",
             self.warmup_epochs,
             "the structure is not trained during the warm-up: lower it, or raise search.epochs",
         )
-        _require_at_least("search.searches", self.searches, 1)
-        _require_at_least("search.replicas", self.replicas, 1)
-        _require_at_least("search.lambdas", self.lambdas, 2)
-        _require_at_least("search.random", self.random, 0)
-        _require_inside("search.structure_fraction", self.structure_fraction)
+        require_at_least("search.searches", self.searches, 1)
+        require_at_least("search.replicas", self.replicas, 1)
+        require_at_least("search.lambdas", self.lambdas, 2)
+        require_at_least("search.random", self.random, 0)
+        require_inside("search.structure_fraction", self.structure_fraction)
 
 
 @dataclass(frozen=True)
@@ -181,17 +191,46 @@ class RetrainConfig:
 
     def __post_init__(self) -> None:
         _check_training("retrain", self)
-        _require_at_least("retrain.repeats", self.repeats, 1)
-        _require_at_least("retrain.replicas", self.replicas, 1)
-        _require_at_least("retrain.crop_padding", self.crop_padding, 0)
-        _require_at_least("retrain.cutout", self.cutout, 0)
+        require_at_least("retrain.repeats", self.repeats, 1)
+        require_at_least("retrain.replicas", self.replicas, 1)
+        require_at_least("retrain.crop_padding", self.crop_padding, 0)
+        require_at_least("retrain.cutout", self.cutout, 0)
         for name in ("label_smoothing", "drop_path"):
             value = getattr(self, name)
-            _require(0 <= value < 1, f"retrain.{name}", "must lie in [0, 1)", value, "0 means none")
+            require(0 <= value < 1, f"retrain.{name}", "must lie in [0, 1)", value, "0 means none")
         weight = self.auxiliary_weight
-        _require(weight >= 0, "retrain.auxiliary_weight", "must not be negative", weight, "0.4 is the default")
+        require(weight >= 0, "retrain.auxiliary_weight", "must not be negative", weight, "0.4 is the default")
         both = "drop_path" in self.space and self.drop_path > 0
-        _require(not both, "retrain.drop_path", "must not be given in retrain.space too", self.drop_path, "keep one")
+        require(not both, "retrain.drop_path", "must not be given in retrain.space too", self.drop_path, "keep one")
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """The plan ``posterior_refinement``: what becomes of a search's posterior by short trainings.
+
+    ``candidates`` are its most probable architectures, of at most ``max_params`` parameters. ``evaluations`` of them
+    are trained for ``epochs``, ``parallel`` at a time, as a Gaussian process proposes whose prior mean is
+    ``prior_weight`` times the posterior's log-probability: by Thompson sampling or expected improvement. The
+    ``finalists`` best are trained for ``final_epochs``, and the best of these is retrained.
+    """
+
+    candidates: int = 512
+    max_params: int | None = None
+    evaluations: int = 14
+    parallel: int = 2
+    epochs: int = 3
+    finalists: int = 2
+    final_epochs: int = 8
+    prior_weight: float = 1.0
+    acquisition: Literal["thompson", "expected_improvement"] = "thompson"
+
+    def __post_init__(self) -> None:
+        for name in ("candidates", "max_params", "evaluations", "parallel", "epochs", "finalists", "final_epochs"):
+            require_at_least(f"refine.{name}", getattr(self, name), 1)
+        weight, most = self.prior_weight, min(self.candidates, self.evaluations)
+        require(weight >= 0, "refine.prior_weight", "must not be negative", weight, "0 is a flat prior")
+        rule = f"must be at most refine.evaluations and refine.candidates ({most})"
+        require(self.finalists <= most, "refine.finalists", rule, self.finalists, "lower it")
 
 
 @dataclass(frozen=True)
@@ -214,15 +253,15 @@ class ExperimentConfig:
     fork: bool = True
 
     def __post_init__(self) -> None:
-        _require_name("experiment.name", self.name)
-        _require_name("experiment.plan", self.plan)
-        _require_at_least("experiment.concurrency", self.concurrency, 1)
-        _require_at_least("experiment.threads", self.threads, 1)
-        _require(1 <= self.port <= 65535, "experiment.port", "must lie in 1..65535", self.port, "8080 is the default")
-        _require_at_least("experiment.retries", self.retries, 0)
+        require_name("experiment.name", self.name)
+        require_name("experiment.plan", self.plan)
+        require_at_least("experiment.concurrency", self.concurrency, 1)
+        require_at_least("experiment.threads", self.threads, 1)
+        require(1 <= self.port <= 65535, "experiment.port", "must lie in 1..65535", self.port, "8080 is the default")
+        require_at_least("experiment.retries", self.retries, 0)
         timeout = self.trial_timeout
         positive = timeout is None or timeout > 0
-        _require(positive, "experiment.trial_timeout", "must be positive", timeout, "seconds; null means no limit")
+        require(positive, "experiment.trial_timeout", "must be positive", timeout, "seconds; null means no limit")
 
 
 @dataclass(frozen=True)
@@ -241,13 +280,14 @@ class Config:
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     retrain: RetrainConfig = field(default_factory=RetrainConfig)
+    refine: RefineConfig = field(default_factory=RefineConfig)
     experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     seed: int = 0
 
     def __post_init__(self) -> None:
         seed = self.seed
-        _require(0 <= seed <= _MAX_SEED, "seed", f"must lie in 0..{_MAX_SEED}", seed, "use a small whole number")
+        require(0 <= seed <= _MAX_SEED, "seed", f"must lie in 0..{_MAX_SEED}", seed, "use a small whole number")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Config":
@@ -266,8 +306,8 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """The whole configuration, defaults included, as new plain JSON types."""
-        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
-        return plain
+        values: dict[str, Any] = plain(dataclasses.asdict(self))
+        return values
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> Config:
@@ -347,36 +387,11 @@ def _without_null(key: str, value: Any) -> Any:
     return value
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
-
-
-def _require(holds: bool, path: str, rule: str, value: Any, remedy: str) -> None:
-    if not holds:
-        raise ConfigError(f"`{path}` {rule}, got {shown(value)}; {remedy}")
-
-
-def _require_name(path: str, value: str) -> None:
-    _require(bool(value.strip()), path, "must not be empty", value, "leave it out to take the default")
-
-
-def _require_at_least(path: str, value: int | None, least: int) -> None:
-    _require(value is None or value >= least, path, f"must be at least {least}", value, f"set it to {least} or more")
-
-
-def _require_inside(path: str, value: float) -> None:
-    _require(0 < value < 1, path, "must lie in (0, 1)", value, "it is a fraction, not a percentage")
-
-
 def _check_training(section: str, config: SearchConfig | RetrainConfig) -> None:
-    _require_at_least(f"{section}.epochs", config.epochs, 1)
-    _require_at_least(f"{section}.batch_size", config.batch_size, 1)
+    require_at_least(f"{section}.epochs", config.epochs, 1)
+    require_at_least(f"{section}.batch_size", config.batch_size, 1)
     rate, clip, decay, momentum = config.learning_rate, config.gradient_clip, config.weight_decay, config.momentum
-    _require(rate > 0, f"{section}.learning_rate", "must be positive", rate, "0.05 is the default")
-    _require(0 <= momentum < 1, f"{section}.momentum", "must lie in [0, 1)", momentum, "0 means none")
-    _require(decay >= 0, f"{section}.weight_decay", "must not be negative", decay, "0 means none")
-    _require(clip > 0, f"{section}.gradient_clip", "must be positive", clip, "a large value such as 1e6 means none")
+    require(rate > 0, f"{section}.learning_rate", "must be positive", rate, "0.05 is the default")
+    require(0 <= momentum < 1, f"{section}.momentum", "must lie in [0, 1)", momentum, "0 means none")
+    require(decay >= 0, f"{section}.weight_decay", "must not be negative", decay, "0 means none")
+    require(clip > 0, f"{section}.gradient_clip", "must be positive", clip, "a large value such as 1e6 means none")

@@ -21,6 +21,10 @@ from nni_bayes_nas.errors import ConfigError
 Registry: TypeAlias = Mapping[str, tuple[str, str]]
 
 STRATEGIES: dict[str, tuple[str, str]] = {
+    "dirichlet_darts": (
+        "nni_bayes_nas.strategies.dirichlet_darts:DirichletDARTS",
+        "Bayesian choice of architecture: a Dirichlet posterior over structures, Gaussian weights if wanted",
+    ),
     "hyper_darts": (
         "nni_bayes_nas.strategies.hyper_darts:HyperDARTS",
         "DARTS whose structure parameters are a hypernetwork of the complexity parameter lambda",
@@ -51,6 +55,10 @@ SEARCH_SPACES: dict[str, tuple[str, str]] = {
 }
 
 PLANS: dict[str, tuple[str, str]] = {
+    "posterior_refinement": (
+        "nni_bayes_nas.experiment.plans.posterior_refinement:PosteriorRefinement",
+        "searches, short trainings that refine their posteriors by a Gaussian process, retraining of what comes out",
+    ),
     "search_and_retrain": (
         "nni_bayes_nas.experiment.plans.search_and_retrain:SearchAndRetrain",
         "searches, then every architecture read off is retrained beside random ones of matched sizes",

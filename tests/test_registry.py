@@ -86,9 +86,10 @@ def test_every_entry_resolves(kind: str, name: str, registry: dict[str, tuple[st
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(ConfigError, match=r"did you mean `hyper_darts`\?\nknown: hyper_darts, regularized_darts"):
+    known = "known: dirichlet_darts, hyper_darts, regularized_darts"
+    with pytest.raises(ConfigError, match=rf"did you mean `hyper_darts`\?\n{known}"):
         resolve("strategy", "hyperdarts", STRATEGIES)
-    with pytest.raises(ConfigError, match="unknown plan `x`\nknown: search_and_retrain"):
+    with pytest.raises(ConfigError, match="unknown plan `x`\nknown: posterior_refinement, search_and_retrain"):
         check_name("plan", "x", PLANS)
     with pytest.raises(ConfigError, match=r"package\.module:Attr"):
         check_name("strategy", "a b:C", STRATEGIES)

@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -48,13 +49,19 @@ class Target:
         return f"{self.name:<16}{self.value:>9.4g} {sign} {self.limit:<8.4g}{verdict}  {self.what}"
 
 
-def parse(description: str | None, presets: dict[str, Any], seeds: dict[str, int]) -> argparse.Namespace:
+def parse(
+    description: str | None,
+    presets: dict[str, Any],
+    seeds: dict[str, int],
+    more: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+) -> argparse.Namespace:
     """The options of a benchmark.
 
     Args:
         description: The script's docstring.
         presets: By name.
         seeds: Default number of seeds by preset.
+        more: Adds options of the benchmark's own.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=presets, default="smoke")
@@ -62,6 +69,7 @@ def parse(description: str | None, presets: dict[str, Any], seeds: dict[str, int
     parser.add_argument("--data", choices=STEMS, help="default: digits for smoke, else mnist")
     parser.add_argument("--root", metavar="DIR", help="folder that holds the data (torchvision), not for digits")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
+    more(parser)
     options = parser.parse_args()
     options.seeds = seeds[options.preset] if options.seeds is None else options.seeds
     options.data = options.data or ("digits" if options.preset == "smoke" else "mnist")

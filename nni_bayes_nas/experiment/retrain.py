@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from nni_bayes_nas.experiment import evaluator as evaluation
 from nni_bayes_nas.experiment.augment import Augment, augmentation
 from nni_bayes_nas.experiment.build import build_network, drop_training_parts
 from nni_bayes_nas.experiment.callbacks import EpochLog, SeedEpochs
-from nni_bayes_nas.experiment.data import batches, load_data_on
+from nni_bayes_nas.experiment.data import DataSplits, batches, load_data_on
 from nni_bayes_nas.experiment.retrained import save
 from nni_bayes_nas.experiment.stopwatch import Stopwatch
 from nni_bayes_nas.experiment.tasks import evaluation_module, task_of
@@ -68,6 +69,83 @@ def run_retrain(
         NumericsError: If the loss is not finite.
     """
     started, watch = time.perf_counter(), Stopwatch()
+    trained = _train(config, parameters, directory, report, watch, meeting)
+    data, network = trained.data, trained.network
+    drop_training_parts(network)
+    val = trained.validate()
+    with watch.stage("test"):
+        test = trained.trainer.test(trained.module, batches(data.test, 256, seed=None), verbose=False)[0]
+    with watch.stage("saving"):
+        save(network, data, directory)
+    with watch.stage("counting"):
+        size = {"params": count_parameters(network), "macs": count_macs(network, data.shape)}
+    return {
+        **task_of(data).result({**val, **test}),
+        **size,
+        "lambda": parameters.get("lambda"),
+        "seconds": round(time.perf_counter() - started, 2),
+        "seed": int(parameters["seed"]),
+        "device": trained.device,
+        "stage_seconds": watch.seconds,
+    }
+
+
+def run_probe(
+    config: Config, parameters: dict[str, Any], directory: Path, report: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Train an architecture for a short time: an opinion on it; the test data are not looked at, nothing is kept.
+
+    Args:
+        config: The configuration.
+        parameters: Of the trial; "choices", "seed" and "epochs" are used.
+        directory: Where checkpoint and metrics are written.
+        report: Called after every epoch with the intermediate result.
+
+    Returns:
+        "default", the validation score; "val_loss"; "seconds".
+
+    Raises:
+        NumericsError: If the loss is not finite.
+    """
+    started, watch = time.perf_counter(), Stopwatch()
+    short = replace(config, retrain=replace(config.retrain, epochs=int(parameters["epochs"])))
+    trained = _train(short, parameters, directory, report, watch, None)
+    val = trained.validate()
+    return {
+        "default": val[task_of(trained.data).val_score],
+        "val_loss": val["val_loss"],
+        "epochs": int(parameters["epochs"]),
+        "seconds": round(time.perf_counter() - started, 2),
+        "seed": int(parameters["seed"]),
+        "stage_seconds": watch.seconds,
+    }
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A network at the end of its training."""
+
+    data: DataSplits
+    network: Any
+    module: Any
+    trainer: pl.Trainer
+    device: str
+    watch: Stopwatch
+
+    def validate(self) -> Mapping[str, float]:
+        """Terms of the validation data."""
+        with self.watch.stage("validation"):
+            return self.trainer.validate(self.module, batches(self.data.val, 256, seed=None), verbose=False)[0]
+
+
+def _train(
+    config: Config,
+    parameters: dict[str, Any],
+    directory: Path,
+    report: Callable[[dict[str, Any]], None],
+    watch: Stopwatch,
+    meeting: tuple[Member, dict[str, Any]] | None,
+) -> _Trained:
     seed, settings = int(parameters["seed"]), config.retrain
     device = evaluation.pick_device(config.experiment.device)
     with watch.stage("data"):
@@ -108,21 +186,4 @@ def run_retrain(
             batches(data.val, 256, seed=None),
             **evaluation.resume_arguments(directory),
         )
-    drop_training_parts(network)
-    with watch.stage("validation"):
-        val = trainer.validate(module, batches(data.val, 256, seed=None), verbose=False)[0]
-    with watch.stage("test"):
-        test = trainer.test(module, batches(data.test, 256, seed=None), verbose=False)[0]
-    with watch.stage("saving"):
-        save(network, data, directory)
-    with watch.stage("counting"):
-        size = {"params": count_parameters(network), "macs": count_macs(network, data.shape)}
-    return {
-        **task.result({**val, **test}),
-        **size,
-        "lambda": parameters.get("lambda"),
-        "seconds": round(time.perf_counter() - started, 2),
-        "seed": seed,
-        "device": device,
-        "stage_seconds": watch.seconds,
-    }
+    return _Trained(data, network, module, trainer, device, watch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,11 +20,13 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from nni_bayes_nas.architecture import Architecture
 from nni_bayes_nas.complexity.measure import count_macs, count_parameters
 from nni_bayes_nas.config import Config, SearchConfig
+from nni_bayes_nas.errors import SpaceError
 from nni_bayes_nas.experiment import evaluator as evaluation
 from nni_bayes_nas.experiment.build import build_space, build_strategy, effective
 from nni_bayes_nas.experiment.callbacks import EpochLog, last_terms, mean_over_loaders
 from nni_bayes_nas.experiment.data import DataSplits, batches, halves, load_data_on
 from nni_bayes_nas.experiment.derived import SharedWeights
+from nni_bayes_nas.experiment.record import write_json
 from nni_bayes_nas.experiment.stopwatch import Stopwatch
 from nni_bayes_nas.experiment.tasks import evaluation_module, task_of
 from nni_bayes_nas.lockstep import Member
@@ -31,6 +34,7 @@ from nni_bayes_nas.variants import varied
 
 _CURVE_POINTS = 33
 _RANDOM_TRIES = 60
+_CANDIDATES_LOOKED_AT = 20_000
 
 
 class StepCounter:
@@ -98,11 +102,16 @@ def run_search(
         # A search among others has one thread for itself, and all of them here.
         read = partial(reader.read, config.search)
         architectures, curve, random = read() if meeting is None else strategy.replica.in_turn(read)
+        candidates = reader.candidates(parameters) if parameters.get("candidates") else []
     terms = mean_over_loaders({k: float(v) for k, v in module.trainer.callback_metrics.items()})
     if not terms:
         terms = last_terms(directory)
     axis, score = strategy.axis, task_of(data).val_score
     (directory / "architecture.json").write_text(Architecture(architectures[0]["choices"]).to_json(), encoding="utf-8")
+    # Where it depends on lambda, that of the large end is the prior of a refinement.
+    posterior = {"posterior": strategy.posterior().to_dict()} if axis is None or candidates else {}
+    if posterior:
+        write_json(directory / "posterior.json", posterior["posterior"])
     return {
         "default": terms.get(score, 0.0),
         "search": {
@@ -125,6 +134,8 @@ def run_search(
         "architectures": architectures,
         "random": random,
         "curve": curve,
+        **posterior,
+        **({"candidates": candidates} if candidates else {}),
         "config": effective(whole).to_dict(),
         "stage_seconds": watch.seconds,
     }
@@ -224,6 +235,27 @@ class Reader:
         if self.strategy.latency_table is not None:
             size["latency"] = self.strategy.predicted_cost("latency", choices)
         return size
+
+    def candidates(self, parameters: dict[str, Any]) -> list[dict[str, Any]]:
+        """The most probable architectures, with their sizes: "candidates" of them, of at most "max_params" parameters.
+
+        Raises:
+            SpaceError: None of the most probable ones is so small.
+        """
+        wanted, most, rows = int(parameters["candidates"]), parameters.get("max_params"), []
+        for one in itertools.islice(self.strategy.posterior().by_probability(), _CANDIDATES_LOOKED_AT):
+            size = self.modelled_size(one.choices)
+            if most is None or size["params"] <= most:
+                choices = Architecture(one.choices).canonical()
+                rows.append({"choices": choices, "log_prob": one.log_prob, **size})
+            if len(rows) == wanted:
+                break
+        if not rows:
+            raise SpaceError(
+                f"refine.max_params must leave architectures, but of the {_CANDIDATES_LOOKED_AT} most probable none "
+                f"has at most {most} parameters; raise it, or search with a cost penalty."
+            )
+        return rows
 
     def one_hot_score(self, choices: dict[str, Any]) -> float:
         """Validation score of an architecture with the weights of the search."""

@@ -27,6 +27,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "search": ("nni_bayes_nas.experiment.search:run_search", "one differentiable search"),
     "searches": ("nni_bayes_nas.experiment.replicas:run_searches", "several differentiable searches side by side"),
     "retrains": ("nni_bayes_nas.experiment.replicas:run_retrains", "one architecture, trained several times at once"),
+    "probe": ("nni_bayes_nas.experiment.retrain:run_probe", "one architecture, trained for a short time"),
     "retrain": ("nni_bayes_nas.experiment.retrain:run_retrain", "one architecture, trained from scratch"),
 }
 

@@ -1,0 +1,271 @@
+"""Searches on NAS-Bench-201's cell, judged by its table: what each way of choosing finds, and what its posterior knows.
+
+    python examples/benchmarks/nasbench201.py --preset cpu --data cifar10 --root DATA --table TABLE --output FILE.json
+
+TABLE is a CSV file with the columns `arch`, `c10_test_200` (accuracy in %, 200 epochs on all data) and `c10_val_12`.
+Searches see CIFAR-10 in a small supernet (width 8, one cell a stage, images averaged to 16x16, 10,000 of them); nothing
+is chosen by the table. Arms, one row a seed:
+
+    DARTS, order 1 and 2, Gumbel     as published: bilevel, "none" among the operations, no guards
+    softmax, guarded                 the guards, operations and single level of the Dirichlet arms, but one point
+    Dirichlet ...                    single level or bilevel; weights that are points, gated or scaled Gaussians
+    concrete, logistic-normal        other families, as the Dirichlet on a single level
+    random                           cells without "none": one of them; the best of 10 by validation after 12 epochs
+    3x3 everywhere                   counts parameters
+
+Guards: a constant auxiliary identity, normalization behind every operation, "none" kept out, 40 % of the search for
+weights alone (`strategies/guards.py`).
+
+Targets (issue "Bayesian choice of architecture"): 2a: Dirichlet on a single level, mean >= 93.6, minimum >= 93.2, above
+the guarded softmax in the paired mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from contract import Target, data_section, parse, write_result
+from workers import Job, Outcome, Store, Workers
+
+NAME = "nasbench201"
+COLUMN, BY_12_EPOCHS = "c10_test_200", "c10_val_12"
+GUARDED = {"auxiliary": 1.0, "normalize": True, "without": ["none"]}
+ALL_3X3 = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|nor_conv_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|"
+FIRST_SEED = 21
+OURS, SOFTMAX = "Dirichlet, single level", "softmax, guarded"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How large a preset is; a batch of a step on a single level is two of these."""
+
+    width: int
+    cells: int
+    pool: int
+    limit: int
+    val_limit: int
+    epochs: int
+    warmup_epochs: int
+    batch_size: int
+
+
+PRESETS = {
+    "smoke": Setting(4, 1, 4, 192, 64, 2, 1, 32),
+    "cpu": Setting(8, 1, 2, 10_000, 1_000, 5, 2, 32),
+    "gpu": Setting(16, 5, 1, 50_000, 5_000, 50, 20, 32),
+}
+SEEDS = {"smoke": 1, "cpu": 6, "gpu": 3}
+
+
+def arms() -> dict[str, dict[str, Any]]:
+    """Strategies by arm; the first three search as published, the others differ in what their names say."""
+    published = {"arc_learning_rate": 0.02, "arc_weight_decay": 1e-3}
+    ours = {"arc_learning_rate": 0.06, **GUARDED}
+    gaussian = {**ours, "weights": "variational", "kl_weights": 0.01}
+    return {
+        "DARTS, order 1": {"name": "regularized_darts", "args": published},
+        "DARTS, order 2": {"name": "regularized_darts", "args": {**published, "order": 2}},
+        "Gumbel": {
+            "name": "regularized_darts",
+            "args": {**published, "relaxation": "gumbel", "mixing_temperature": 0.2},
+        },
+        SOFTMAX: {"name": "dirichlet_darts", "args": {**ours, "family": "softmax", "kl_structure": 0.0}},
+        OURS: {"name": "dirichlet_darts", "args": ours},
+        "Dirichlet, bilevel": {"name": "dirichlet_darts", "args": {**ours, "scheme": "bilevel"}},
+        "Dirichlet, single level, gated": {"name": "dirichlet_darts", "args": {**gaussian, "dependence": "gated"}},
+        "Dirichlet, single level, scaled": {"name": "dirichlet_darts", "args": {**gaussian, "dependence": "scaled"}},
+        "Dirichlet, bilevel, gated": {
+            "name": "dirichlet_darts",
+            "args": {**gaussian, "dependence": "gated", "scheme": "bilevel"},
+        },
+        "Dirichlet, bilevel, scaled": {
+            "name": "dirichlet_darts",
+            "args": {**gaussian, "dependence": "scaled", "scheme": "bilevel"},
+        },
+        "concrete": {"name": "dirichlet_darts", "args": {**ours, "family": "concrete", "mixing_temperature": 0.2}},
+        "logistic-normal": {"name": "dirichlet_darts", "args": {**ours, "family": "logistic_normal"}},
+    }
+
+
+def job(options: argparse.Namespace, arm: str, seed: int) -> Job:
+    """One search."""
+    setting: Setting = PRESETS[options.preset]
+    strategy = arms()[arm]
+    guarded = "auxiliary" in strategy["args"]
+    config = {
+        "space": {
+            "name": "nasbench201",
+            "args": {
+                "width": setting.width,
+                "cells_per_stage": setting.cells,
+                "input_pool": setting.pool,
+                "affine": False,
+            },
+        },
+        "data": data_section(options, setting.limit, setting.val_limit),
+        "strategy": strategy,
+        "search": {
+            "epochs": setting.epochs,
+            "warmup_epochs": setting.warmup_epochs if guarded else 0,
+            "batch_size": setting.batch_size,
+            "learning_rate": 0.2 if guarded else 0.05,
+            "lambdas": 2,
+            "random": 0,
+        },
+        "experiment": {"device": "gpu" if options.preset == "gpu" else "cpu", "threads": 1},
+    }
+    name = f"s{seed}-{arm.replace(', ', '-').replace(' ', '-')}"
+    return Job(name, "search", config, {"trial": f"search-{name}", "seed": seed}, (seed,))
+
+
+def row_of(arm: str, seed: int, outcome: Outcome, table: Any) -> dict[str, Any]:
+    """What a search found, and what its posterior knows, by the table."""
+    from nni_bayes_nas.bayes.posterior import ArchitecturePosterior
+    from nni_bayes_nas.search_spaces.nasbench201 import to_arch_string
+
+    head = {"arm": arm, "seed": seed}
+    if "error" in outcome:
+        return {**head, "error": outcome["error"]}
+    result = outcome["result"]
+    arch = to_arch_string(result["architectures"][0]["choices"])
+    place = table.place(arch, COLUMN)
+    q = ArchitecturePosterior.from_dict(result["posterior"])
+    accuracies, logs, sizes = [], [], []
+    for one in q.by_probability():
+        name = to_arch_string(one.choices)
+        accuracies.append(table.value(name, COLUMN))
+        logs.append(one.log_prob)
+        sizes.append(table.value(name, "params_M"))
+    weights = [math.exp(log) for log in logs]
+    return {
+        **head,
+        "arch": arch,
+        "accuracy": place.value,
+        "regret": round(place.regret, 3),
+        "rank": place.rank,
+        "expected_accuracy": sum(w * a for w, a in zip(weights, accuracies, strict=True)),
+        "probability_above_93_7": sum(w for w, a in zip(weights, accuracies, strict=True) if a >= 93.7),
+        "entropy": q.entropy(),
+        "spearman": _spearman(logs, accuracies),
+        "spearman_given_parameters": _partial(logs, accuracies, sizes),
+        "seconds": outcome["seconds"],
+    }
+
+
+def _ranks(values: list[float]) -> list[float]:
+    from scipy.stats import rankdata
+
+    return [float(r) for r in rankdata(values)]
+
+
+def _spearman(a: list[float], b: list[float]) -> float:
+    return statistics.correlation(_ranks(a), _ranks(b))
+
+
+def _partial(a: list[float], b: list[float], given: list[float]) -> float:
+    """Partial rank correlation of a and b, given a third."""
+    ab, ac, bc = _spearman(a, b), _spearman(a, given), _spearman(b, given)
+    return (ab - ac * bc) / math.sqrt((1 - ac**2) * (1 - bc**2))
+
+
+def baselines(table: Any, seeds: list[int]) -> list[dict[str, Any]]:
+    """Rows that need no search."""
+    import random
+
+    cells = [arch for arch in table if "none" not in arch]
+    rows = [{"arm": "3x3 everywhere", "seed": None, "arch": ALL_3X3, "accuracy": table.value(ALL_3X3, COLUMN)}]
+    for seed in seeds:
+        drawn = random.Random(seed).sample(cells, 10)
+        best = max(drawn, key=lambda arch: table.value(arch, BY_12_EPOCHS))
+        for arm, arch in (("random", drawn[0]), ("random, best of 10 after 12 epochs", best)):
+            rows.append({"arm": arm, "seed": seed, "arch": arch, "accuracy": table.value(arch, COLUMN)})
+    everything = [table.value(arch, COLUMN) for arch in cells]
+    rows.append({"arm": "mean of all cells without none", "seed": None, "accuracy": statistics.fmean(everything)})
+    return rows
+
+
+def accuracies(rows: list[dict[str, Any]], arm: str) -> dict[int, float]:
+    """By seed."""
+    return {row["seed"]: row["accuracy"] for row in rows if row["arm"] == arm and "accuracy" in row}
+
+
+def targets(rows: list[dict[str, Any]]) -> list[Target]:
+    """What the issue asks for of the searches."""
+    ours, softmax = accuracies(rows, OURS), accuracies(rows, SOFTMAX)
+    both = sorted(set(ours) & set(softmax))
+    paired = statistics.fmean(ours[s] - softmax[s] for s in both) if both else None
+    return [
+        Target("2a", "mean accuracy, Dirichlet on a single level", _mean(ours), 93.6, "higher"),
+        Target("2a", "smallest accuracy of a seed", min(ours.values(), default=None), 93.2, "higher"),
+        Target("2a", "mean difference to the guarded softmax", paired, 0.0, "higher"),
+        Target("3", "E_q[accuracy]", _mean(_numbers(rows, "expected_accuracy")), 93.2, "higher"),
+        Target("3", "P_q(accuracy >= 93.7)", _mean(_numbers(rows, "probability_above_93_7")), 0.15, "higher"),
+        Target("3", "Spearman of log q with accuracy", _mean(_numbers(rows, "spearman")), 0.863, "higher"),
+    ]
+
+
+def _numbers(rows: list[dict[str, Any]], name: str) -> dict[int, float]:
+    return {row["seed"]: row[name] for row in rows if row["arm"] == OURS and name in row}
+
+
+def _mean(values: dict[int, float]) -> float | None:
+    return statistics.fmean(values.values()) if values else None
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """A line an arm."""
+    print(f"\n{'arm':<36}{'n':>3}{'accuracy, %':>18}{'minimum':>9}{'E_q':>8}{'rho':>7}{'s':>7}")
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        mine = [row for row in rows if row["arm"] == arm and "accuracy" in row]
+        if not mine:
+            print(f"{arm:<36}  not run")
+            continue
+        values = [row["accuracy"] for row in mine]
+        spread = f" +- {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+        more = "".join(
+            f"{statistics.fmean(row[name] for row in mine):{width}}" if name in mine[0] else ""
+            for name, width in (("expected_accuracy", "8.2f"), ("spearman", "7.2f"), ("seconds", "7.0f"))
+        )
+        print(f"{arm:<36}{len(mine):>3}{f'{statistics.fmean(values):.2f}{spread}':>18}{min(values):>9.2f}{more}")
+    print()
+
+
+def main() -> int:
+    """Run what the file of finished jobs does not hold yet."""
+
+    def more(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--table", type=Path, required=True, metavar="FILE", help="of NAS-Bench-201, see above")
+
+    options = parse(__doc__, PRESETS, SEEDS, more)
+    from nni_bayes_nas.errors import NniBayesNasError
+    from nni_bayes_nas.experiment.benchmark_table import BenchmarkTable
+
+    try:
+        table = BenchmarkTable(options.table)
+        table.place(ALL_3X3, COLUMN)
+    except NniBayesNasError as error:
+        print(error, file=sys.stderr)
+        return 2
+    seeds = list(range(FIRST_SEED, FIRST_SEED + options.seeds))
+    store = Store(options.output)
+    jobs = {(arm, seed): job(options, arm, seed) for seed in seeds for arm in arms()}
+    with Workers(store, options.output.with_suffix(".work")) as workers:
+        outcomes = workers.run(jobs.values())
+    rows = [row_of(arm, seed, outcomes[one.name], table) for (arm, seed), one in jobs.items()]
+    rows += baselines(table, seeds)
+    found = targets(rows)
+    complete = all("error" not in row for row in rows)
+    write_result(options, NAME, rows, found, seconds=store.seconds, workers=workers.n, complete=complete)
+    print_table(rows)
+    print(*found, sep="\n")
+    return 0 if complete else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,188 @@
+"""Searches, short trainings that refine their posteriors, and retraining of what comes out."""
+
+from typing import Any
+
+import numpy as np
+
+from nni_bayes_nas.bayes.posterior import ArchitecturePosterior
+from nni_bayes_nas.config import Config
+from nni_bayes_nas.experiment.plan import Ledger, Result, TrialSpec
+from nni_bayes_nas.experiment.plans.search_and_retrain import SearchAndRetrain
+from nni_bayes_nas.experiment.surrogate import Observation, Surrogate, features
+
+_SHOWN = 20
+
+
+class PosteriorRefinement(SearchAndRetrain):
+    """The plan: the posterior of a search is the prior of a Gaussian process that short trainings update.
+
+    Trials: ``search-s0`` ... as in ``search_and_retrain``; for each search that is done ``probe-s0-0``, ``probe-s0-1``,
+    ... in rounds, each of which waits for the one before; then ``final-s0-0`` ..., the best ones trained longer; then
+    the best of these is retrained, beside what was derived from the posterior of the search.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.refine = config.refine
+        self.seed = config.seed
+        self._failed: set[str] = set()
+        self._known: dict[tuple[Any, ...], list[int]] = {}
+
+    def trials(self, results: dict[str, Result], failed: set[str]) -> list[TrialSpec]:
+        """Searches, the rounds of probes that are known so far, finalists, retrain trials."""
+        self._failed = failed
+        specs = [self._search(group) for group in self.groups]
+        for i in range(len(self.searches)):
+            raw = super()._result(results, i)
+            if raw is not None:
+                specs.extend(self._probes(raw, results, i))
+        retrains = super().trials(results, failed)[len(self.groups) :]
+        return [*specs, *retrains]
+
+    def verdict(self, results: dict[str, Result], failed: set[str]) -> str | None:
+        """As of ``search_and_retrain``; a search whose probes have all failed gives nothing to retrain."""
+        self._failed = failed
+        for i in range(len(self.searches)):
+            raw = super()._result(results, i)
+            if raw is not None:
+                observed, done = self._observed(raw, results, i)
+                if done and not observed:
+                    return f"every short training of search s{i} failed"
+        waiting = any(
+            super(PosteriorRefinement, self)._result(results, i) is not None and self._result(results, i) is None
+            for i in range(len(self.searches))
+        )
+        return None if waiting else super().verdict(results, failed)
+
+    def summary(self, results: dict[str, Result], failed: set[str], ledger: Ledger) -> dict[str, Any]:
+        """As of ``search_and_retrain``, and under "refinement" what was tried and what is believed of it."""
+        self._failed = failed
+        part = super().summary(results, failed, ledger)
+        refinement = {}
+        for i in range(len(self.searches)):
+            raw = super()._result(results, i)
+            if raw is not None:
+                refinement[f"s{i}"] = self._account(raw, results, i)
+        return {**part, "refinement": refinement}
+
+    # -- one search ------------------------------------------------------------------------------------------------
+
+    def _search(self, group: range) -> TrialSpec:
+        spec = super()._search(group)
+        wanted = {"candidates": self.refine.candidates}
+        if self.refine.max_params is not None:
+            wanted["max_params"] = self.refine.max_params
+        return TrialSpec(spec.name, spec.kind, {**spec.parameters, **wanted}, spec.folders)
+
+    def _result(self, results: dict[str, Result], i: int) -> Result | None:
+        """What a search gave, the refined architecture before the others; None until it is known."""
+        raw = super()._result(results, i)
+        if raw is None:
+            return None
+        observed, done = self._observed(raw, results, i)
+        finals, complete = self._finals(raw, results, i)
+        scores = [o for o in finals if o.score > -np.inf]
+        if not (done and complete and (scores or observed)):
+            return None
+        best = max(scores or observed, key=lambda o: o.score).candidate
+        row = {**raw["candidates"][best], "lambda": None, "origin": "refined"}
+        return {**raw, "architectures": [row, *raw["architectures"]]}
+
+    def _surrogate(self, raw: Result, i: int) -> Surrogate:
+        units = ArchitecturePosterior.from_dict(raw["posterior"]).units
+        rows = raw["candidates"]
+        x = features(units, [row["choices"] for row in rows])
+        log_prob = np.array([row["log_prob"] for row in rows])
+        return Surrogate(x, log_prob, self.refine.prior_weight, self.seed + i)
+
+    def _rounds(self, raw: Result, results: dict[str, Result], i: int) -> list[list[int]]:
+        """Candidates by round, as far as they are known: a round is proposed when the one before has ended."""
+        rounds: list[list[int]] = []
+        surrogate = None
+        total = min(self.refine.evaluations, len(raw["candidates"]))
+        while sum(map(len, rounds)) < total:
+            if rounds and not self._ended(rounds, results, i):
+                break
+            observed = self._scores(rounds, results, i)
+            n = min(self.refine.parallel, total - sum(map(len, rounds)))
+            key = (i, len(rounds), tuple((o.candidate, o.score) for o in observed))
+            if key not in self._known:
+                surrogate = surrogate or self._surrogate(raw, i)
+                without = {c for one in rounds for c in one}
+                if self.refine.acquisition == "thompson":
+                    self._known[key] = surrogate.thompson(observed, n, len(rounds), without)
+                else:
+                    self._known[key] = surrogate.expected_improvement(observed, n, without)
+            rounds.append(self._known[key])
+        return rounds
+
+    def _name(self, word: str, i: int, k: int) -> str:
+        return f"{word}-s{i}-{k}"
+
+    def _ended(self, rounds: list[list[int]], results: dict[str, Result], i: int) -> bool:
+        names = [self._name("probe", i, k) for k in range(sum(map(len, rounds)))]
+        return all(name in results or name in self._failed for name in names)
+
+    def _scores(self, rounds: list[list[int]], results: dict[str, Result], i: int) -> list[Observation]:
+        chosen = [c for one in rounds for c in one]
+        names = [self._name("probe", i, k) for k in range(len(chosen))]
+        return [Observation(c, -results[n]["val_loss"]) for c, n in zip(chosen, names, strict=True) if n in results]
+
+    def _observed(self, raw: Result, results: dict[str, Result], i: int) -> tuple[list[Observation], bool]:
+        """All scores of short trainings so far, and whether there will be no more."""
+        rounds = self._rounds(raw, results, i)
+        total = min(self.refine.evaluations, len(raw["candidates"]))
+        return self._scores(rounds, results, i), sum(map(len, rounds)) == total and self._ended(rounds, results, i)
+
+    def _chosen(self, raw: Result, results: dict[str, Result], i: int) -> list[int]:
+        """The finalists: those that the process thinks best among the ones that were trained; none before the end."""
+        observed, done = self._observed(raw, results, i)
+        if not done or not observed:
+            return []
+        mean, _ = self._surrogate(raw, i).posterior(observed)
+        tried = sorted({o.candidate for o in observed}, key=lambda c: (-mean[c], c))
+        return tried[: self.refine.finalists]
+
+    def _finals(self, raw: Result, results: dict[str, Result], i: int) -> tuple[list[Observation], bool]:
+        chosen = self._chosen(raw, results, i)
+        names = [self._name("final", i, k) for k in range(len(chosen))]
+        scores = [Observation(c, -results[n]["val_loss"]) for c, n in zip(chosen, names, strict=True) if n in results]
+        return scores, all(name in results or name in self._failed for name in names)
+
+    def _probes(self, raw: Result, results: dict[str, Result], i: int) -> list[TrialSpec]:
+        """The short trainings of a search and its finalists, as far as they are known."""
+        chosen = [c for one in self._rounds(raw, results, i) for c in one]
+        specs = [self._spec("probe", i, k, c, raw, self.refine.epochs) for k, c in enumerate(chosen)]
+        finalists = self._chosen(raw, results, i)
+        finals = [self._spec("final", i, k, c, raw, self.refine.final_epochs) for k, c in enumerate(finalists)]
+        return [*specs, *finals]
+
+    def _spec(self, word: str, i: int, k: int, candidate: int, raw: Result, epochs: int) -> TrialSpec:
+        row = raw["candidates"][candidate]
+        parameters = {"choices": row["choices"], "seed": self.seed + i, "epochs": epochs, "candidate": candidate}
+        return TrialSpec(self._name(word, i, k), "probe", parameters)
+
+    def _account(self, raw: Result, results: dict[str, Result], i: int) -> dict[str, Any]:
+        observed, done = self._observed(raw, results, i)
+        finals, _ = self._finals(raw, results, i)
+        rows = raw["candidates"]
+        part: dict[str, Any] = {
+            "probes": [{"candidate": o.candidate, "val_loss": -o.score, **rows[o.candidate]} for o in observed],
+            "finals": [{"candidate": o.candidate, "val_loss": -o.score} for o in finals],
+        }
+        if done and observed:
+            surrogate = self._surrogate(raw, i)
+            mean, covariance = surrogate.posterior(observed)
+            best = surrogate.probability_best(observed)
+            order = sorted(range(len(rows)), key=lambda c: (-best[c], -mean[c], c))[:_SHOWN]
+            part["posterior"] = [
+                {
+                    "candidate": c,
+                    "choices": rows[c]["choices"],
+                    "mean": round(float(mean[c]), 4),
+                    "sd": round(float(max(covariance[c, c], 0.0) ** 0.5), 4),
+                    "probability_best": round(float(best[c]), 4),
+                }
+                for c in order
+            ]
+        return part

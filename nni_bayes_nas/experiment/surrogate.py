@@ -1,0 +1,120 @@
+"""A Gaussian process over architectures whose prior mean is the posterior of a search.
+
+Scores of short trainings, standardized, are modelled as
+
+    y(a) = w z(log q(a)) + f(a) + noise,    f ~ GP(0, c exp(-h(a, b) / l^2))
+
+with z the standardization over the candidates and h the number of places in which two architectures differ: on one-hot
+features the squared distance of a radial kernel is 2 h. The search says which kinds of operation are good, and the
+trainings where they belong.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nni_bayes_nas.bayes import law
+
+Array = NDArray[np.float64]
+
+
+def features(units: Sequence[law.Unit], architectures: Sequence[dict[str, Any]]) -> Array:
+    """One-hot rows, `(n, options)`: half their squared distance counts the options in which two differ."""
+    rows = [np.concatenate([law.one_hot(unit, a).numpy().ravel() for unit in units]) for a in architectures]
+    return np.stack(rows).astype(np.float64)
+
+
+def standardized(values: Array) -> Array:
+    """Mean 0 and standard deviation 1; zeros where all are equal."""
+    spread = values.std()
+    centred: Array = values - values.mean()
+    return centred / spread if spread > 0 else centred * 0.0
+
+
+@dataclass(frozen=True)
+class Observation:
+    """The score of a candidate, larger is better."""
+
+    candidate: int
+    score: float
+
+
+class Surrogate:
+    """The process over some candidates.
+
+    Args:
+        x: Features of the candidates, `(n, d)`.
+        log_prob: Their log-probabilities in the search's posterior, `(n,)`; what is not in the set must not be in it:
+            the standardization is over it.
+        weight: w, of the prior mean; 0 is a flat prior.
+        seed: Of draws and of the fit.
+    """
+
+    def __init__(self, x: Array, log_prob: Array, weight: float, seed: int) -> None:
+        self.x = x
+        self.mean = weight * standardized(log_prob)
+        self.seed = seed
+
+    def posterior(self, observed: Sequence[Observation]) -> tuple[Array, Array]:
+        """Mean `(n,)` and covariance `(n, n)` of the standardized score, noise left out, given observations."""
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.gaussian_process import GaussianProcessRegressor
+        from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+
+        smooth = ConstantKernel(1.0, (0.1, 10.0)) * RBF(2.0, (0.7, 10.0))
+        process = GaussianProcessRegressor(
+            smooth + WhiteKernel(0.3, (0.02, 1.0)), n_restarts_optimizer=2, random_state=self.seed
+        )
+        with warnings.catch_warnings():
+            # With few observations a length often ends at a bound, which is what bounds are for.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            if observed:
+                at = np.array([o.candidate for o in observed])
+                y = standardized(np.array([o.score for o in observed]))
+                process.fit(self.x[at], y - self.mean[at])
+            mean, covariance = process.predict(self.x, return_cov=True)
+        noise = process.kernel_.k2.noise_level if observed else 0.3
+        return self.mean + mean, covariance - noise * np.eye(len(mean))
+
+    def thompson(self, observed: Sequence[Observation], n: int, round_: int, without: set[int]) -> list[int]:
+        """The best candidates of n draws of the process, distinct, and none of those left out."""
+        mean, covariance = self.posterior(observed)
+        generator = np.random.default_rng([self.seed, round_])
+        chosen: list[int] = []
+        for draw in _draws(mean, covariance, n, generator):
+            order = np.argsort(-draw, kind="stable")
+            found = next((int(i) for i in order if int(i) not in without and int(i) not in chosen), None)
+            if found is not None:
+                chosen.append(found)
+        return chosen
+
+    def expected_improvement(self, observed: Sequence[Observation], n: int, without: set[int]) -> list[int]:
+        """The candidates of the largest expected improvement on the best mean so far (Jones et al., 1998)."""
+        from scipy.stats import norm
+
+        mean, covariance = self.posterior(observed)
+        sd = np.sqrt(np.clip(np.diag(covariance), 1e-12, None))
+        best = max((mean[o.candidate] for o in observed), default=mean.max())
+        z = (mean - best) / sd
+        gain = sd * (z * norm.cdf(z) + norm.pdf(z))
+        order = [int(i) for i in np.argsort(-gain, kind="stable") if int(i) not in without]
+        return order[:n]
+
+    def probability_best(self, observed: Sequence[Observation], draws: int = 1000) -> Array:
+        """How often each candidate is the best one of a draw: the posterior over the best architecture; `(n,)`."""
+        mean, covariance = self.posterior(observed)
+        generator = np.random.default_rng([self.seed, 2**31])
+        best = np.argmax(_draws(mean, covariance, draws, generator), axis=1)
+        counts: Array = np.bincount(best, minlength=len(mean)).astype(np.float64)
+        return counts / draws
+
+
+def _draws(mean: Array, covariance: Array, n: int, generator: np.random.Generator) -> Array:
+    drawn: Array = generator.multivariate_normal(mean, covariance, n, method="eigh", check_valid="ignore")
+    return drawn

@@ -1,0 +1,182 @@
+"""The plan that refines a posterior: its rounds, what it makes of results and failures, and a real run."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from nni_bayes_nas.bayes import law
+from nni_bayes_nas.bayes.posterior import ArchitecturePosterior
+from nni_bayes_nas.config import Config
+from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.experiment.plan import Ledger
+from nni_bayes_nas.experiment.plans.posterior_refinement import PosteriorRefinement
+
+UNITS = [law.Choice(f"e{i}", ("skip", "conv1", "conv3")) for i in range(3)]
+
+
+def search_result(n=27):
+    q = ArchitecturePosterior(UNITS, [torch.tensor([[0.2, 0.3, 0.5]], dtype=torch.float64)] * 3)
+    rows = [{"choices": w.choices, "log_prob": w.log_prob, "params": 10, "macs": 20} for w in q.top_k(n)]
+    derived = {"lambda": None, "origin": "mean", "choices": q.derived(), "log_prob": rows[0]["log_prob"], "params": 10}
+    return {
+        "default": 0.9,
+        "search": {"id": "s0", "strategy": "dirichlet_darts", "seconds": 1.0},
+        "architectures": [derived],
+        "random": [],
+        "posterior": q.to_dict(),
+        "candidates": rows,
+    }
+
+
+def truth(choices):
+    """Loss: every wide convolution helps, and so does a skip connection on the first edge."""
+    value = sum({"skip": 0.0, "conv1": 0.1, "conv3": 0.2}[op] for op in choices.values())
+    return 1.0 - value - (0.5 if choices["e0"] == "skip" else 0.0)
+
+
+def plan(**refine):
+    values = {"evaluations": 6, "parallel": 2, "finalists": 2, **refine}
+    config = {"experiment": {"plan": "posterior_refinement"}, "refine": values, "search": {"random": 0}}
+    return PosteriorRefinement(Config.from_dict(config))
+
+
+def result_of(spec):
+    if spec.kind == "search":
+        return search_result()
+    if spec.kind == "probe":
+        return {"default": 0.5, "val_loss": truth(spec.parameters["choices"]), "epochs": spec.parameters["epochs"]}
+    terms = {name: 0.9 for name in ("val_accuracy", "val_precision", "test_accuracy", "test_precision")}
+    return {"default": 0.9, **terms, "seconds": 1.0, "params": 10, "macs": 20}
+
+
+def run(ledger, order=lambda names: names, fails=()):
+    """Every trial that is handed out ends, in some order; gives the names as they were handed out."""
+    started = []
+    while specs := ledger.take(2):
+        started += [spec.name for spec in specs]
+        for spec in order(specs):
+            if spec.name in fails:
+                ledger.died(spec.name, "killed")
+            else:
+                ledger.done(spec.name, result_of(spec), "job")
+    return started
+
+
+def test_rounds_then_finalists_then_retraining():
+    ledger = Ledger(plan(), retries=0)
+    names = run(ledger)
+    assert names[:7] == ["search-s0", *(f"probe-s0-{k}" for k in range(6))]
+    assert names[7:9] == ["final-s0-0", "final-s0-1"]
+    assert sorted(names[9:]) == ["retrain-s0-lam0-seed0", "retrain-s0-lam1-seed0"] and ledger.finished
+    assert ledger.spec("probe-s0-0").parameters["epochs"] == 3 and ledger.spec("final-s0-0").parameters["epochs"] == 8
+    tried = [json.dumps(ledger.spec(f"probe-s0-{k}").parameters["choices"], sort_keys=True) for k in range(6)]
+    assert len(set(tried)) == 6
+    assert ledger.spec("search-s0").parameters["candidates"] == 512
+
+
+def test_a_round_waits_for_the_one_before_and_stays_as_it_was():
+    p = plan()
+    results = {"search-s0": search_result()}
+    first = p.trials(results, set())
+    assert [s.name for s in first] == ["search-s0", "probe-s0-0", "probe-s0-1"]
+    results["probe-s0-1"] = {"default": 0.5, "val_loss": 0.3}
+    assert p.trials(results, set()) == first
+    results["probe-s0-0"] = {"default": 0.5, "val_loss": 0.9}
+    second = p.trials(results, set())
+    assert second[:3] == first and [s.name for s in second[3:]] == ["probe-s0-2", "probe-s0-3"]
+    assert PosteriorRefinement(p_config(p)).trials(results, set()) == second
+
+
+def p_config(p):
+    values = {"evaluations": p.refine.evaluations, "parallel": p.refine.parallel, "finalists": p.refine.finalists}
+    return Config.from_dict({"experiment": {"plan": "posterior_refinement"}, "refine": values, "search": {"random": 0}})
+
+
+def test_the_order_in_which_results_come_in_changes_nothing():
+    forward, backward = Ledger(plan()), Ledger(plan())
+    run(forward)
+    run(backward, order=lambda specs: specs[::-1])
+    assert {n: e["result"] for n, e in forward.entries.items()} == {n: e["result"] for n, e in backward.entries.items()}
+
+
+def test_what_comes_out_is_better_than_what_the_search_derived():
+    ledger = Ledger(plan(evaluations=10, parallel=2, finalists=3))
+    run(ledger)
+    summary = ledger.summary()
+    refined, derived = summary["architectures"]
+    assert (refined["id"], refined["origin"]) == ("s0-refined", "refined") and derived["origin"] == "mean"
+    assert truth(refined["choices"]) < truth(derived["choices"]) and refined["choices"]["e0"] == "skip"
+    account = summary["refinement"]["s0"]
+    assert len(account["probes"]) == 10 and len(account["finals"]) == 3
+    assert account["posterior"][0]["choices"]["e0"] == "skip"
+    assert sum(row["probability_best"] for row in account["posterior"]) <= 1 + 1e-6
+
+
+def test_failed_probes_are_left_out():
+    ledger = Ledger(plan(), retries=0)
+    run(ledger, fails={"probe-s0-0", "probe-s0-3", "final-s0-0"})
+    assert ledger.finished and ledger.verdict() is None
+    assert len(ledger.summary()["refinement"]["s0"]["probes"]) == 4
+    assert ledger.summary()["architectures"][0]["origin"] == "refined"
+
+
+def test_all_finalists_failed_leaves_the_best_probe():
+    ledger = Ledger(plan(), retries=0)
+    run(ledger, fails={"final-s0-0", "final-s0-1"})
+    refined = ledger.summary()["architectures"][0]
+    probes = ledger.summary()["refinement"]["s0"]["probes"]
+    assert refined["choices"] == min(probes, key=lambda row: row["val_loss"])["choices"]
+
+
+def test_all_probes_failed_is_the_end():
+    ledger = Ledger(plan(), retries=0)
+    run(ledger, fails={f"probe-s0-{k}" for k in range(6)})
+    assert "every short training of search s0 failed" in ledger.verdict()
+
+
+def test_while_it_goes_on_there_is_no_verdict():
+    ledger = Ledger(plan())
+    ledger.take(1)
+    ledger.done("search-s0", search_result())
+    assert ledger.verdict() is None and ledger.summary()["architectures"] == []
+
+
+def test_fewer_candidates_than_evaluations():
+    ledger = Ledger(plan(evaluations=6, candidates=6))
+    ledger.take(1)
+    ledger.done("search-s0", {**search_result(), "candidates": search_result()["candidates"][:3]})
+    names = run(ledger)
+    assert [n for n in names if n.startswith("probe")] == ["probe-s0-0", "probe-s0-1", "probe-s0-2"]
+
+
+@pytest.mark.parametrize("how", ["thompson", "expected_improvement"])
+def test_both_acquisitions(how):
+    ledger = Ledger(plan(acquisition=how, evaluations=8))
+    run(ledger)
+    losses = [row["val_loss"] for row in ledger.summary()["refinement"]["s0"]["probes"]]
+    assert min(losses) == pytest.approx(
+        min(
+            truth(dict(zip(("e0", "e1", "e2"), ops, strict=True)))
+            for ops in itertools.product(UNITS[0].options, repeat=3)
+        ),
+        abs=0.11,
+    )
+    assert np.isfinite(losses).all()
+
+
+@pytest.mark.parametrize(
+    ("refine", "match"),
+    [
+        ({"evaluations": 0}, "refine.evaluations` must be at least 1"),
+        ({"prior_weight": -1.0}, "refine.prior_weight` must not be negative"),
+        ({"finalists": 9, "evaluations": 5}, "refine.finalists` must be at most"),
+        ({"acquisition": "ucb"}, "acquisition"),
+        ({"epoch": 3}, "epochs"),
+    ],
+)
+def test_settings_that_cannot_be(refine, match):
+    with pytest.raises(ConfigError, match=match):
+        Config.from_dict({"refine": refine})

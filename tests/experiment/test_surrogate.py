@@ -1,0 +1,91 @@
+"""The Gaussian process over architectures: its prior, what it learns, what it proposes."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from nni_bayes_nas.bayes import law
+from nni_bayes_nas.experiment.surrogate import Observation, Surrogate, features, standardized
+
+UNITS = [law.Choice(f"e{i}", ("skip", "conv1", "conv3")) for i in range(4)]
+CELLS = [{f"e{i}": op for i, op in enumerate(ops)} for ops in itertools.product(("skip", "conv1", "conv3"), repeat=4)]
+X = features(UNITS, CELLS)
+# What a search learns: convolutions are good. What is true: but for the first edge, which should be a skip connection.
+LOG_PROB = np.array([sum({"skip": 0, "conv1": 1, "conv3": 2}[op] for op in c.values()) for c in CELLS], dtype=float)
+TRUTH = LOG_PROB + np.array([4.0 if c["e0"] == "skip" else 0.0 for c in CELLS])
+
+
+def test_distances_count_differences():
+    distance = ((X[:, None] - X[None]) ** 2).sum(-1) / 2
+    expected = [[sum(a[k] != b[k] for k in a) for b in CELLS] for a in CELLS]
+    assert np.array_equal(distance, np.array(expected))
+
+
+def test_without_observations_the_mean_is_that_of_the_search():
+    mean, covariance = Surrogate(X, LOG_PROB, 1.0, 0).posterior([])
+    assert mean == pytest.approx(standardized(LOG_PROB)) and np.all(np.diag(covariance) > 0)
+    flat, _ = Surrogate(X, LOG_PROB, 0.0, 0).posterior([])
+    assert flat == pytest.approx(0)
+
+
+def observe(surrogate, rounds, each, noise=0.3, how="thompson"):
+    generator = np.random.default_rng(0)
+    observed: list[Observation] = []
+    for r in range(rounds):
+        without = {o.candidate for o in observed}
+        if how == "thompson":
+            new = surrogate.thompson(observed, each, r, without)
+        else:
+            new = surrogate.expected_improvement(observed, each, without)
+        assert len(set(new)) == len(new) == each and not set(new) & without
+        observed += [Observation(i, TRUTH[i] + noise * generator.standard_normal()) for i in new]
+    return observed
+
+
+@pytest.mark.parametrize("how", ["thompson", "improvement"])
+def test_it_finds_what_the_search_does_not_know(how):
+    surrogate = Surrogate(X, LOG_PROB, 1.0, 0)
+    observed = observe(surrogate, 6, 3, how=how)
+    mean, _ = surrogate.posterior(observed)
+    assert CELLS[int(np.argmax(LOG_PROB))]["e0"] == "conv3"
+    assert CELLS[int(np.argmax(mean))] == {"e0": "skip", "e1": "conv3", "e2": "conv3", "e3": "conv3"}
+
+
+def test_the_prior_of_the_search_helps():
+    regrets = {}
+    for weight in (1.0, 0.0):
+        found = []
+        for seed in range(5):
+            surrogate = Surrogate(X, LOG_PROB, weight, seed)
+            mean, _ = surrogate.posterior(observe(surrogate, 3, 2))
+            found.append(TRUTH.max() - TRUTH[int(np.argmax(mean))])
+        regrets[weight] = np.mean(found)
+    assert regrets[1.0] < regrets[0.0]
+
+
+def test_probabilities_of_the_best_are_probabilities_and_sharpen():
+    surrogate = Surrogate(X, LOG_PROB, 1.0, 0)
+    entropies = []
+    for observed in ([], observe(surrogate, 6, 3)):
+        p = surrogate.probability_best(observed)
+        assert p.sum() == pytest.approx(1) and p.min() >= 0
+        entropies.append(-(p[p > 0] * np.log(p[p > 0])).sum())
+    assert entropies[1] < entropies[0]
+
+
+def test_equal_seeds_give_equal_proposals():
+    first, second = (Surrogate(X, LOG_PROB, 1.0, 3).thompson([], 5, 0, set()) for _ in range(2))
+    assert first == second != Surrogate(X, LOG_PROB, 1.0, 4).thompson([], 5, 0, set())
+
+
+def test_no_more_proposals_than_candidates():
+    surrogate = Surrogate(X[:3], LOG_PROB[:3], 1.0, 0)
+    assert sorted(surrogate.thompson([], 5, 0, set())) == [0, 1, 2]
+    assert surrogate.thompson([], 2, 0, {0, 1, 2}) == []
+
+
+def test_equal_scores_and_probabilities_do_no_harm():
+    surrogate = Surrogate(X, np.zeros(len(X)), 1.0, 0)
+    mean, covariance = surrogate.posterior([Observation(0, 1.0), Observation(1, 1.0)])
+    assert np.isfinite(mean).all() and np.isfinite(covariance).all()
