@@ -114,13 +114,14 @@ class SearchConfig:
     """The search trials.
 
     ``searches`` independent searches run with seeds seed, seed + 1, ... From each, ``lambdas`` architectures are read
-    off on a log-spaced grid of the strategy's range, both ends included, and ``random`` architectures of matched sizes
-    are drawn beside them (0: none). With ``variants`` there are as many searches for each of its entries, mappings from
+    off on a log-spaced grid of the strategy's range, both ends included, and ``random`` architectures of matched
+    sizes are drawn beside them (0: none). Of a strategy without lambda, ``samples`` further ones are drawn from its
+    posterior, distinct ones. With ``variants`` there are as many searches for each of its entries, mappings from
     paths below ``strategy.args`` and ``search``, ``data.limit`` or ``data.skip`` to values: ranges of lambda, say, or
-    parts of the data. ``structure_fraction`` is the share of the training set that the structure step
-    uses. ``replicas`` of the searches run in one trial, side by side: for small networks, which take less time so.
-    ``precision`` is Lightning's: with ``bf16-mixed`` the supernet computes in bfloat16; parameters, running statistics,
-    losses and the structure stay in single precision.
+    parts of the data. ``structure_fraction`` is the share of the training set that the structure step uses.
+    ``replicas`` of the searches run in one trial, side by side: for small networks, which take less time so.
+    ``precision`` is Lightning's: with ``bf16-mixed`` the supernet computes in bfloat16; parameters, running
+    statistics, losses and the structure stay in single precision.
     """
 
     epochs: int = 30
@@ -135,6 +136,7 @@ class SearchConfig:
     variants: list[dict[str, Any]] = field(default_factory=list)
     lambdas: int = 8
     random: int = 6
+    samples: int = 0
     structure_fraction: float = 0.5
     precision: Precision = "32-true"
 
@@ -152,6 +154,7 @@ class SearchConfig:
         require_at_least("search.replicas", self.replicas, 1)
         require_at_least("search.lambdas", self.lambdas, 2)
         require_at_least("search.random", self.random, 0)
+        require_at_least("search.samples", self.samples, 0)
         require_inside("search.structure_fraction", self.structure_fraction)
 
 

@@ -10,7 +10,7 @@ from nni_bayes_nas.errors import ConfigError
 _SECTIONS = ("strategy.args.", "search.")
 _KEYS = ("data.limit", "data.skip")
 # They decide which searches there are, or what all of them have to give.
-_OF_ALL = ("search.searches", "search.replicas", "search.variants", "search.lambdas", "search.random")
+_OF_ALL = ("search.searches", "search.replicas", "search.variants", "search.lambdas", "search.random", "search.samples")
 
 
 def varied(config: Config, changes: dict[str, Any]) -> Config:

@@ -56,7 +56,7 @@ class Setting:
 
 
 PRESETS = {
-    "smoke": Setting(4, 1, 4, 192, 64, 2, 1, 32),
+    "smoke": Setting(4, 1, 1, 192, 64, 2, 1, 32),
     "cpu": Setting(8, 1, 2, 10_000, 1_000, 5, 2, 32),
     "gpu": Setting(16, 5, 1, 50_000, 5_000, 50, 20, 32),
 }
@@ -168,10 +168,11 @@ def _spearman(a: list[float], b: list[float]) -> float:
     return statistics.correlation(_ranks(a), _ranks(b))
 
 
-def _partial(a: list[float], b: list[float], given: list[float]) -> float:
-    """Partial rank correlation of a and b, given a third."""
+def _partial(a: list[float], b: list[float], given: list[float]) -> float | None:
+    """Partial rank correlation of a and b, given a third; None where the third says all."""
     ab, ac, bc = _spearman(a, b), _spearman(a, given), _spearman(b, given)
-    return (ab - ac * bc) / math.sqrt((1 - ac**2) * (1 - bc**2))
+    left = (1 - ac**2) * (1 - bc**2)
+    return (ab - ac * bc) / math.sqrt(left) if left > 1e-12 else None
 
 
 def baselines(table: Any, seeds: list[int]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from nni_bayes_nas import registry
 from nni_bayes_nas.architecture import Architecture
+from nni_bayes_nas.bayes import law
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.errors import ConfigError, DataError, NniBayesNasError, SpaceError
 from nni_bayes_nas.experiment.augment import check_augmentation
@@ -204,10 +205,29 @@ def _check_search(config: Config, data: DataSplits, space: Any) -> None:
     supernet = strategy.mutate_model(copy.deepcopy(space))
     _check_outputs(config, data, space)
     _check_batches(config, data, space, min(map(len, parts)))
+    _check_samples(config, strategy)
     strategy.measure(supernet, data.shape)
     strategy.check_order(supernet, data.shape)
     if config.search.replicas > 1:
         check_stackable(supernet, data.shape, "search.replicas", strategy.template, strategy.structure.mean(None))
+
+
+def _check_samples(config: Config, strategy: Any) -> None:
+    """Refuse more architectures of the posterior than there are, and some of one that depends on lambda."""
+    wanted = config.search.samples
+    if not wanted:
+        return
+    if strategy.axis is not None:
+        raise ConfigError(
+            f"search.samples are of a posterior without lambda, got {wanted} for a strategy with a range of lambda; "
+            "set search.samples to 0, or leave lambda_range out."
+        )
+    others = math.prod(law.count(unit) for unit in strategy.structure.units) - 1
+    if wanted > others:
+        raise ConfigError(
+            f"search.samples must be distinct architectures beside the derived one, of which the space has {others}, "
+            f"got {wanted}; lower it."
+        )
 
 
 def _check_replicas(config: Config, strategy: Any) -> None:

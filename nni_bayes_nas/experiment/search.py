@@ -35,6 +35,7 @@ from nni_bayes_nas.variants import varied
 _CURVE_POINTS = 33
 _RANDOM_TRIES = 60
 _CANDIDATES_LOOKED_AT = 20_000
+_DRAWS_PER_SAMPLE = 50
 
 
 class StepCounter:
@@ -211,6 +212,7 @@ class Reader:
     def read(self, wanted: SearchConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
         """Architectures at the lambda that are asked for, sizes on the grid, random architectures."""
         architectures = [self.derived(lam) for lam in self.strategy.lambdas(wanted.lambdas)]
+        architectures += self.sampled(wanted.samples, architectures)
         curve = self.curve() if self.strategy.axis is not None else []
         return architectures, curve, self.matched_random(architectures, wanted.random)
 
@@ -277,6 +279,28 @@ class Reader:
             f"mixture_{self.score}": self.shared.mixture(lam)[self.score],
             f"one_hot_{self.score}": self.one_hot_score(choices),
         }
+
+    def sampled(self, n: int, derived: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """`n` architectures of the posterior, in the order in which they are drawn; none twice, and none of `derived`.
+
+        Where draws bring nothing new for long, the most probable ones that are left stand in for them.
+        """
+        if not n:
+            return []
+        q, taken = self.strategy.posterior(), {Architecture(row["choices"]).key for row in derived}
+        drawn = q.sample(_DRAWS_PER_SAMPLE * n, self.generator)
+        rows: list[dict[str, Any]] = []
+        for choices in itertools.chain(drawn, (one.choices for one in q.by_probability())):
+            architecture = Architecture(choices)
+            if architecture.key in taken:
+                continue
+            taken.add(architecture.key)
+            row = {"lambda": None, "origin": "sample", "choices": architecture.canonical()}
+            row |= {"log_prob": q.log_prob(choices), **self.size(choices)}
+            rows.append({**row, f"one_hot_{self.score}": self.one_hot_score(choices)})
+            if len(rows) == n:
+                break
+        return rows
 
     @torch.no_grad()
     def curve(self) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """The benchmarks: their arithmetic on known answers, their jobs, and each script at its smallest size."""
 
 import importlib
+import itertools
 import json
 import math
 import os
@@ -24,7 +25,7 @@ SPACE = {"stem": 8, "width": 4, "n_cells": 2, "n_nodes": 2}
 
 
 def clean() -> None:
-    for name in (*MODULES, "complexity_control", "seed_table", "mnist_full"):
+    for name in (*MODULES, "complexity_control", "seed_table", "mnist_full", "nasbench201"):
         sys.modules.pop(name, None)
 
 
@@ -233,13 +234,13 @@ def test_jobs_follow_fail_and_are_not_repeated(tmp_path: Path, monkeypatch: pyte
 # -- the scripts -------------------------------------------------------------------------------------------------------
 
 
-def command(name: str, output: Path, seeds: int = 1) -> list[str]:
+def command(name: str, output: Path, seeds: int = 1, *more: str) -> list[str]:
     options = ["--preset", "smoke", "--seeds", str(seeds), "--output", str(output)]
-    return [sys.executable, str(FOLDER / f"{name}.py"), *options]
+    return [sys.executable, str(FOLDER / f"{name}.py"), *options, *more]
 
 
-def run(name: str, output: Path, seeds: int = 1) -> tuple[str, dict[str, Any]]:
-    done = subprocess.run(command(name, output, seeds), text=True, capture_output=True, timeout=500, check=False)
+def run(name: str, output: Path, seeds: int = 1, *more: str) -> tuple[str, dict[str, Any]]:
+    done = subprocess.run(command(name, output, seeds, *more), text=True, capture_output=True, timeout=500, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     result: dict[str, Any] = json.loads(output.read_text())
     assert {"schema", "benchmark", "preset", "command", "environment", "seconds", "rows", "targets"} <= set(result)
@@ -307,3 +308,36 @@ def test_replicas(tmp_path: Path) -> None:
     assert run("replicas", tmp_path / "replicas.json", seeds=2)[1]["rows"] == [row]
     refused = subprocess.run(command("replicas", tmp_path / "x.json"), text=True, capture_output=True, check=False)
     assert refused.returncode == 1 and "at least 2 searches" in refused.stderr
+
+
+OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
+
+
+def table(path: Path) -> None:
+    """All cells of NAS-Bench-201, their accuracy by count of convolutions."""
+    lines = ["arch,params_M,c10_val_12,c10_test_200"]
+    for a, b, c, d, e, f in itertools.product(OPERATIONS, repeat=6):
+        size = sum({"nor_conv_3x3": 9, "nor_conv_1x1": 1}.get(op, 0) for op in (a, b, c, d, e, f))
+        lines.append(f"|{a}~0|+|{b}~0|{c}~1|+|{d}~0|{e}~1|{f}~2|,{size / 10},{50 + size / 2},{70 + size / 3}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_nasbench201(tmp_path: Path) -> None:
+    table(tmp_path / "table.csv")
+    output, options = tmp_path / "nb.json", ("--table", str(tmp_path / "table.csv"))
+    said, result = run("nasbench201", output, 1, *options)
+    arms = module("nasbench201").arms()
+    rows = {row["arm"]: row for row in result["rows"]}
+    assert set(arms) < set(rows) and "3x3 everywhere" in said and rows["3x3 everywhere"]["accuracy"] == 88.0
+    for arm in arms:
+        row = rows[arm]
+        assert 70 <= row["accuracy"] <= 88 and 1 <= row["rank"] <= 15_625 and -1 <= row["spearman"] <= 1
+        guarded = "auxiliary" in arms[arm]["args"]
+        assert row["entropy"] <= 6 * math.log(4 if guarded else 5) + 1e-6
+        assert ("none" in row["arch"]) <= (not guarded)
+    assert run("nasbench201", output, 1, *options)[1]["rows"] == result["rows"]
+    missing = subprocess.run(
+        command("nasbench201", output, 1, "--table", "x.csv"), text=True, capture_output=True, check=False
+    )
+    assert missing.returncode == 2 and "there is none at x.csv" in missing.stderr

@@ -6,12 +6,16 @@ import math
 import pytest
 import torch
 
+from nni_bayes_nas.architecture import Architecture
 from nni_bayes_nas.bayes import dirichlet, law, logistic_normal, normal
+from nni_bayes_nas.bayes.posterior import ArchitecturePosterior
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.errors import ConfigError, SpaceError
+from nni_bayes_nas.experiment.build import validate
 from nni_bayes_nas.experiment.search import run_search
 from nni_bayes_nas.layers.variational import VariationalConv2d, collect_kl, variational_layers
 from nni_bayes_nas.search_spaces.cell import CellSpace
+from nni_bayes_nas.search_spaces.chain import ChainSpace
 from nni_bayes_nas.search_spaces.nasbench201 import NasBench201Space
 from nni_bayes_nas.strategies import DirichletDARTS
 from nni_bayes_nas.strategies.bayesian import GateWalk
@@ -276,3 +280,44 @@ def test_the_divergence_of_the_weights_is_gated_by_the_mixing_weights():
                 factor = factor * weights[label][option]
             expected = expected + factor * kl
     torch.testing.assert_close(ours, expected)
+
+
+def test_architectures_of_the_posterior_beside_the_derived_one(tmp_path):
+    config = Config.from_dict({**SEARCH, "strategy": {"name": "dirichlet_darts"}})
+    values = config.to_dict()
+    values["search"]["samples"] = 4
+    folder = tmp_path / "search-s0"
+    folder.mkdir()
+    result = run_search(Config.from_dict(values), {"trial": "search-s0", "seed": 0}, folder, lambda row: None)
+    rows = result["architectures"]
+    assert [row["origin"] for row in rows] == ["mean", *["sample"] * 4]
+    assert len({Architecture(row["choices"]).key for row in rows}) == 5
+    q = ArchitecturePosterior.from_dict(json.loads((folder / "posterior.json").read_text()))
+    for row in rows:
+        assert row["log_prob"] == pytest.approx(q.log_prob(row["choices"]), abs=1e-4) and row["params"] > 0
+
+
+def test_more_samples_than_architectures_are_refused_before_the_search():
+    space = {"name": "chain", "args": {"width": 4, "depth": 2}}
+    values = {"space": space, "strategy": {"name": "dirichlet_darts"}, "data": {"limit": 192}}
+    n = 1
+    made = DirichletDARTS(input_shape=(1, 8, 8))
+    made.mutate_model(ChainSpace(width=4, depth=2))
+    for unit in made.structure.units:
+        n *= law.count(unit)
+    validate(Config.from_dict({**values, "search": {"samples": n - 1}}))
+    with pytest.raises(ConfigError, match=f"of which the space has {n - 1}, got {n}; lower it"):
+        validate(Config.from_dict({**values, "search": {"samples": n}}))
+    with pytest.raises(ConfigError, match="of a posterior without lambda, got 2 for a strategy with a range"):
+        validate(Config.from_dict({**values, "strategy": {"name": "hyper_darts"}, "search": {"samples": 2}}))
+
+
+def test_all_architectures_of_a_small_space_can_be_asked_for(tmp_path):
+    space = {"name": "chain", "args": {"width": 4, "depth": 1}}
+    made = DirichletDARTS(input_shape=(1, 8, 8))
+    made.mutate_model(ChainSpace(width=4, depth=1))
+    n = law.count(made.structure.units[0])
+    values = {**SEARCH, "space": space, "strategy": {"name": "dirichlet_darts"}}
+    values["search"] = {**SEARCH["search"], "samples": n - 1}
+    result = run_search(Config.from_dict(values), {"trial": "search-s0", "seed": 0}, tmp_path, lambda row: None)
+    assert len(result["architectures"]) == n
