@@ -13,7 +13,7 @@ from nni_bayes_nas.bayes import elbo, law, normal, objective
 from nni_bayes_nas.layers.variational import Estimator, Variational
 
 from .bilevel import BilevelModule
-from .cost_walk import CostWalk
+from .cost_walk import Candidate, CostWalk
 from .passes import n_objects
 
 Dependence = Literal["independent", "gated", "scaled"]
@@ -35,8 +35,10 @@ class BayesOptions:
         kl_warmup: Share of the structure steps until the divergences count in full.
         weights: "point" or "variational".
         dependence: Of the weights on the structure: "independent": q(w) does not know it; "gated": an operation's
-            divergence counts as far as it is on (`normal.gated_kl`); "scaled": w = gamma v, whose divergence to the
-            prior N(0, gamma^2 s^2) is free of gamma, while the operation's output gets its weight twice.
+            divergence counts as far as it is on (`normal.gated_kl`), for the structure too; "scaled": w = gamma v,
+            whose divergence to the prior N(0, gamma^2 s^2) is free of gamma, while the output of an operation that is
+            one linear layer gets its weight twice. Normalization behind a layer takes the scale of its weights away:
+            there, and in longer chains, the mixing weight counts once.
         weight_prior: See `normal.kl_to_prior`.
         weight_prior_sd: Of the prior "fixed".
         rho: Logarithm of the weights' standard deviations at first.
@@ -63,12 +65,21 @@ class GateWalk(CostWalk):
     Attributes:
         gates: Layer -> label -> flat positions of the options, one dict for every way in which it is there; an empty
             dict for what is always there.
+        linear: Label -> flat positions of the options that are one Gaussian layer and nothing else.
     """
 
     def __init__(self, supernet: nn.Module, units: Sequence[law.Unit]) -> None:
         super().__init__(supernet, units, {}, None)
         self.gates: dict[Variational, list[dict[str, frozenset[int]]]] = {}
+        self.linear: dict[str, set[int]] = {}
         self.visit(supernet, {})
+
+    def _descend(self, candidate: Candidate, gates: Any, alternatives: list[Any]) -> None:
+        if isinstance(_only(candidate.module), Variational):
+            for extra in alternatives:
+                for label, options in extra.items():
+                    self.linear.setdefault(label, set()).update(options)
+        super()._descend(candidate, gates, alternatives)
 
     def visit(self, module: nn.Module, gates: Any) -> None:
         """See `CostWalk.visit`."""
@@ -83,25 +94,38 @@ class BayesianModule(BilevelModule):
     Args:
         bayes: Priors and weights of the divergences.
         gates: See `GateWalk`; empty for weights that are points.
+        linear: See `GateWalk`.
         **options: Of `BilevelModule`.
     """
 
     def __init__(
-        self, training_module: Any, *, bayes: BayesOptions, gates: Mapping[Variational, Any], **options: Any
+        self,
+        training_module: Any,
+        *,
+        bayes: BayesOptions,
+        gates: Mapping[Variational, Any],
+        linear: Mapping[str, set[int]],
+        **options: Any,
     ) -> None:
         super().__init__(training_module, **options)
         self.bayes = bayes
         # Not a submodule's attribute: the layers belong to the supernet.
         self.__dict__["gates"] = dict(gates)
         if bayes.dependence == "scaled":
-            self.structure.squared = {k: where_weights_are(unit, gates) for k, unit in self.binding.units.items()}
+            self.structure.squared = {
+                k: as_weights_lie(self.binding.units[k], options) for k, options in linear.items()
+            }
 
     # -- the bound -------------------------------------------------------------------------------------------------
 
     def divergences(self, positions: list[Tensor], part: str) -> dict[str, Tensor]:
         """The divergence of the structure, per object of a part of the data: what is added to the task loss."""
         kl = torch.stack([self._structure_kl(u) for u in positions]).mean()
-        return self._per_object({"structure_kl": kl}, part)
+        terms = self._per_object({"structure_kl": kl}, part)
+        if self.bayes.dependence == "gated" and self.bayes.scheme == "bilevel":
+            # What operations cost that are on: of the weights it is paid in their own step.
+            terms |= self.weight_divergences(self.draws(positions, self.current_step, 0), part)
+        return terms
 
     def _structure_kl(self, u: Tensor) -> Tensor:
         # Where all objects have one position, the divergence of one is that of all.
@@ -166,12 +190,15 @@ class BayesianModule(BilevelModule):
         with torch.set_grad_enabled(learning):
             draws = self.draws(positions, step, 1)
         task = self.weight_loss(joined, batch_idx, draws, step)
-        terms = {"task": task, **self.weight_divergences(draws, "all")}
+        terms = self.weight_divergences(draws, "all")
         if learning:
             temperature = self.temperature(self.structure_loss.temperature)
             terms |= self.structure_loss.terms(self.costs, positions, temperature, exploring=self.exploring)
             terms |= self.divergences(positions, "all")
-        total = objective.total(terms, self.structure_loss.factors(), step=step)
+        # The bound is that of the mixture, which has so large a part in the task loss.
+        share = 1.0 / (1 + self.step_options.one_hot_passes)
+        factors = {name: share * self.structure_loss.factors().get(name, 1.0) for name in terms}
+        total = objective.total({"task": task, **terms}, factors, step=step)
         self.advance_optimization(total, batch_idx, self.gradient_clip_val)
         if learning:
             for parameter in self.arch_parameters():
@@ -179,7 +206,7 @@ class BayesianModule(BilevelModule):
                     objective.check_finite("gradient of the structure", parameter.grad, step=step)
             optimizer.step()
         self.advance_lr_schedulers(batch_idx)
-        logged = {f"structure_{name}": value.detach() for name, value in terms.items() if name != "task"}
+        logged = {f"structure_{name}": value.detach() for name, value in terms.items()}
         self.log_dict({**logged, "structure_loss": total.detach()}, on_step=False, on_epoch=True)
 
 
@@ -190,13 +217,19 @@ def _joined(first: Any, second: Any) -> Any:
     return [torch.cat(pair) for pair in zip(first, second, strict=True)]
 
 
-def where_weights_are(unit: law.Unit, gates: Mapping[Variational, Any]) -> Tensor:
-    """Which options of a unit have Gaussian weights, as its mixing weights lie; a column for "none" has none."""
-    marked = {o for ways in gates.values() for way in ways for o in way.get(unit.label, ())}
-    flat = torch.tensor([i in marked for i in range(law.n_options(unit))])
+def _only(module: nn.Module) -> nn.Module:
+    """The one module that a chain of one consists of."""
+    while isinstance(module, nn.Sequential) and len(module) == 1:
+        module = module[0]
+    return module
+
+
+def as_weights_lie(unit: law.Unit, options: set[int]) -> Tensor:
+    """Some options of a unit, marked as its mixing weights lie; those of a node with a column for "none"."""
+    flat = torch.tensor([i in options for i in range(law.n_options(unit))])
     if not isinstance(unit, law.Node):
         return flat
     return torch.nn.functional.pad(flat.reshape(-1, len(unit.operations)), (0, 1))
 
 
-__all__ = ["DEPENDENCES", "BayesOptions", "BayesianModule", "Dependence", "GateWalk", "Scheme", "where_weights_are"]
+__all__ = ["DEPENDENCES", "BayesOptions", "BayesianModule", "Dependence", "GateWalk", "Scheme", "as_weights_lie"]

@@ -49,9 +49,10 @@ def cost_models(
     if latency_table is not None and not isinstance(latency_table, LatencyTable):
         latency_table = read_latency_table(latency_table)
     units = list(binding.units.values())
-    probe = probe_supernet(model, binding, input_shape)
+    # Normalization by the batch, where guards put it, needs two objects.
+    probe = probe_supernet(model, binding, input_shape, batch_size=2)
     entries = _Entries(latency_table, probe.inputs) if latency_table is not None else None
-    walk = CostWalk(model, units, probe.macs, entries)
+    walk = CostWalk(model, units, {module: macs // 2 for module, macs in probe.macs.items()}, entries)
     walk.visit(model, {})
     kinds: list[CostKind] = ["params", "macs"]
     if entries is not None and latency_table is not None:

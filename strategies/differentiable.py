@@ -48,7 +48,10 @@ class DifferentiableStrategy(DerivedFamily, DARTS):  # type: ignore[misc]
     Attributes:
         module_class: The search module; a strategy that changes the steps names its own here.
         template: Through which supernets of searches side by side run.
+        bayesian: Whether the structure has a prior.
     """
+
+    bayesian: ClassVar[bool] = False
 
     module_class: ClassVar[type[BilevelModule]] = BilevelModule
     template: ClassVar[type[SupernetTemplate]] = SupernetTemplate
@@ -79,7 +82,12 @@ class DifferentiableStrategy(DerivedFamily, DARTS):  # type: ignore[misc]
             # tries before ours: MixedRepeat comes before them.
             mutation_hooks=[*(mutation_hooks or []), MixedRepeat.mutate],
         )
-        check_options(structure, loss, step, cost=cost, latency_table=latency_table)
+        check_options(structure, loss, step, cost=cost, latency_table=latency_table, bayesian=self.bayesian)
+        if step.compile and guards is not None and guards.auxiliary_end not in (None, guards.auxiliary):
+            raise ConfigError(
+                f"what is compiled cannot change with every step, got auxiliary_end {guards.auxiliary_end} and compile "
+                "true; leave one out."
+            )
         if not all(callable(hook) for hook in mutation_hooks or []):
             raise ConfigError(
                 f"mutation_hooks must be functions, got {mutation_hooks!r}; only Python code can give them, a "
@@ -134,6 +142,8 @@ class DifferentiableStrategy(DerivedFamily, DARTS):  # type: ignore[misc]
         if self.step.execution != "plain":
             supernet.register_forward_pre_hook(images_channels_last)
         supernet.register_forward_hook(self._binding.heads.forget, always_call=True)
+        if unknown := sorted(set(self.guards.without) - self._binding.left_out):
+            raise SpaceError(f"`without` must name options of the space, but no choice has {unknown}; leave them out.")
         covered = {label for unit in self._binding.units.values() for label in _sample_labels(unit)}
         if missing := sorted(labels - covered):
             raise SpaceError(

@@ -17,7 +17,7 @@ from .bilevel import BilevelModule
 from .costs import CostKind
 from .differentiable import DifferentiableStrategy
 from .fused import Execution
-from .guards import Guards
+from .guards import guards_of
 from .relaxations import Mixing, Relaxation, TemperatureSchedule
 from .step_options import StepOptions
 from .structure_loss import Complexity, Scale, StructureLoss
@@ -82,6 +82,7 @@ class DirichletDARTS(DifferentiableStrategy):
     """
 
     module_class: ClassVar[type[BilevelModule]] = BayesianModule
+    bayesian: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -123,7 +124,7 @@ class DirichletDARTS(DifferentiableStrategy):
         auxiliary: float = 0.0,
         auxiliary_end: float | None = None,
         normalize: bool = False,
-        without: Sequence[str] = (),
+        without: tuple[str, ...] = (),
     ) -> None:
         self.bayes = BayesOptions(
             scheme=scheme,
@@ -167,12 +168,13 @@ class DirichletDARTS(DifferentiableStrategy):
             seed=seed,
             input_shape=input_shape,
             mutation_hooks=mutation_hooks,
-            guards=Guards(auxiliary, auxiliary_end, normalize, tuple(without)),
+            guards=guards_of(auxiliary, auxiliary_end, normalize, without),
         )
 
     def mutate_model(self, model: Any) -> Any:
         """Turn the model space into a supernet, in place, its weights variational if they are to be."""
         supernet = super().mutate_model(model)
+        self._binding.kind = (self._binding.kind, self.bayes.weights, self.bayes.estimator)
         if self.bayes.weights == "variational":
             to_variational(
                 supernet,
@@ -186,7 +188,16 @@ class DirichletDARTS(DifferentiableStrategy):
     def module_options(self) -> dict[str, Any]:
         """Priors, and under which choices the layers with Gaussian weights are there."""
         supernet: nn.Module = self._mutating
-        return {"bayes": self.bayes, "gates": GateWalk(supernet, list(self._binding.units.values())).gates}
+        walk = GateWalk(supernet, list(self._binding.units.values()))
+        return {"bayes": self.bayes, "gates": walk.gates, "linear": walk.linear}
+
+    def check_search(self, search: Any) -> None:
+        """Raise ConfigError for section `search` of a configuration, where this strategy cannot search so."""
+        if self.bayes.scheme == "single_level" and search.structure_fraction != 0.5:
+            raise ConfigError(
+                "a single level takes as many objects from both parts of the data, got search.structure_fraction "
+                f"{search.structure_fraction}; set it to 0.5, or scheme to bilevel."
+            )
 
 
 def _check(family: str, bayes: BayesOptions, lambda_range: Any, complexity: str) -> None:
@@ -201,6 +212,11 @@ def _check(family: str, bayes: BayesOptions, lambda_range: Any, complexity: str)
         if value not in known:
             raise ConfigError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
     dirichlet.check_prior(bayes.prior)
+    if family != "dirichlet" and bayes.prior != 1 and bayes.none_prior is None:
+        raise ConfigError(
+            f"an equal prior of all options says nothing to family {family!r}, got prior {bayes.prior}; leave it out, "
+            "or give none_prior too."
+        )
     if bayes.none_prior is not None:
         dirichlet.check_prior(bayes.none_prior, "none_prior")
     elbo.check_weight("kl_structure", bayes.kl_structure)

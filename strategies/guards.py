@@ -52,12 +52,25 @@ class Guards:
         return kept
 
     def check(self) -> None:
-        """Raise ConfigError for weights that cannot be."""
+        """Raise ConfigError for weights and names that cannot be."""
+        if not all(isinstance(name, str) and len(name) > 0 for name in self.without):
+            raise ConfigError(f"without must be a list of names of options, got {list(self.without)}.")
         for name, value in (("auxiliary", self.auxiliary), ("auxiliary_end", self.auxiliary_end)):
             if value is not None and not 0 <= value < float("inf"):
                 raise ConfigError(
                     f"{name} is the weight of an identity and must be at least 0, got {value}; 1 is usual."
                 )
+
+
+def guards_of(auxiliary: float, auxiliary_end: float | None, normalize: bool, without: Sequence[str]) -> Guards:
+    """Guards from the arguments of a strategy.
+
+    Raises:
+        ConfigError: A name in the place of a list of names.
+    """
+    if isinstance(without, str):
+        raise ConfigError(f"without must be a list of names of options, got {without!r}; write [{without}].")
+    return Guards(auxiliary, auxiliary_end, normalize, tuple(without))
 
 
 class BatchNormalize(nn.BatchNorm2d):
@@ -82,4 +95,4 @@ def has_normalization(operation: nn.Module) -> bool:
     return isinstance(leaves[-1], _BatchNorm)
 
 
-__all__ = ["BatchNormalize", "Guards", "has_normalization", "normalized"]
+__all__ = ["BatchNormalize", "Guards", "guards_of", "has_normalization", "normalized"]

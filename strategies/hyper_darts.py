@@ -11,7 +11,7 @@ from nni_bayes_nas.errors import ConfigError
 from .costs import CostKind
 from .differentiable import DifferentiableStrategy
 from .fused import Execution
-from .guards import Guards
+from .guards import guards_of
 from .relaxations import Mixing, Relaxation, TemperatureSchedule
 from .step_options import StepOptions
 from .structure_loss import TARGET_WEIGHT, Complexity, Scale, StructureLoss
@@ -136,7 +136,7 @@ class HyperDARTS(DifferentiableStrategy):
         auxiliary: float = 0.0,
         auxiliary_end: float | None = None,
         normalize: bool = False,
-        without: Sequence[str] = (),
+        without: tuple[str, ...] = (),
     ) -> None:
         priced = hypernet == "price"
         if n_knots is None:
@@ -210,7 +210,7 @@ class HyperDARTS(DifferentiableStrategy):
             seed=seed,
             input_shape=input_shape,
             mutation_hooks=mutation_hooks,
-            guards=Guards(auxiliary, auxiliary_end, normalize, tuple(without)),
+            guards=guards_of(auxiliary, auxiliary_end, normalize, without),
         )
 
 

@@ -57,7 +57,7 @@ class MixedCell(PathSamplingCell):  # type: ignore[misc]
         self._fused: FusedNodes | None = None
         self.stacked: StackedNodes | None = None
         self.nodes: list[law.Node] = []
-        self.options = self._binding.guards.options(self.op_names, label)
+        self.options = self._binding.options(self.op_names, label)
         if self._binding.guards.normalize:
             for operations in (edge for node in self.ops for edge in node):
                 for name in self.options:

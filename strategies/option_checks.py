@@ -8,13 +8,19 @@ from typing import Any, get_args
 from nni_bayes_nas.errors import ConfigError
 
 from .fused import Execution
-from .relaxations import RELAXATIONS, TEMPERATURE_SCHEDULES
+from .relaxations import RELAXATIONS, TEMPERATURE_SCHEDULES, WITHOUT_PRIOR
 from .step_options import StepOptions
 from .structure_loss import StructureLoss
 
 
 def check_options(
-    structure: dict[str, Any], loss: StructureLoss, step: StepOptions, *, cost: str, latency_table: Any
+    structure: dict[str, Any],
+    loss: StructureLoss,
+    step: StepOptions,
+    *,
+    cost: str,
+    latency_table: Any,
+    bayesian: bool = False,
 ) -> None:
     """Refuse options that are unknown, out of range, or exclude each other.
 
@@ -24,6 +30,7 @@ def check_options(
         step: How a step is put together.
         cost: What complexity counts.
         latency_table: File of the table, or None.
+        bayesian: Whether the structure has a prior.
 
     Raises:
         ConfigError: With rule, value and remedy.
@@ -36,7 +43,7 @@ def check_options(
     _check_choice("execution", step.execution, get_args(Execution))
     if step.compile and step.order == 2:
         raise ConfigError("compile needs order 1, got order 2: torch compiles no second derivatives; leave one out.")
-    _check_choice("relaxation", structure.get("relaxation", "softmax"), RELAXATIONS)
+    _check_choice("relaxation", structure.get("relaxation", "softmax"), RELAXATIONS if bayesian else WITHOUT_PRIOR)
     _check_choice("mixing", structure.get("mixing", "probabilities"), ("probabilities", "marginals"))
     if (cost == "latency") != (latency_table is not None):
         raise ConfigError(

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from .costs import CostKind
 from .differentiable import DifferentiableStrategy
 from .fused import Execution
-from .guards import Guards
+from .guards import guards_of
 from .relaxations import Mixing, Relaxation, TemperatureSchedule
 from .step_options import StepOptions
 from .structure_loss import StructureLoss
@@ -79,7 +79,7 @@ class RegularizedDARTS(DifferentiableStrategy):
         auxiliary: float = 0.0,
         auxiliary_end: float | None = None,
         normalize: bool = False,
-        without: Sequence[str] = (),
+        without: tuple[str, ...] = (),
     ) -> None:
         if zero_one is None:
             zero_one = 1.0 if relaxation == "sigmoid" else 0.0
@@ -105,5 +105,5 @@ class RegularizedDARTS(DifferentiableStrategy):
             seed=seed,
             input_shape=input_shape,
             mutation_hooks=mutation_hooks,
-            guards=Guards(auxiliary, auxiliary_end, normalize, tuple(without)),
+            guards=guards_of(auxiliary, auxiliary_end, normalize, without),
         )

@@ -12,6 +12,8 @@ from nni_bayes_nas.bayes import concrete, dirichlet, law, logistic_normal, norma
 
 Relaxation = Literal["softmax", "gumbel", "sigmoid", "identity", "dirichlet", "logistic_normal"]
 RELAXATIONS: tuple[Relaxation, ...] = ("softmax", "gumbel", "sigmoid", "identity", "dirichlet", "logistic_normal")
+# Of strategies whose structure has no divergence to a prior.
+WITHOUT_PRIOR: tuple[Relaxation, ...] = ("softmax", "gumbel", "sigmoid", "identity")
 # Of a logistic-normal structure, as rho of `bayes.normal`, at the beginning of a search: a standard deviation of 1/2.
 FIRST_RHO = -0.7
 Mixing = Literal["probabilities", "marginals"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -44,6 +44,11 @@ class SupernetTemplate(Template):
         finally:
             binding.weights = weights
 
+    @staticmethod
+    def kind(net: nn.Module) -> Hashable:
+        """See `Binding.kind`."""
+        return binding_of(net).kind
+
     def follow(self, like: nn.Module) -> None:
         """Modes alone: a supernet has thousands of layers."""
         if id(like) not in self._modes:
@@ -57,6 +62,7 @@ class SupernetTemplate(Template):
 
     def run(self, like: nn.Module, own: list[Tensor], extra: Mapping[str, Tensor], args: list[Tensor]) -> Any:
         """See `Template.run`; the cells are given the tensors of all supernets at once."""
+        self._binding.auxiliary = binding_of(like).auxiliary
         for nodes, taken in self._cells:
             nodes.tensors = [own[i] for i in taken]
         return super().run(like, own, extra, args)

@@ -8,7 +8,7 @@ a step fills once: modules that share a label share the draw, and weights may ha
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,12 +43,16 @@ class Binding:
         heads: What the mixed layers of a pass share.
         guards: Against collapse.
         auxiliary: Weight, in the next pass with mixing weights, of the identity that `guards` may add to every edge.
+        kind: Equal for supernets that one can stand for: they differ in their tensors alone.
+        left_out: Options that the guards have kept out of choices.
     """
 
     def __init__(self, execution: Execution = "auto", guards: Guards | None = None) -> None:
         self.execution: Execution = execution
         self.guards = guards or Guards()
         self.auxiliary = self.guards.auxiliary
+        self.kind: Hashable = (execution, self.guards)
+        self.left_out: set[str] = set()
         self.stack: bool | None = None
         self.heads = SharedHeads()
         self.units: dict[str, law.Unit] = {}
@@ -74,9 +78,18 @@ class Binding:
         finally:
             self.weights, self.kept = before, None
 
-    def for_mixture(self) -> tuple[int, dict[str, Tensor]] | None:
-        """Passes of the loss and the mixing weights of the next one; None where one architecture runs."""
-        return None if self.kept is not None else (self.n_passes, self.weights)
+    def for_mixture(self) -> tuple[Hashable, dict[str, Tensor]] | None:
+        """What supernets that run as one have in common, and the mixing weights of the next pass.
+
+        None where one architecture runs.
+        """
+        return None if self.kept is not None else ((self.n_passes, self.auxiliary, self.kind), self.weights)
+
+    def options(self, names: Sequence[Any], label: str) -> tuple[Any, ...]:
+        """The options of a choice that the guards leave; what they take is noted."""
+        kept = self.guards.options(names, label)
+        self.left_out.update(str(name) for name in names if name not in kept)
+        return kept
 
     def add(self, unit: law.Unit) -> None:
         """Register a unit; the same label must always mean the same choice."""
@@ -111,7 +124,7 @@ class MixedLayer(LayerChoice, Mixed):  # type: ignore[misc]
         super().__init__(candidates, label=label)
         self._binding = binding
         self._fused: FusedLayer | None = None
-        self.options = binding.guards.options(self.names, label)
+        self.options = binding.options(self.names, label)
         if binding.guards.normalize:
             for name in self.options:
                 if not has_normalization(self[name]):

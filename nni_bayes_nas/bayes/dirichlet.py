@@ -118,10 +118,10 @@ def rsample(concentrations: Tensor, generator: torch.Generator | None = None, sh
     if generator is None:
         drawn = Dirichlet(a, validate_args=False).rsample(shape)
     else:
-        # torch's rsample takes no generator.
+        # torch's rsample takes no generator; torch.manual_seed would seed accelerators too.
         seed = int(torch.randint(2**62, (), generator=generator))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             drawn = Dirichlet(a, validate_args=False).rsample(shape)
     return inside(drawn).to(concentrations)
 

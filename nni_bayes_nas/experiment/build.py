@@ -199,6 +199,8 @@ def _check_search(config: Config, data: DataSplits, space: Any) -> None:
     """Refuses a search, or a variant of it, that would fail."""
     strategy = build_strategy(config, data, config.seed)
     _check_replicas(config, strategy)
+    if hasattr(strategy, "check_search"):
+        strategy.check_search(config.search)
     if hasattr(strategy, "check_device"):
         strategy.check_device("cuda" if pick_device(config.experiment.device) == "gpu" else "cpu")
     parts = halves(data.train, config.search.structure_fraction, config.seed)

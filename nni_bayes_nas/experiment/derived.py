@@ -37,6 +37,8 @@ class SharedWeights:
         search = strategy.oneshot_module
         self.strategy, self.structure, self.binding = strategy, strategy.structure, search.binding
         self.temperature = search.final_temperature
+        # As in the last step, which a search that was resumed at its end has not taken again.
+        self.binding.auxiliary = self.binding.guards.auxiliary_at(1.0)
         self.module: SupervisedModule = search.training_module
         self.network: nn.Module = self.module.model
         device = self.structure.reference.device

@@ -23,6 +23,7 @@ from nni_bayes_nas.config import Precision
 from nni_bayes_nas.experiment.callbacks import CHECKPOINT, Checkpoints, Stages
 from nni_bayes_nas.experiment.stopwatch import Stopwatch
 from nni_bayes_nas.layers.replicas import Alone, backward_of
+from nni_bayes_nas.layers.variational import variational_layers
 from nni_bayes_nas.precision import Autocast, in_full
 
 
@@ -73,8 +74,8 @@ class SupervisedModule(LightningModule):  # type: ignore[misc]
         return outputs, y
 
     def undecayed(self) -> list[nn.Parameter]:
-        """Parameters that the weight decay leaves alone."""
-        return []
+        """Parameters that the weight decay leaves alone: those of Gaussian weights, which have a prior instead."""
+        return [p for layer in variational_layers(self).values() for p in (layer.weight, layer.rho)]
 
     def forward(self, x: Tensor) -> Tensor:
         """The network's outputs."""
@@ -213,7 +214,7 @@ class RegressionModule(SupervisedModule):
 
     def undecayed(self) -> list[nn.Parameter]:
         """The logarithm of s: decay would pull s towards 1."""
-        return [self.log_sd]
+        return [*super().undecayed(), self.log_sd]
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Mean negative log-likelihood of y, `outputs` `(batch, 1)`, standardized targets `(batch,)`."""

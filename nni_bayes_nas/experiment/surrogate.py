@@ -1,12 +1,12 @@
 """A Gaussian process over architectures whose prior mean is the posterior of a search.
 
-Scores of short trainings, standardized, are modelled as
+Scores of short trainings, in units of their standard deviation, are modelled as
 
-    y(a) = w z(log q(a)) + f(a) + noise,    f ~ GP(0, c exp(-h(a, b) / l^2))
+    y(a) = b + w z(log q(a)) + f(a) + noise,    f ~ GP(0, c exp(-h(a, b) / l^2))
 
-with z the standardization over the candidates and h the number of places in which two architectures differ: on one-hot
-features the squared distance of a radial kernel is 2 h. The search says which kinds of operation are good, and the
-trainings where they belong.
+with b what makes the mean difference to the prior 0, z the standardization over the candidates and h the number of
+places in which two architectures differ: on one-hot features the squared distance of a radial kernel is 2 h. The
+search says which kinds of operation are good, and the trainings where they belong.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from nni_bayes_nas.bayes import law
 
 Array = NDArray[np.float64]
+_FEW = 4
+_NOISE = 0.1
 
 
 def features(units: Sequence[law.Unit], architectures: Sequence[dict[str, Any]]) -> Array:
@@ -67,19 +69,22 @@ class Surrogate:
         from sklearn.gaussian_process import GaussianProcessRegressor
         from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
-        smooth = ConstantKernel(1.0, (0.1, 10.0)) * RBF(2.0, (0.7, 10.0))
+        smooth = ConstantKernel(1.0, (0.3, 10.0)) * RBF(2.0, (0.7, 10.0))
         process = GaussianProcessRegressor(
-            smooth + WhiteKernel(0.3, (0.02, 1.0)), n_restarts_optimizer=2, random_state=self.seed
+            smooth + WhiteKernel(_NOISE, (0.01, 0.3)), n_restarts_optimizer=2, random_state=self.seed
         )
         with warnings.catch_warnings():
             # With few observations a length often ends at a bound, which is what bounds are for.
             warnings.simplefilter("ignore", ConvergenceWarning)
             if observed:
                 at = np.array([o.candidate for o in observed])
-                y = standardized(np.array([o.score for o in observed]))
-                process.fit(self.x[at], y - self.mean[at])
+                # The best candidates come first: that their scores are equal says nothing against them. And a few
+                # scores do not tell their own spread: two are always one standard deviation from their mean.
+                y = standardized(np.array([o.score for o in observed])) * len(observed) / (len(observed) + _FEW)
+                difference = y - self.mean[at]
+                process.fit(self.x[at], difference - difference.mean())
             mean, covariance = process.predict(self.x, return_cov=True)
-        noise = process.kernel_.k2.noise_level if observed else 0.3
+        noise = process.kernel_.k2.noise_level if observed else _NOISE
         return self.mean + mean, covariance - noise * np.eye(len(mean))
 
     def thompson(self, observed: Sequence[Observation], n: int, round_: int, without: set[int]) -> list[int]:

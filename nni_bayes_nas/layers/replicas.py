@@ -40,6 +40,11 @@ class Template:
         self.places = slots(self.net)
         self.placed_by_itself: set[int] = set()
 
+    @staticmethod
+    def kind(net: Any) -> Hashable:
+        """Equal for networks for which one template stands."""
+        return None
+
     def copied(self, net: nn.Module) -> nn.Module:
         """A network of its own."""
         forward = net.__dict__.pop("forward", None)
@@ -86,12 +91,12 @@ class Stacked:
     """The networks of a meeting, as one; shared by its `Replica`s.
 
     Args:
-        template: Makes the template from one of the networks.
+        template: Of the networks; there is one for each kind of them.
     """
 
-    def __init__(self, template: Callable[[Any], Template] = Template) -> None:
+    def __init__(self, template: type[Template] = Template) -> None:
         self._make = template
-        self._template: Template | None = None
+        self._templates: dict[Hashable, Template] = {}
         self._slots: dict[int, tuple[nn.Module, list[Slot]]] = {}
 
     def __call__(self, requests: list[tuple[Any, Extra, tuple[Any, ...]]]) -> list[Any]:
@@ -103,13 +108,14 @@ class Stacked:
             net, _, args = requests[0]
             return [type(net).forward(net, *args)]
         nets, extras = [net for net, _, _ in requests], [extra for _, extra, _ in requests]
-        if self._template is None:
-            self._template = self._make(nets[0])
+        kind = self._make.kind(nets[0])
+        if kind not in self._templates:
+            self._templates[kind] = self._make(nets[0])
         of_nets = [self._slots_of(net) for net in nets]
         own = [torch.stack([where[name] for where, name in places]) for places in zip(*of_nets, strict=True)]
         extra = {name: torch.stack([e[name] for e in extras]) for name in extras[0]}
         given = [_images(torch.stack(column)) for column in zip(*(a for _, _, a in requests), strict=True)]
-        outputs = self._template.run(nets[0], own, extra, given)
+        outputs = self._templates[kind].run(nets[0], own, extra, given)
         if nets[0].training:
             _write_back(of_nets, own)
         return list(zip(*outputs, strict=True)) if isinstance(outputs, tuple) else list(outputs.unbind())
@@ -125,7 +131,7 @@ def check_stackable(
     net: nn.Module,
     shape: Sequence[int],
     option: str,
-    template: Callable[[Any], Template] = Template,
+    template: type[Template] = Template,
     extra: Extra | None = None,
 ) -> None:
     """Run two copies of a network as one, in training.

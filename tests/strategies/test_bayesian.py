@@ -5,6 +5,8 @@ import math
 
 import pytest
 import torch
+from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+from torch import nn
 
 from nni_bayes_nas.architecture import Architecture
 from nni_bayes_nas.bayes import dirichlet, law, logistic_normal, normal
@@ -12,6 +14,7 @@ from nni_bayes_nas.bayes.posterior import ArchitecturePosterior
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.errors import ConfigError, SpaceError
 from nni_bayes_nas.experiment.build import validate
+from nni_bayes_nas.experiment.evaluator import ClassificationModule
 from nni_bayes_nas.experiment.search import run_search
 from nni_bayes_nas.layers.variational import VariationalConv2d, collect_kl, variational_layers
 from nni_bayes_nas.search_spaces.cell import CellSpace
@@ -216,9 +219,6 @@ def test_the_posterior_of_a_search_is_an_object():
 
 
 def test_layers_that_cannot_be_gaussian_are_named():
-    from nni.nas.nn.pytorch import LayerChoice, ModelSpace
-    from torch import nn
-
     class Recurrent(ModelSpace):
         def __init__(self):
             super().__init__()
@@ -236,11 +236,13 @@ def test_layers_that_cannot_be_gaussian_are_named():
     ("options", "match"),
     [
         ({"prior": 0.0}, "prior is a concentration and must be above 0, got 0.0"),
+        ({"prior": 0.5, "family": "concrete"}, "says nothing to family 'concrete', got prior 0.5"),
+        ({"without": "none"}, r"without must be a list of names of options, got 'none'; write \[none\]"),
         ({"none_prior": -1.0}, "none_prior is a concentration and must be above 0"),
         ({"kl_structure": -0.1}, "kl_structure weighs a divergence and must be at least 0"),
         ({"kl_weights": -0.1}, "kl_weights weighs a divergence"),
         ({"kl_warmup": 1.5}, r"kl_warmup must lie in \[0, 1\], got 1.5"),
-        ({"family": "beta"}, "family must be one of dirichlet, concrete, logistic_normal, got 'beta'"),
+        ({"family": "beta"}, "family must be one of dirichlet, concrete, logistic_normal, softmax, got 'beta'"),
         ({"scheme": "trilevel"}, "scheme must be one of single_level, bilevel"),
         ({"weights": "random"}, "weights must be one of point, variational"),
         ({"dependence": "gated"}, "weights that are points depend on nothing"),
@@ -321,3 +323,27 @@ def test_all_architectures_of_a_small_space_can_be_asked_for(tmp_path):
     values["search"] = {**SEARCH["search"], "samples": n - 1}
     result = run_search(Config.from_dict(values), {"trial": "search-s0", "seed": 0}, tmp_path, lambda row: None)
     assert len(result["architectures"]) == n
+
+
+def test_weight_decay_leaves_gaussian_weights_alone():
+    made = strategy(CellSpace(width=4, n_nodes=1), (1, 8, 8))
+    module = ClassificationModule(num_classes=10, learning_rate=0.1, momentum=0.9, weight_decay=1e-3)
+    module.set_model(made._mutating)
+    layers = variational_layers(made._mutating).values()
+    spared = {id(p) for p in module.undecayed()}
+    assert spared == {id(p) for layer in layers for p in (layer.weight, layer.rho)}
+
+
+def test_mixing_weights_count_twice_for_single_linear_layers_alone():
+    class Two(ModelSpace):
+        def __init__(self):
+            super().__init__()
+            chain = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
+            options = {"linear": nn.Conv2d(1, 1, 1), "normalized": chain, "skip": nn.Identity()}
+            self.layer = LayerChoice(options, label="layer")
+
+        def forward(self, x):
+            return self.layer(x).mean((1, 2))
+
+    made = strategy(Two(), (1, 8, 8), dependence="scaled")
+    assert made.module_options()["linear"] == {"layer": {0}}

@@ -10,6 +10,7 @@ from torch import nn
 from nni_bayes_nas.errors import ConfigError, SpaceError
 from nni_bayes_nas.layers.replicas import Stacked
 from nni_bayes_nas.search_spaces.cell import CellSpace
+from nni_bayes_nas.search_spaces.dense import DenseSpace
 from nni_bayes_nas.search_spaces.nasbench201 import NasBench201Space
 from nni_bayes_nas.strategies import DirichletDARTS, HyperDARTS, RegularizedDARTS
 from nni_bayes_nas.strategies.guards import BatchNormalize, Guards, has_normalization
@@ -161,3 +162,38 @@ def test_guards_survive_copies():
     x = images("cell")
     torch.testing.assert_close(copied(x), net(x))
     assert made._binding.auxiliary == 0.5
+
+
+def test_side_by_side_the_identity_anneals():
+    pair = [supernet("cell", auxiliary=1.0, auxiliary_end=0.0) for _ in range(2)]
+    x, stacked = images("cell"), Stacked(SupernetTemplate)
+    for weight in (1.0, 0.25, 0.0):
+        for _, made in pair:
+            made._binding.auxiliary = weight
+        alone = pair[0][0](x)
+        for output in stacked([(net, made._binding.weights, (x,)) for net, made in pair]):
+            torch.testing.assert_close(output, alone, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("other", [{"auxiliary": 1.0}, {"normalize": True}, {"execution": "plain"}])
+def test_supernets_that_differ_do_not_run_as_one(other):
+    (a, first), (b, second) = supernet("cell"), supernet("cell", **other)
+    assert first._binding.for_mixture()[0] != second._binding.for_mixture()[0]
+    x, stacked = images("cell"), Stacked(SupernetTemplate)
+    for net, made in ((a, first), (b, second), (a, first)):
+        outputs = stacked([(n, made._binding.weights, (x,)) for n in (net, copy.deepcopy(net))])
+        torch.testing.assert_close(outputs[0], net(x), atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_options_that_no_choice_has_are_refused(strategy):
+    with pytest.raises(SpaceError, match=r"must name options of the space, but no choice has \['nonne'\]"):
+        supernet("nasbench201", strategy, without=["none", "nonne"])
+
+
+def test_vectors_can_be_normalized():
+    made = RegularizedDARTS(input_shape=(6,), normalize=True)
+    net = made.mutate_model(DenseSpace(in_features=6))
+    made.measure(net, (6,))
+    made._binding.weights = made.structure.mean(None)
+    assert bool(torch.isfinite(net(torch.randn(5, 6))).all())

@@ -99,7 +99,7 @@ def test_stacked_supernets_equal_single_ones(name, per_object):
                 torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
         for (net, _), (single, _) in zip(nets, singles, strict=True):
             torch.testing.assert_close(net.state_dict(), single.state_dict(), atol=1e-10, rtol=1e-10)
-    cells = [m for m in stacked._template.net.modules() if isinstance(m, MixedCell)]
+    cells = [m for m in next(iter(stacked._templates.values())).net.modules() if isinstance(m, MixedCell)]
     stacked_cells = [cell.stacked is not None for cell in cells]
     if name == "NNI's DARTS":  # its reduction cells have an operation that is not known
         assert any(stacked_cells) and not all(stacked_cells)

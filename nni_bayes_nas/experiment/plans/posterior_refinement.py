@@ -16,9 +16,13 @@ _SHOWN = 20
 class PosteriorRefinement(SearchAndRetrain):
     """The plan: the posterior of a search is the prior of a Gaussian process that short trainings update.
 
-    Trials: ``search-s0`` ... as in ``search_and_retrain``; for each search that is done ``probe-s0-0``, ``probe-s0-1``,
-    ... in rounds, each of which waits for the one before; then ``final-s0-0`` ..., the best ones trained longer; then
-    the best of these is retrained, beside what was derived from the posterior of the search.
+    Trials: ``search-s0`` ... as in ``search_and_retrain``; for each search that is done ``probe-s0-c17`` ... (17: the
+    candidate), in rounds, each of which waits for the one before; then ``final-s0-c17`` ..., the best ones trained
+    longer; then the best of these is retrained, beside what was derived from the posterior of the search.
+
+    What is proposed depends on all scores so far. A result that comes in late, of a trial that was given up, may change
+    the rounds after it; names bear their candidate, so that no result is ever taken for that of another architecture,
+    and what was trained already counts.
     """
 
     def __init__(self, config: Config) -> None:
@@ -42,12 +46,14 @@ class PosteriorRefinement(SearchAndRetrain):
     def verdict(self, results: dict[str, Result], failed: set[str]) -> str | None:
         """As of ``search_and_retrain``; a search whose probes have all failed gives nothing to retrain."""
         self._failed = failed
+        ends = []
         for i in range(len(self.searches)):
             raw = super()._result(results, i)
             if raw is not None:
                 observed, done = self._observed(raw, results, i)
-                if done and not observed:
-                    return f"every short training of search s{i} failed"
+                ends.append(done and not observed)
+        if ends and all(ends) and len(ends) + self._n_failed(results) == len(self.searches):
+            return "every short training failed"
         waiting = any(
             super(PosteriorRefinement, self)._result(results, i) is not None and self._result(results, i) is None
             for i in range(len(self.searches))
@@ -82,10 +88,13 @@ class PosteriorRefinement(SearchAndRetrain):
         observed, done = self._observed(raw, results, i)
         finals, complete = self._finals(raw, results, i)
         scores = [o for o in finals if o.score > -np.inf]
-        if not (done and complete and (scores or observed)):
+        if not (done and complete):
             return None
+        if not observed:  # what the search derived is left
+            return raw
         best = max(scores or observed, key=lambda o: o.score).candidate
-        row = {**raw["candidates"][best], "lambda": None, "origin": "refined"}
+        stem = f"retrain-s{i}-c{best}"
+        row = {**raw["candidates"][best], "lambda": None, "origin": "refined", "stem": stem}
         return {**raw, "architectures": [row, *raw["architectures"]]}
 
     def _surrogate(self, raw: Result, i: int) -> Surrogate:
@@ -116,51 +125,69 @@ class PosteriorRefinement(SearchAndRetrain):
             rounds.append(self._known[key])
         return rounds
 
-    def _name(self, word: str, i: int, k: int) -> str:
-        return f"{word}-s{i}-{k}"
+    def _name(self, word: str, i: int, candidate: int) -> str:
+        return f"{word}-s{i}-c{candidate}"
+
+    def _n_failed(self, results: dict[str, Result]) -> int:
+        """Searches that gave nothing and never will."""
+        failed = [group for group in self.groups if self._search(group).name in self._failed]
+        return sum(super(PosteriorRefinement, self)._result(results, i) is None for group in failed for i in group)
 
     def _ended(self, rounds: list[list[int]], results: dict[str, Result], i: int) -> bool:
-        names = [self._name("probe", i, k) for k in range(sum(map(len, rounds)))]
+        names = [self._name("probe", i, c) for one in rounds for c in one]
         return all(name in results or name in self._failed for name in names)
 
     def _scores(self, rounds: list[list[int]], results: dict[str, Result], i: int) -> list[Observation]:
         chosen = [c for one in rounds for c in one]
-        names = [self._name("probe", i, k) for k in range(len(chosen))]
-        return [Observation(c, -results[n]["val_loss"]) for c, n in zip(chosen, names, strict=True) if n in results]
+        named = [(c, self._name("probe", i, c)) for c in chosen]
+        return [Observation(c, -results[name]["val_loss"]) for c, name in named if name in results]
+
+    def _others(self, word: str, chosen: list[int], raw: Result, results: dict[str, Result], i: int) -> list[int]:
+        """Candidates that have a trial of a kind behind them, beside those that are chosen now."""
+        ended = [c for c in range(len(raw["candidates"])) if self._name(word, i, c) in (results.keys() | self._failed)]
+        return [c for c in ended if c not in chosen]
 
     def _observed(self, raw: Result, results: dict[str, Result], i: int) -> tuple[list[Observation], bool]:
         """All scores of short trainings so far, and whether there will be no more."""
         rounds = self._rounds(raw, results, i)
         total = min(self.refine.evaluations, len(raw["candidates"]))
-        return self._scores(rounds, results, i), sum(map(len, rounds)) == total and self._ended(rounds, results, i)
+        done = sum(map(len, rounds)) == total and self._ended(rounds, results, i)
+        others = self._others("probe", [c for one in rounds for c in one], raw, results, i)
+        return self._scores([*rounds, others], results, i), done
 
     def _chosen(self, raw: Result, results: dict[str, Result], i: int) -> list[int]:
-        """The finalists: those that the process thinks best among the ones that were trained; none before the end."""
+        """The finalists: of what was trained, the best score, and what the process thinks best; none before the end."""
         observed, done = self._observed(raw, results, i)
         if not done or not observed:
             return []
         mean, _ = self._surrogate(raw, i).posterior(observed)
         tried = sorted({o.candidate for o in observed}, key=lambda c: (-mean[c], c))
+        if self.refine.finalists > 1:
+            best = max(observed, key=lambda o: o.score).candidate
+            tried = [best, *(c for c in tried if c != best)]
         return tried[: self.refine.finalists]
 
     def _finals(self, raw: Result, results: dict[str, Result], i: int) -> tuple[list[Observation], bool]:
         chosen = self._chosen(raw, results, i)
-        names = [self._name("final", i, k) for k in range(len(chosen))]
-        scores = [Observation(c, -results[n]["val_loss"]) for c, n in zip(chosen, names, strict=True) if n in results]
-        return scores, all(name in results or name in self._failed for name in names)
+        done = all(self._name("final", i, c) in (results.keys() | self._failed) for c in chosen)
+        named = [(c, self._name("final", i, c)) for c in [*chosen, *self._others("final", chosen, raw, results, i)]]
+        return [Observation(c, -results[name]["val_loss"]) for c, name in named if name in results], done
 
     def _probes(self, raw: Result, results: dict[str, Result], i: int) -> list[TrialSpec]:
         """The short trainings of a search and its finalists, as far as they are known."""
-        chosen = [c for one in self._rounds(raw, results, i) for c in one]
-        specs = [self._spec("probe", i, k, c, raw, self.refine.epochs) for k, c in enumerate(chosen)]
-        finalists = self._chosen(raw, results, i)
-        finals = [self._spec("final", i, k, c, raw, self.refine.final_epochs) for k, c in enumerate(finalists)]
-        return [*specs, *finals]
+        specs = []
+        for word, epochs, chosen in (
+            ("probe", self.refine.epochs, [c for one in self._rounds(raw, results, i) for c in one]),
+            ("final", self.refine.final_epochs, self._chosen(raw, results, i)),
+        ):
+            every = [*chosen, *self._others(word, chosen, raw, results, i)]
+            specs += [self._spec(word, i, c, raw, epochs) for c in every]
+        return specs
 
-    def _spec(self, word: str, i: int, k: int, candidate: int, raw: Result, epochs: int) -> TrialSpec:
+    def _spec(self, word: str, i: int, candidate: int, raw: Result, epochs: int) -> TrialSpec:
         row = raw["candidates"][candidate]
         parameters = {"choices": row["choices"], "seed": self.seed + i, "epochs": epochs, "candidate": candidate}
-        return TrialSpec(self._name(word, i, k), "probe", parameters)
+        return TrialSpec(self._name(word, i, candidate), "probe", parameters)
 
     def _account(self, raw: Result, results: dict[str, Result], i: int) -> dict[str, Any]:
         observed, done = self._observed(raw, results, i)

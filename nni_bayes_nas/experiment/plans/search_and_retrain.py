@@ -115,7 +115,7 @@ class SearchAndRetrain:
                 for index, row in enumerate(rows):
                     choices = json.dumps(row["choices"], sort_keys=True)
                     first = choices not in stems
-                    stem = stems.setdefault(choices, f"retrain-s{i}-{word}{index}")
+                    stem = stems.setdefault(choices, row.get("stem") or f"retrain-s{i}-{word}{index}")
                     name = _architecture_id(f"s{i}", word, index, row)
                     if name in ids:
                         name = f"{name}-{index}"
