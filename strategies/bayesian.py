@@ -109,8 +109,7 @@ class BayesianModule(BilevelModule):
     ) -> None:
         super().__init__(training_module, **options)
         self.bayes = bayes
-        # Not a submodule's attribute: the layers belong to the supernet.
-        self.__dict__["gates"] = dict(gates)
+        self.gates = dict(gates)
         if bayes.dependence == "scaled":
             self.structure.squared = {
                 k: as_weights_lie(self.binding.units[k], options) for k, options in linear.items()

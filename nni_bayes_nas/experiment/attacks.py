@@ -7,7 +7,6 @@ stay between `low` and `high`, the range of the data.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -179,6 +178,3 @@ def accuracy(network: nn.Module, x: Tensor, y: Tensor, batch_size: int = 256) ->
     finally:
         network.train(mode)
     return float(torch.stack(right).sum()) / len(y)
-
-
-Attack = Callable[[nn.Module, Tensor, Tensor, float, Box], Tensor]

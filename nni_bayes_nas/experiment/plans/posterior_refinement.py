@@ -44,7 +44,7 @@ class PosteriorRefinement(SearchAndRetrain):
         return [*specs, *retrains]
 
     def verdict(self, results: dict[str, Result], failed: set[str]) -> str | None:
-        """As of ``search_and_retrain``; a search whose probes have all failed gives nothing to retrain."""
+        """As of ``search_and_retrain``; the end, too, where no short training of any search came out."""
         self._failed = failed
         ends = []
         for i in range(len(self.searches)):
@@ -87,12 +87,11 @@ class PosteriorRefinement(SearchAndRetrain):
             return None
         observed, done = self._observed(raw, results, i)
         finals, complete = self._finals(raw, results, i)
-        scores = [o for o in finals if o.score > -np.inf]
         if not (done and complete):
             return None
         if not observed:  # what the search derived is left
             return raw
-        best = max(scores or observed, key=lambda o: o.score).candidate
+        best = max(finals or observed, key=lambda o: o.score).candidate
         stem = f"retrain-s{i}-c{best}"
         row = {**raw["candidates"][best], "lambda": None, "origin": "refined", "stem": stem}
         return {**raw, "architectures": [row, *raw["architectures"]]}
