@@ -16,6 +16,8 @@ from nni_bayes_nas.layers.convolution import depthwise_conv2d
 from nni_bayes_nas.layers.depthwise import average_pool2d, is_slow
 
 _WRAPPERS = (nasbench201.ReLUConvBN, nasbench201.SepConv)
+# Filters times channels up to which a call costs more than its products on a GPU.
+_NARROW = 64 * 64
 _ZEROS = (nasbench201.Zero, nasnet.Zero)
 
 
@@ -36,6 +38,11 @@ class Chain:
     norm: Any | None
     signature: tuple[Hashable, ...]
     modules: tuple[nn.Module, ...]
+
+    @property
+    def kind(self) -> Hashable:
+        """Equal for operations that can run as one: their parameters may differ, and the size of odd square filters."""
+        return tuple(map(_up_to_size, self.signature))
 
     @property
     def head_signature(self) -> Hashable:
@@ -90,6 +97,21 @@ def _signature(layer: Any) -> Hashable | None:
         pooling = layer.kernel_size, layer.stride, layer.padding, layer.ceil_mode
         return "avg", *pooling, layer.count_include_pad, layer.divisor_override
     return None
+
+
+def _up_to_size(signature: Hashable) -> Hashable:
+    """The signature of a layer without the size of its filters, where smaller ones are larger ones with a rim of zeros.
+
+    So it is at stride 1 and with padding that keeps the size. Those of wide layers, or of one channel alone, are left
+    as they are: products with zeros cost more there than a call.
+    """
+    if not (isinstance(signature, tuple) and signature[0] == "conv"):
+        return signature
+    _, (filters, channels, *size), bias, stride, padding, dilation, groups = signature
+    keeps = size[0] == size[1] and size[0] % 2 == 1 and padding == (size[0] // 2,) * 2
+    if groups != 1 or filters * channels > _NARROW or not keeps or (stride, dilation) != ((1, 1), (1, 1)):
+        return signature
+    return "conv of any size", filters, channels, bias
 
 
 def _is_known(norm: nn.BatchNorm2d) -> bool:

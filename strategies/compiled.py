@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nni_bayes_nas.errors import ConfigError
 
+from .passes import mixture_through
 from .supernet import Binding
 
 
@@ -30,7 +31,6 @@ def compiled(net: Any, binding: Binding, backend: str = "inductor") -> Iterator[
         backend: Of `torch.compile`.
     """
     plain = type(net).forward
-    parameters = [p for p in net.parameters() if p.requires_grad]
 
     def mixed(weights: dict[str, Tensor], *args: Tensor) -> Any:
         binding.weights = weights
@@ -38,34 +38,18 @@ def compiled(net: Any, binding: Binding, backend: str = "inductor") -> Iterator[
 
     fast = torch.compile(mixed, backend=backend, dynamic=False)
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        weights = binding.weights
-        if binding.kept is not None or kwargs or not (net.training and torch.is_grad_enabled()):
-            return plain(net, *args, **kwargs)
-        with _frozen(parameters if any(w.requires_grad for w in weights.values()) else []), warnings.catch_warnings():
+    def run(weights: dict[str, Tensor], *args: Tensor) -> Any:
+        with warnings.catch_warnings():
             # torch looks there when it traces mixing weights, which come from the structure's parameters.
             warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
             return fast(weights, *args)
 
-    net.forward = forward
     try:
-        yield
+        with mixture_through(run, net, binding):
+            yield
     finally:
-        del net.forward
         # What is compiled belongs to this supernet: torch keeps eight forms of a function, and no more.
         torch.compiler.reset()
-
-
-@contextlib.contextmanager
-def _frozen(parameters: list[Tensor]) -> Iterator[None]:
-    """Without gradients for the parameters of what is computed inside."""
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
 
 
 @functools.cache

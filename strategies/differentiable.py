@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +21,7 @@ from nni_bayes_nas.lockstep import Member
 from .bilevel import BilevelModule
 from .compiled import check_compiler, compiled
 from .costs import CostKind, NetworkCounts, cost_models, extreme_architecture
+from .cuda_graphs import check_cuda_graphs, graphed
 from .family import DerivedFamily
 from .fused import images_channels_last
 from .guards import Guards
@@ -83,10 +84,11 @@ class DifferentiableStrategy(DerivedFamily, DARTS):  # type: ignore[misc]
             mutation_hooks=[*(mutation_hooks or []), MixedRepeat.mutate],
         )
         check_options(structure, loss, step, cost=cost, latency_table=latency_table, bayesian=self.bayesian)
-        if step.compile and guards is not None and guards.auxiliary_end not in (None, guards.auxiliary):
+        fixed = "compile" if step.compile else "cuda_graphs" if step.cuda_graphs else None
+        if fixed and guards is not None and guards.auxiliary_end not in (None, guards.auxiliary):
             raise ConfigError(
-                f"what is compiled cannot change with every step, got auxiliary_end {guards.auxiliary_end} and compile "
-                "true; leave one out."
+                f"what is compiled or recorded cannot change with every step, got auxiliary_end {guards.auxiliary_end} "
+                f"and {fixed} true; leave one out."
             )
         if not all(callable(hook) for hook in mutation_hooks or []):
             raise ConfigError(
@@ -163,9 +165,11 @@ class DifferentiableStrategy(DerivedFamily, DARTS):  # type: ignore[misc]
         return supernet
 
     def check_device(self, device: str) -> None:
-        """Raise ConfigError if the search cannot run on a device, "cpu" or "cuda": where it is to be compiled."""
+        """Raise ConfigError if the search cannot run on a device, "cpu" or "cuda", compiled or recorded."""
         if self.step.compile:
             check_compiler(device)
+        if self.step.cuda_graphs:
+            check_cuda_graphs(device)
 
     def mutate_evaluator(self, evaluator: Any) -> Any:
         """Learn the shape of an object before the search module is built."""
@@ -226,17 +230,28 @@ class DifferentiableStrategy(DerivedFamily, DARTS):  # type: ignore[misc]
             raise ConfigError(
                 "searches side by side need order 1, got order 2; set search.replicas to 1, or order to 1."
             )
-        if self.step.compile:
-            raise ConfigError(
-                "searches side by side cannot be compiled, got compile true; set search.replicas to 1, or leave it out."
-            )
+        for name in ("compile", "cuda_graphs"):
+            if getattr(self.step, name):
+                raise ConfigError(
+                    f"searches side by side can be neither compiled nor recorded, got {name} true; "
+                    "set search.replicas to 1, or leave it out."
+                )
 
     def _run(self) -> None:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.replica.attached(self._mutating, self._binding.for_mixture))
-            if self.step.compile:
-                stack.enter_context(compiled(self._mutating, self._binding))
+            stack.enter_context(self.fast_passes(self._mutating))
             super()._run()
+
+    @contextlib.contextmanager
+    def fast_passes(self, supernet: nn.Module) -> Iterator[None]:
+        """Inside the block the passes of the mixture are compiled or recorded, if they are to be."""
+        with contextlib.ExitStack() as stack:
+            if self.step.compile:
+                stack.enter_context(compiled(supernet, self._binding))
+            if self.step.cuda_graphs:
+                stack.enter_context(graphed(supernet, self._binding))
+            yield
 
     def val_dataloader(self, train_dataloader_fn: Callable[[], Any], val_dataloader_fn: Callable[[], Any]) -> Any:
         """The validation data, once per position of lambda."""

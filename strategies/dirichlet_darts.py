@@ -69,6 +69,7 @@ class DirichletDARTS(DifferentiableStrategy):
         cost: What complexity counts.
         latency_table: File of the table, for cost "latency".
         execution: As in RegularizedDARTS.
+        cuda_graphs: As in RegularizedDARTS; for weights that are points.
         arc_learning_rate: Of Adam on the structure parameters.
         warmup_epochs: Epochs in which only the weights learn; 40 % of the search is usual.
         gradient_clip_val: Norm to which the gradient of the weights is clipped.
@@ -115,6 +116,7 @@ class DirichletDARTS(DifferentiableStrategy):
         cost: CostKind = "params",
         latency_table: str | None = None,
         execution: Execution = "auto",
+        cuda_graphs: bool = False,
         arc_learning_rate: float = 0.05,
         warmup_epochs: int = 1,
         gradient_clip_val: float | None = 5.0,
@@ -141,6 +143,11 @@ class DirichletDARTS(DifferentiableStrategy):
             estimator=estimator,
         )
         _check(family, self.bayes, lambda_range, complexity)
+        if cuda_graphs and weights == "variational":
+            raise ConfigError(
+                "cuda_graphs needs weights that are points, got weights='variational', whose noise has a generator of "
+                "its own; leave one out."
+            )
         super().__init__(
             structure={
                 "relaxation": _RELAXATIONS[family],
@@ -156,6 +163,7 @@ class DirichletDARTS(DifferentiableStrategy):
                 temperature_schedule=temperature_schedule,
                 one_hot_passes=one_hot_passes,
                 execution=execution,
+                cuda_graphs=cuda_graphs,
                 draw_per=draw_per,
             ),
             cost=cost,
@@ -174,6 +182,7 @@ class DirichletDARTS(DifferentiableStrategy):
     def mutate_model(self, model: Any) -> Any:
         """Turn the model space into a supernet, in place, its weights variational if they are to be."""
         supernet = super().mutate_model(model)
+        self._binding.joint = self.bayes.scheme == "single_level"
         self._binding.kind = (self._binding.kind, self.bayes.weights, self.bayes.estimator)
         if self.bayes.weights == "variational":
             to_variational(

@@ -2,7 +2,8 @@
 
 Over all edges that leave one state of a cell, what they have in common is computed once: the ReLU and the poolings at
 the beginning of their operations, and normalizations that have no parameters of their own. Equal operations may run as
-one grouped convolution and one batch normalization. Where an operation ends in batch normalization, its mixing weight
+one grouped convolution and one batch normalization; so may convolutions that differ in the size of their filters, the
+smaller ones with a rim of zeros. Where an operation ends in batch normalization, its mixing weight
 is a factor of the scale and shift of that, so that no product with the weight is ever written to memory; all other
 terms of a node are added up in one pass (`nni_bayes_nas.layers.combine`).
 
@@ -22,7 +23,8 @@ from torch.nn import functional as F
 
 from nni_bayes_nas.bayes import law
 from nni_bayes_nas.layers.combine import combine
-from nni_bayes_nas.layers.memory_format import channels_last
+from nni_bayes_nas.layers.convolution import pointwise_conv2d
+from nni_bayes_nas.layers.memory_format import channels_last, is_batched
 
 from .chains import Chain, hooked, is_zero, recognize, run_layer
 
@@ -166,13 +168,13 @@ class FusedLayer:
         self.recognized = any(term.chain is not None for term in terms)
         self._groups = list(_grouped(_without_zeros(terms)))
 
-    def __call__(self, x: Tensor, weights: Tensor, shared: SharedHeads) -> Tensor:
-        """`(batch, ...)` and weights, `(options,)` or `(batch, options)` -> the weighted sum."""
+    def __call__(self, x: Tensor, weights: Tensor, shared: SharedHeads, *, stack: bool) -> Tensor:
+        """`(batch, ...)` and weights, `(options,)` or `(batch, options)` -> the weighted sum; see `FusedNodes`."""
         sums = [_Sum()]
         heads = shared.of(x)
         factors = weights.unbind(-1)
         for group in self._groups:
-            _run(group, x, heads, [factors[t.operation] for t in group], sums, stack=False)
+            _run(group, x, heads, [factors[t.operation] for t in group], sums, stack)
         return sums[0].result()
 
 
@@ -184,7 +186,7 @@ def _without_zeros(terms: list[_Term]) -> list[_Term]:
 def _grouped(terms: Iterable[_Term]) -> Iterator[list[_Term]]:
     groups: dict[Hashable, list[_Term]] = {}
     for i, term in enumerate(terms):
-        groups.setdefault(("alone", i) if term.chain is None else term.chain.signature, []).append(term)
+        groups.setdefault(("alone", i) if term.chain is None else term.chain.kind, []).append(term)
     yield from groups.values()
 
 
@@ -236,12 +238,26 @@ def _normalized_for_all(x: Tensor, norms: list[Any]) -> Tensor:
         return F.batch_norm(x, None, None, training=True, eps=norms[0].eps)
     mean, variance = torch.zeros_like(norms[0].running_mean), torch.ones_like(norms[0].running_var)
     result = F.batch_norm(x, mean, variance, training=True, momentum=1.0, eps=norms[0].eps)
-    with torch.no_grad():
-        for norm in norms:
+    _move_statistics(norms, [mean] * len(norms), [variance] * len(norms))
+    return result
+
+
+@torch.no_grad()
+def _move_statistics(norms: Sequence[Any], means: Sequence[Tensor], variances: Sequence[Tensor]) -> None:
+    """Running statistics move towards those of a batch, all in a few calls."""
+    if is_batched(means[0]):  # torch.vmap knows no operations on lists
+        for norm, mean, variance in zip(norms, means, variances, strict=True):
             norm.running_mean.lerp_(mean, norm.momentum)
             norm.running_var.lerp_(variance, norm.momentum)
             norm.num_batches_tracked.add_(1)
-    return result
+        return
+    by_momentum: dict[float, list[int]] = {}
+    for i, norm in enumerate(norms):
+        by_momentum.setdefault(norm.momentum, []).append(i)
+    for momentum, which in by_momentum.items():
+        running = [t for i in which for t in (norms[i].running_mean, norms[i].running_var)]
+        torch._foreach_lerp_(running, [t for i in which for t in (means[i], variances[i])], momentum)
+    torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
 
 
 def _through(x: Tensor, chains: list[Chain]) -> Tensor:
@@ -256,8 +272,13 @@ def _through(x: Tensor, chains: list[Chain]) -> Tensor:
             if shared and first.groups > 1:
                 x, shared = x.repeat(1, n, 1, 1), False
             groups = first.groups if shared else n * first.groups
-            weight, bias = _joined([m.weight for m in layers]), _joined([m.bias for m in layers])
-            x = F.conv2d(x, weight, bias, first.stride, first.padding, first.dilation, groups)
+            first = max(layers, key=lambda m: m.kernel_size[0])
+            weight = _joined([_widened(m.weight, first.kernel_size) for m in layers])
+            bias = _joined([m.bias for m in layers])
+            if x.is_cuda and groups == n and bias is None and _is_pointwise(first):
+                x = pointwise_conv2d(x, weight, n)
+            else:
+                x = F.conv2d(x, weight, bias, first.stride, first.padding, first.dilation, groups)
             shared = False
         elif isinstance(first, nn.BatchNorm2d):
             if shared:
@@ -290,20 +311,30 @@ def _normalized(x: Tensor, norms: Sequence[Any], factors: Tensor | None) -> Tens
         by_channel = factors.repeat_interleave(x.shape[1] // len(factors))
         weight = by_channel if weight is None else weight * by_channel
         bias = torch.zeros_like(weight) if bias is None else bias * by_channel
-    mean, variance = first.running_mean, first.running_var
-    if n > 1 and mean is not None:
+    mean, variance, momentum = first.running_mean, first.running_var, first.momentum or 0.0
+    moves = first.training and mean is not None
+    if n > 1 and moves:  # what this batch has, to be shared out below
+        size = n * first.num_features
+        mean, variance, momentum = mean.new_zeros(size), variance.new_ones(size), 1.0
+    elif n > 1 and mean is not None:
         mean, variance = _joined([m.running_mean for m in norms]), _joined([m.running_var for m in norms])
-    momentum = first.momentum or 0.0
     result = F.batch_norm(x, mean, variance, weight, bias, _by_batch(first), momentum, first.eps)
-    if first.training and mean is not None:
+    if moves and n > 1:
+        _move_statistics(norms, mean.chunk(n), variance.chunk(n))
+    elif moves:
         with torch.no_grad():
-            for i, norm in enumerate(norms):
-                norm.num_batches_tracked.add_(1)
-                if n > 1:
-                    own = slice(i * norm.num_features, (i + 1) * norm.num_features)
-                    norm.running_mean.copy_(mean[own])
-                    norm.running_var.copy_(variance[own])
+            first.num_batches_tracked.add_(1)
     return result
+
+
+def _widened(weight: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Filters of a size; smaller square ones with a rim of zeros."""
+    rim = (size[-1] - weight.shape[-1]) // 2
+    return F.pad(weight, (rim,) * 4) if rim else weight
+
+
+def _is_pointwise(layer: nn.Conv2d) -> bool:
+    return (layer.kernel_size, layer.stride, layer.padding) == ((1, 1), (1, 1), (0, 0))
 
 
 def _by_batch(norm: Any) -> bool:

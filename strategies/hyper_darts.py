@@ -79,6 +79,7 @@ class HyperDARTS(DifferentiableStrategy):
             the same result up to rounding; "auto" is "fused".
         compile: Whether the passes of the mixture run through `torch.compile`: order 1 alone. It takes a minute or more
             for each of two forms, before the first step that needs it, and pays in long searches.
+        cuda_graphs: Whether the passes of the mixture are recorded once and replayed on a GPU: order 1 alone.
         validation_points: Where validation metrics are taken, as fractions of the range of lambda.
         arc_learning_rate: Learning rate of the hypernetwork (Adam).
         arc_weight_decay: Its L2 decay.
@@ -125,6 +126,7 @@ class HyperDARTS(DifferentiableStrategy):
         second_order: Literal["exact", "finite_difference"] = "exact",
         execution: Execution = "auto",
         compile: bool = False,
+        cuda_graphs: bool = False,
         validation_points: tuple[float, ...] = (0.0, 0.5, 1.0),
         arc_learning_rate: float = 0.02,
         arc_weight_decay: float = 0.0,
@@ -199,6 +201,7 @@ class HyperDARTS(DifferentiableStrategy):
                 second_order=second_order,
                 execution=execution,
                 compile=compile,
+                cuda_graphs=cuda_graphs,
             ),
             cost=cost,
             latency_table=latency_table,

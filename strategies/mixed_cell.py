@@ -107,8 +107,7 @@ class MixedCell(PathSamplingCell):  # type: ignore[misc]
                 return self.postprocessor(merged, given)
             if self._fused is None:
                 self._fused = FusedNodes(self.nodes, self.edge_operations)
-            stack = self._binding.stack
-            stack = states[0].device.type != "cpu" if stack is None else stack
+            stack = self._binding.stacks(states[0])
             states = self._fused(states, self._binding.weights, stack=stack, auxiliary=self._binding.auxiliary)
             return self.postprocessor(torch.cat(states[self.num_predecessors :], self.concat_dim), given)
         for node in self.nodes:

@@ -43,6 +43,10 @@ def check_options(
     _check_choice("execution", step.execution, get_args(Execution))
     if step.compile and step.order == 2:
         raise ConfigError("compile needs order 1, got order 2: torch compiles no second derivatives; leave one out.")
+    if step.cuda_graphs and step.compile:
+        raise ConfigError("passes are compiled or recorded, got compile true and cuda_graphs true; leave one out.")
+    if step.cuda_graphs and step.order == 2:
+        raise ConfigError("cuda_graphs needs order 1, got order 2: no graph has second derivatives; leave one out.")
     _check_choice("relaxation", structure.get("relaxation", "softmax"), RELAXATIONS if bayesian else WITHOUT_PRIOR)
     _check_choice("mixing", structure.get("mixing", "probabilities"), ("probabilities", "marginals"))
     if (cost == "latency") != (latency_table is not None):

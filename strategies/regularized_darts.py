@@ -39,6 +39,7 @@ class RegularizedDARTS(DifferentiableStrategy):
             the same result up to rounding; "auto" is "fused".
         compile: Whether the passes of the mixture run through `torch.compile`: order 1 alone. It takes a minute or more
             for each of two forms, before the first step that needs it, and pays in long searches.
+        cuda_graphs: Whether the passes of the mixture are recorded once and replayed on a GPU: order 1 alone.
         arc_learning_rate: Learning rate of the structure parameters (Adam).
         arc_weight_decay: Their L2 decay.
         warmup_epochs: Epochs in which only the weights learn.
@@ -69,6 +70,7 @@ class RegularizedDARTS(DifferentiableStrategy):
         second_order: Literal["exact", "finite_difference"] = "exact",
         execution: Execution = "auto",
         compile: bool = False,
+        cuda_graphs: bool = False,
         arc_learning_rate: float = 0.01,
         arc_weight_decay: float = 1e-3,
         warmup_epochs: int = 0,
@@ -94,6 +96,7 @@ class RegularizedDARTS(DifferentiableStrategy):
                 second_order=second_order,
                 execution=execution,
                 compile=compile,
+                cuda_graphs=cuda_graphs,
             ),
             cost=cost,
             latency_table=latency_table,

@@ -30,6 +30,7 @@ class StepOptions:
         execution: "plain": the supernet operation by operation; "fused": with what operations share computed once;
             "auto": fused.
         compile: Whether the passes of the mixture run through `torch.compile`.
+        cuda_graphs: Whether the passes of the mixture are recorded once and replayed on a GPU.
         draw_per: "object": every object of a mini-batch has mixing weights drawn for itself; "step": all share one
             draw. A structure with lambda per object draws so too.
     """
@@ -44,4 +45,5 @@ class StepOptions:
     second_order: Literal["exact", "finite_difference"] = "exact"
     execution: Execution = "auto"
     compile: bool = False
+    cuda_graphs: bool = False
     draw_per: Literal["object", "step"] = "step"

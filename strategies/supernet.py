@@ -36,10 +36,11 @@ class Binding:
             `(batch, edges, operations)`; a further column, for "none", is not looked at.
         kept: While one architecture runs: by unit label the (row, option) pairs that it keeps. Nothing else is
             evaluated then. None while the weights mix.
+        joint: Whether the network's parameters learn in the same passes as the structure.
         n_passes: Passes with mixing weights of their own of which the running loss is the mean.
         single_lambda: Names of modules that cannot carry weights with a batch axis.
         execution: "plain": operation by operation; "fused" and "auto": see `fused`.
-        stack: Whether a fused cell runs equal operations as one; None: where a call costs more than its work, on GPUs.
+        stack: Whether what is fused runs equal operations as one; None: where a call costs more than its work, on GPUs.
         heads: What the mixed layers of a pass share.
         guards: Against collapse.
         auxiliary: Weight, in the next pass with mixing weights, of the identity that `guards` may add to every edge.
@@ -59,6 +60,7 @@ class Binding:
         self.weights: dict[str, Tensor] = {}
         self.kept: dict[str, list[tuple[int, int]]] | None = None
         self.single_lambda: list[str] = []
+        self.joint = False
         self.n_passes = 1
 
     @contextlib.contextmanager
@@ -77,6 +79,10 @@ class Binding:
             yield
         finally:
             self.weights, self.kept = before, None
+
+    def stacks(self, x: Tensor) -> bool:
+        """Whether equal operations on a tensor run as one."""
+        return x.device.type != "cpu" if self.stack is None else self.stack
 
     def for_mixture(self) -> tuple[Hashable, dict[str, Tensor]] | None:
         """What supernets that run as one have in common, and the mixing weights of the next pass.
@@ -148,7 +154,8 @@ class MixedLayer(LayerChoice, Mixed):  # type: ignore[misc]
             if self._fused is None:
                 self._fused = FusedLayer([self[name] for name in self.options])
             if self._fused.recognized:
-                result = self._fused(args[0], weights, self._binding.heads)
+                stack = self._binding.stacks(args[0])
+                result = self._fused(args[0], weights, self._binding.heads, stack=stack)
                 return with_identity(result, args[0], self._binding.auxiliary)
         result = mix([self[name](*args, **kwargs) for name in self.options], weights.unbind(-1))
         return with_identity(result, args[0], self._binding.auxiliary) if args else result

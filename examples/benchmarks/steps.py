@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import logging
 import statistics
 import time
@@ -30,7 +31,6 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from nni_bayes_nas.experiment.evaluator import quiet_lightning  # noqa: E402
 from nni_bayes_nas.search_spaces.cell import CellSpace  # noqa: E402
 from nni_bayes_nas.strategies import HyperDARTS, RegularizedDARTS  # noqa: E402
-from nni_bayes_nas.strategies.compiled import compiled  # noqa: E402
 from nni_bayes_nas.strategies.fused import images_channels_last  # noqa: E402
 
 SPACES: dict[str, tuple[Callable[..., Any], tuple[int, int, int]]] = {
@@ -84,6 +84,8 @@ ARMS: dict[str, Callable[[int], Any]] = {
     "fused": ours(execution="fused"),
     "fused, bf16": ours(execution="fused"),
     "fused, order 2": ours(execution="fused", order=2),
+    "fused, CUDA graphs": ours(execution="fused", cuda_graphs=True),
+    "fused, bf16, CUDA graphs": ours(execution="fused", cuda_graphs=True),
     "fused, compiled": ours(execution="fused", compile=True),
     **{f"{n} lambda": lambdas(n) for n in (1, 2, 4)},
     "lambda per object": lambdas(0),
@@ -122,7 +124,7 @@ class Search:
             devices=1,
             callbacks=[self.watch],
             limit_val_batches=0,
-            precision="bf16-mixed" if arm == "fused, bf16" else "32-true",
+            precision="bf16-mixed" if "bf16" in arm else "32-true",
             **dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False),
         )
         strategy.initialize(RawFormatModelSpace(setting.build(), evaluator), SequentialExecutionEngine())
@@ -133,8 +135,8 @@ class Search:
         self.module.set_model(mutated.model_space)
         self.loaders = mutated.evaluator.train_dataloaders
         self.left = contextlib.ExitStack()
-        if arm == "fused, compiled":
-            self.left.enter_context(compiled(mutated.model_space, strategy._binding))
+        if arm.startswith("fused"):
+            self.left.enter_context(strategy.fast_passes(mutated.model_space))
 
     def block(self) -> float:
         """Median seconds of the steps of a block but the first."""
@@ -169,12 +171,18 @@ def dataset(setting: Setting) -> TensorDataset:
 
 
 def peak_mib(arm: str, setting: Setting, seed: int, device: str, threads: int) -> int:
-    """Peak memory of a block of an arm, in MiB; call it in a process of its own."""
+    """Peak memory of a block of an arm, in MiB; on a CPU, call it in a process of its own."""
     quiet()
     torch.set_num_threads(threads)
     if device == "gpu":
-        Search(arm, setting, seed, device).block()
-        return torch.cuda.max_memory_allocated() >> 20
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        others = torch.cuda.memory_allocated()
+        search = Search(arm, setting, seed, device)
+        search.block()
+        search.left.close()
+        return (torch.cuda.max_memory_allocated() - others) >> 20
     # What loading the libraries has taken for a moment is not the search's: Linux forgets the peak so far.
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     before = resident_kib("VmRSS")

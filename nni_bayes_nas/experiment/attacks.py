@@ -30,6 +30,10 @@ class Box:
     high: Tensor
     scale: Tensor
 
+    def on(self, x: Tensor) -> Box:
+        """The same on the device and in the precision of x."""
+        return Box(self.low.to(x), self.high.to(x), self.scale.to(x))
+
     def around(self, x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
         """Lower and upper end of the pixels within epsilon of x."""
         reach = epsilon * self.scale
@@ -52,6 +56,7 @@ def _gradient(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 def fgsm(network: nn.Module, x: Tensor, y: Tensor, epsilon: float, box: Box) -> Tensor:
     """One step along the sign of the gradient (Goodfellow, Shlens & Szegedy, 2015, arXiv 1412.6572)."""
     check_epsilon(epsilon)
+    box = box.on(x)
     low, high = box.around(x, epsilon)
     stepped = x + epsilon * box.scale * _gradient(network, x, y).sign()
     return torch.minimum(torch.maximum(stepped, low), high)
@@ -84,6 +89,7 @@ def pgd(
         generator: Of the random starts, on the CPU.
     """
     check_epsilon(epsilon)
+    box = box.on(x)
     low, high = box.around(x, epsilon)
     size = min(1.0, 2.5 / steps) * epsilon * box.scale
     worst, loss_of_worst = x.clone(), _losses(network, x, y)
@@ -124,6 +130,7 @@ def square(
         generator: Of the squares, on the CPU.
     """
     check_epsilon(epsilon)
+    box = box.on(x)
     n, channels, height, width = x.shape
     low, high = box.around(x, epsilon)
 
@@ -156,6 +163,7 @@ def square(
 def noise(x: Tensor, sigma: float, box: Box, generator: torch.Generator | None = None) -> Tensor:
     """Gaussian noise with this standard deviation, in the units of epsilon, cut off at the range of the data."""
     check_epsilon(sigma)
+    box = box.on(x)
     drawn = x + sigma * box.scale * torch.randn(x.shape, generator=generator).to(x)
     return torch.minimum(torch.maximum(drawn, box.low), box.high)
 

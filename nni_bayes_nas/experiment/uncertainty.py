@@ -26,8 +26,8 @@ def ensemble(log_probs: Sequence[Tensor], weights: Sequence[float] | None = None
     given = list(weights) if weights is not None else [1.0] * len(log_probs)
     if len(given) != len(log_probs) or not all(w >= 0 for w in given) or not sum(given) > 0:
         raise ConfigError(f"an ensemble of {len(log_probs)} needs as many weights, at least 0, got {given}.")
-    w = torch.tensor(given, dtype=torch.float64)
     stacked = torch.stack([p.double() for p in log_probs])
+    w = torch.tensor(given).to(stacked)
     return torch.logsumexp(stacked + (w / w.sum()).log()[:, None, None], 0)
 
 

@@ -62,6 +62,22 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, *, stride: int = 1, dilation: in
     return _output(x, weight, _Geometry(*pairs, x.shape[1], _size(x), _size(weight), by_taps=True))
 
 
+def pointwise_conv2d(x: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """`conv2d` with filters of one pixel as a product of matrices, `(groups, filters, channels) (.., channels, h w)`.
+
+    cuDNN turns images around in memory, before and after a convolution, where it has several groups.
+
+    Args:
+        x: `(batch, channels, h, w)`.
+        weight: `(filters, channels / groups, 1, 1)`.
+        groups: Of channels with filters of their own.
+    """
+    filters, channels = weight.shape[0] // groups, weight.shape[1]
+    by_group = x.reshape(len(x), groups, channels, -1)
+    result = torch.matmul(weight.reshape(groups, filters, channels), by_group)
+    return result.reshape(len(x), groups * filters, *x.shape[2:])
+
+
 @dataclass(frozen=True)
 class _Geometry:
     """What a convolution is beside its input, of size `size`, and its filters, of size `kernel`."""

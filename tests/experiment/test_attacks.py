@@ -127,3 +127,13 @@ def test_epsilon_below_zero_is_refused(epsilon):
             attack(net, x, y, epsilon, BOX)
     with pytest.raises(ConfigError, match="at least 0"):
         attacks.noise(x, epsilon, BOX)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_network_on_a_gpu_is_attacked_there():
+    x, y = data()
+    here = every(network().double(), x.double(), y, 0.1)
+    there = every(network().double().cuda(), x.double().cuda(), y.cuda(), 0.1)
+    for name, attacked in there.items():
+        assert attacked.is_cuda
+        torch.testing.assert_close(attacked.cpu(), here[name], rtol=1e-8, atol=1e-8)

@@ -61,3 +61,10 @@ def test_weights_that_cannot_be(weights):
 def test_no_members():
     with pytest.raises(ConfigError, match="at least one member"):
         ensemble([])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_probabilities_on_a_gpu():
+    members = [P.log(), P.flip(0).log()]
+    there = [m.cuda() for m in members]
+    assert scores(ensemble(there, [1.0, 2.0]), Y.cuda()) == pytest.approx(scores(ensemble(members, [1.0, 2.0]), Y))

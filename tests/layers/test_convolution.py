@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from nni_bayes_nas.layers import convolution, depthwise
-from nni_bayes_nas.layers.convolution import conv2d, depthwise_conv2d
+from nni_bayes_nas.layers.convolution import conv2d, depthwise_conv2d, pointwise_conv2d
 
 PAIR = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
@@ -94,3 +94,11 @@ def test_what_was_written_to_is_not_taken_for_what_was_convolved():
     x.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
+
+
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(1, 4), st.integers(1, 6))
+def test_a_pointwise_one_is_a_product_of_matrices(batch, groups, channels, filters, size):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, groups * channels, size, size + 1, generator=generator, dtype=torch.float64)
+    weight = torch.randn(groups * filters, channels, 1, 1, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(pointwise_conv2d(x, weight, groups), F.conv2d(x, weight, groups=groups))

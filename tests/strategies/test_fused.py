@@ -353,8 +353,9 @@ def test_our_operations_are_known():
     assert recognize(nn.Sequential(nn.GELU())) is None
 
 
-def test_equal_operations_run_as_one_convolution(monkeypatch):
-    net, binding = supernet(CellSpace(width=4, n_cells=1, n_nodes=3, operations=["conv_3x3"]), (1, 8, 8))
+@pytest.mark.parametrize("operations", [["conv_3x3"], ["conv_1x1", "conv_3x3"]])
+def test_equal_operations_run_as_one_convolution(operations, monkeypatch):
+    net, binding = supernet(CellSpace(width=4, n_cells=1, n_nodes=3, operations=operations), (1, 8, 8))
     cell = next(m for m in net.modules() if isinstance(m, MixedCell))
     inner = {id(m.weight) for m in cell.ops.modules() if isinstance(m, nn.Conv2d)}
     calls = []
@@ -363,4 +364,5 @@ def test_equal_operations_run_as_one_convolution(monkeypatch):
     passed(net, binding, torch.randn(2, 1, 8, 8, dtype=torch.float64), execution="fused", per_object=False, stack=True)
     # Four states have outgoing edges: two inputs to three nodes, the first node to two, the second to one.
     stacked = [shape[0] // 4 for shape in calls if shape[1:] == (4, 3, 3)]
-    assert len(inner) == 9 and sorted(stacked) == [1, 2, 3, 3]
+    n = len(operations)
+    assert len(inner) == 9 * n and sorted(stacked) == [n, 2 * n, 3 * n, 3 * n]
