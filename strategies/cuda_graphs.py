@@ -157,14 +157,15 @@ class _Graph:
 
     def __init__(self, module: nn.Module, arguments: Sequence[Tensor]) -> None:
         self._module, self._arguments = module, list(arguments)
-        self._learning = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        self._learning = {name: p for name, p in module.named_parameters() if p.requires_grad}
         # The same memory as leaves of their own: what else autograd knows of the parameters stays out of the graph.
-        self._leaves = {name: p.detach().requires_grad_(True) for name, p in self._learning}
+        self._leaves = {name: p.detach().requires_grad_(True) for name, p in self._learning.items()}
         self._asked = [a for a in self._arguments if a.requires_grad]
         self._anchor = torch.zeros((), requires_grad=True)
         self._outputs: list[Tensor] = []
         self._given: list[Tensor] = []
-        self._gradients: list[Tensor | None] = []
+        self._of_arguments: dict[int, Tensor | None] = {}
+        self._of_parameters: dict[str, Tensor] = {}
         self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
 
     def run_forward(self) -> None:
@@ -173,20 +174,28 @@ class _Graph:
         self._outputs, self._form = tree_flatten(outputs)
 
     def run_backward(self) -> None:
-        """Gradients of what asks for one, for some gradient of the outputs that need one."""
+        """Gradients of what asks for one, for some gradient of the outputs that need one.
+
+        Those of parameters get memory of their own in the first run: what a recording allocates is written to again
+        by the next pass, but a `.grad` stays until somebody takes it away.
+        """
         self._given = self._given or [torch.zeros_like(o) for o in self._outputs]
         pairs = [(o, g) for o, g in zip(self._outputs, self._given, strict=True) if o.requires_grad]
         differentiable, given = zip(*pairs, strict=True)
         wanted = [*self._asked, *self._leaves.values()]
-        self._gradients = list(torch.autograd.grad(differentiable, wanted, given, allow_unused=True))
+        found = torch.autograd.grad(differentiable, wanted, given, allow_unused=True)
+        self._of_arguments = dict(zip(map(id, self._asked), found, strict=False))
+        named = dict(zip(self._leaves, found[len(self._asked) :], strict=True))
+        named = {name: g for name, g in named.items() if g is not None}
+        if self._of_parameters:
+            torch._foreach_copy_(list(self._of_parameters.values()), list(named.values()))
+        else:
+            self._of_parameters = {name: g.clone() for name, g in named.items()}
 
     def let_go(self) -> None:
         """Of what autograd holds: addresses alone are needed from now on."""
         self._outputs = [o.detach() for o in self._outputs]
-        n = len(self._asked)
-        self._of_arguments = dict(zip(map(id, self._asked), self._gradients[:n], strict=True))
-        pairs = zip((p for _, p in self._learning), self._gradients[n:], strict=True)
-        self._of_parameters = [(p, g) for p, g in pairs if g is not None]
+        self._learning = {name: self._learning[name] for name in self._of_parameters}
 
     def __call__(self, *arguments: Tensor) -> Any:
         """The outputs for other arguments."""
@@ -203,12 +212,13 @@ class _Graph:
         """Gradients of the arguments; those of the parameters are added to what they have."""
         for ours, given in zip(self._given, gradients, strict=True):
             ours.zero_() if given is None else ours.copy_(given)
-        for parameter, gradient in self._of_parameters:
+        pairs = list(zip(self._learning.values(), self._of_parameters.values(), strict=True))
+        for parameter, gradient in pairs:
             if parameter.grad is gradient:  # of the last pass, which nobody has taken away
                 parameter.grad = gradient.clone()
         self.backward.replay()
         more: tuple[list[Tensor], list[Tensor]] = [], []
-        for parameter, gradient in self._of_parameters:
+        for parameter, gradient in pairs:
             if parameter.grad is None:
                 parameter.grad = gradient
             else:
