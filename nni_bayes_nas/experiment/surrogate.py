@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nni_bayes_nas.bayes import law
+from nni_bayes_nas.errors import ConfigError
 
 Array = NDArray[np.float64]
 _FEW = 4
@@ -47,6 +48,18 @@ class Observation:
     score: float
 
 
+@dataclass(frozen=True)
+class _Fit:
+    """The process given observations; a score is centre + unit * (standardized score + offset)."""
+
+    mean: Array
+    covariance: Array
+    noise: float
+    centre: float
+    unit: float
+    offset: float
+
+
 class Surrogate:
     """The process over some candidates.
 
@@ -62,9 +75,32 @@ class Surrogate:
         self.x = x
         self.mean = weight * standardized(log_prob)
         self.seed = seed
+        self._fits: dict[tuple[Observation, ...], _Fit] = {}
 
     def posterior(self, observed: Sequence[Observation]) -> tuple[Array, Array]:
         """Mean `(n,)` and covariance `(n, n)` of the standardized score, noise left out, given observations."""
+        fit = self._fit(observed)
+        return fit.mean, fit.covariance
+
+    def predict(self, observed: Sequence[Observation]) -> tuple[Array, Array]:
+        """Mean and standard deviation of what a training of each candidate would score, noise included; `(n,)` each.
+
+        Raises:
+            ConfigError: Fewer than two observations, which say nothing of the unit of scores.
+        """
+        if len(observed) < 2:
+            raise ConfigError(f"scores can be predicted from at least 2 observations, got {len(observed)}.")
+        fit = self._fit(observed)
+        sd = np.sqrt(np.clip(np.diag(fit.covariance), 0.0, None) + fit.noise)
+        return fit.centre + fit.unit * (fit.mean + fit.offset), fit.unit * sd
+
+    def _fit(self, observed: Sequence[Observation]) -> _Fit:
+        key = tuple(observed)
+        if key not in self._fits:
+            self._fits[key] = self._fitted(observed)
+        return self._fits[key]
+
+    def _fitted(self, observed: Sequence[Observation]) -> _Fit:
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.gaussian_process import GaussianProcessRegressor
         from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
@@ -73,6 +109,7 @@ class Surrogate:
         process = GaussianProcessRegressor(
             smooth + WhiteKernel(_NOISE, (0.01, 0.3)), n_restarts_optimizer=2, random_state=self.seed
         )
+        centre, unit, offset = 0.0, 1.0, 0.0
         with warnings.catch_warnings():
             # With few observations a length often ends at a bound, which is what bounds are for.
             warnings.simplefilter("ignore", ConvergenceWarning)
@@ -80,12 +117,14 @@ class Surrogate:
                 at = np.array([o.candidate for o in observed])
                 # The best candidates come first: that their scores are equal says nothing against them. And a few
                 # scores do not tell their own spread: two are always one standard deviation from their mean.
-                y = standardized(np.array([o.score for o in observed])) * len(observed) / (len(observed) + _FEW)
-                difference = y - self.mean[at]
-                process.fit(self.x[at], difference - difference.mean())
+                raw, shrunk = np.array([o.score for o in observed]), len(observed) / (len(observed) + _FEW)
+                centre, unit = float(raw.mean()), float(raw.std()) / shrunk
+                difference = shrunk * standardized(raw) - self.mean[at]
+                offset = float(difference.mean())
+                process.fit(self.x[at], difference - offset)
             mean, covariance = process.predict(self.x, return_cov=True)
-        noise = process.kernel_.k2.noise_level if observed else _NOISE
-        return self.mean + mean, covariance - noise * np.eye(len(mean))
+        noise = float(process.kernel_.k2.noise_level) if observed else _NOISE
+        return _Fit(self.mean + mean, covariance - noise * np.eye(len(mean)), noise, centre, unit, offset)
 
     def thompson(self, observed: Sequence[Observation], n: int, round_: int, without: set[int]) -> list[int]:
         """The best candidates of n draws of the process, distinct, and none of those left out."""

@@ -336,8 +336,16 @@ def test_nasbench201(tmp_path: Path) -> None:
         guarded = "auxiliary" in arms[arm]["args"]
         assert row["entropy"] <= 6 * math.log(4 if guarded else 5) + 1e-6
         assert ("none" in row["arch"]) <= (not guarded)
+    for arm in ("refined", "refined, flat prior", "refined, parameters as prior"):
+        row = rows[arm]
+        assert row["predicted"] == 2 and 0 <= row["covered"] <= 2 and "none" not in row["arch"]
+        assert all(0.5 <= p <= 1 and 0 <= share <= 1 and n > 0 for p, share, n in row["pairs"])
+    # That of the parameters begins where the table of this test ends.
+    assert rows["refined, parameters as prior"]["accuracy"] == 88.0
     assert run("nasbench201", output, 1, *options)[1]["rows"] == result["rows"]
-    missing = subprocess.run(
-        command("nasbench201", output, 1, "--table", "x.csv"), text=True, capture_output=True, check=False
-    )
-    assert missing.returncode == 2 and "there is none at x.csv" in missing.stderr
+    text = (tmp_path / "table.csv").read_text(encoding="utf-8")
+    (tmp_path / "less.csv").write_text(text.replace("params_M", "size"), encoding="utf-8")
+    for name, why in (("x.csv", "there is none at"), ("less.csv", "got 'params_M'")):
+        wrong = command("nasbench201", output, 1, "--table", str(tmp_path / name))
+        refused = subprocess.run(wrong, text=True, capture_output=True, check=False)
+        assert refused.returncode == 2 and why in refused.stderr

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from nni_bayes_nas.bayes import law
+from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.experiment.surrogate import Observation, Surrogate, features, standardized
 
 UNITS = [law.Choice(f"e{i}", ("skip", "conv1", "conv3")) for i in range(4)]
@@ -89,3 +90,31 @@ def test_equal_scores_and_probabilities_do_no_harm():
     surrogate = Surrogate(X, np.zeros(len(X)), 1.0, 0)
     mean, covariance = surrogate.posterior([Observation(0, 1.0), Observation(1, 1.0)])
     assert np.isfinite(mean).all() and np.isfinite(covariance).all()
+
+
+def test_predictions_are_in_the_unit_of_the_scores():
+    """The same process in another unit; and what comes next lies where it says."""
+    generator = np.random.default_rng(0)
+    chosen = generator.permutation(len(X))
+    true = X @ generator.normal(size=X.shape[1])
+    scores = true + 0.1 * generator.normal(size=len(X))
+    ours = Surrogate(X, LOG_PROB, 0.5, 0)
+    seen = [Observation(int(c), float(scores[c])) for c in chosen[:14]]
+    mean, sd = ours.predict(seen)
+    far = [Observation(o.candidate, 100.0 - 3.0 * -o.score) for o in seen]
+    other_mean, other_sd = Surrogate(X, LOG_PROB, 0.5, 0).predict(far)
+    np.testing.assert_allclose(other_mean, 100.0 + 3.0 * mean, rtol=1e-6)
+    np.testing.assert_allclose(other_sd, 3.0 * sd, rtol=1e-6)
+    left = chosen[14:]
+    assert np.mean(np.abs(scores[left] - mean[left]) < 1.645 * sd[left]) > 0.7
+    assert np.corrcoef(mean[left], scores[left])[0, 1] > 0.5
+    with pytest.raises(ConfigError, match="at least 2 observations, got 1"):
+        ours.predict(seen[:1])
+
+
+def test_a_fit_is_remembered(monkeypatch):
+    ours, seen = Surrogate(X, LOG_PROB, 1.0, 0), [Observation(0, 1.0), Observation(3, 0.5)]
+    fits = []
+    monkeypatch.setattr(ours, "_fitted", lambda observed, real=ours._fitted: fits.append(1) or real(observed))
+    ours.posterior(seen), ours.thompson(seen, 2, 0, set()), ours.posterior(list(seen))
+    assert len(fits) == 1

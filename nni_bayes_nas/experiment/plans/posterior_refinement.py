@@ -31,6 +31,7 @@ class PosteriorRefinement(SearchAndRetrain):
         self.seed = config.seed
         self._failed: set[str] = set()
         self._known: dict[tuple[Any, ...], list[int]] = {}
+        self._surrogates: dict[int, tuple[Result, Surrogate]] = {}
 
     def trials(self, results: dict[str, Result], failed: set[str]) -> list[TrialSpec]:
         """Searches, the rounds of probes that are known so far, finalists, retrain trials."""
@@ -97,6 +98,12 @@ class PosteriorRefinement(SearchAndRetrain):
         return {**raw, "architectures": [row, *raw["architectures"]]}
 
     def _surrogate(self, raw: Result, i: int) -> Surrogate:
+        known = self._surrogates.get(i)
+        if known is None or known[0] is not raw:  # it remembers what it was fitted to
+            self._surrogates[i] = raw, self._made(raw, i)
+        return self._surrogates[i][1]
+
+    def _made(self, raw: Result, i: int) -> Surrogate:
         units = ArchitecturePosterior.from_dict(raw["posterior"]).units
         rows = raw["candidates"]
         x = features(units, [row["choices"] for row in rows])
@@ -106,7 +113,6 @@ class PosteriorRefinement(SearchAndRetrain):
     def _rounds(self, raw: Result, results: dict[str, Result], i: int) -> list[list[int]]:
         """Candidates by round, as far as they are known: a round is proposed when the one before has ended."""
         rounds: list[list[int]] = []
-        surrogate = None
         total = min(self.refine.evaluations, len(raw["candidates"]))
         while sum(map(len, rounds)) < total:
             if rounds and not self._ended(rounds, results, i):
@@ -115,7 +121,7 @@ class PosteriorRefinement(SearchAndRetrain):
             n = min(self.refine.parallel, total - sum(map(len, rounds)))
             key = (i, len(rounds), tuple((o.candidate, o.score) for o in observed))
             if key not in self._known:
-                surrogate = surrogate or self._surrogate(raw, i)
+                surrogate = self._surrogate(raw, i)
                 without = {c for one in rounds for c in one}
                 if self.refine.acquisition == "thompson":
                     self._known[key] = surrogate.thompson(observed, n, len(rounds), without)

@@ -1,0 +1,174 @@
+"""The second stage of `nasbench201.py`: short trainings that refine the posterior of a search, and what that knows.
+
+The plan `posterior_refinement` proposes, as it does in an experiment; its trials run as jobs of the benchmark. Beside
+the posterior of the search it starts from two priors that need no search:
+
+    flat            512 cells at random, all as probable
+    parameters      the 512 cells of most parameters, more probable by their square root
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from scipy.stats import norm, spearmanr
+from workers import Job, Outcome
+
+from nni_bayes_nas.bayes.posterior import ArchitecturePosterior
+from nni_bayes_nas.config import Config
+from nni_bayes_nas.experiment.plans.posterior_refinement import PosteriorRefinement
+from nni_bayes_nas.experiment.surrogate import Observation, Surrogate, features
+
+PRIORS = ("posterior", "flat", "parameters")
+# Weights of an operation, in units of those of a 1x1 convolution.
+_WEIGHTS = {"nor_conv_3x3": 9.0, "nor_conv_1x1": 1.0}
+# Observations from which on predictions of the next ones are judged, and pairs of cells whose order is.
+_ENOUGH, _PAIRS = 4, 2_000
+
+
+def weights_of(choices: dict[str, Any]) -> float:
+    """Weights of a cell, in units of those of a 1x1 convolution."""
+    return sum(_WEIGHTS.get(operation, 0.0) for operation in choices.values())
+
+
+def candidates(prior: str, result: dict[str, Any], seed: int, n: int) -> list[dict[str, Any]]:
+    """The `n` most probable cells of a prior and their log-probabilities, from the result of a search."""
+    if prior == "posterior":
+        return list(result["candidates"])
+    units = ArchitecturePosterior.from_dict(result["posterior"]).units
+    every = [
+        dict(zip((u.label for u in units), c, strict=True)) for c in itertools.product(*(u.options for u in units))
+    ]
+    if prior == "flat":
+        return [
+            {"choices": choices, "log_prob": 0.0} for choices in random.Random(seed).sample(every, min(n, len(every)))
+        ]
+    random.Random(seed).shuffle(every)  # cells of equal size come in no order
+    every.sort(key=weights_of, reverse=True)
+    return [{"choices": choices, "log_prob": math.sqrt(weights_of(choices))} for choices in every[:n]]
+
+
+class Refinement:
+    """One refinement: its plan, and what is known so far.
+
+    Args:
+        name: Of its jobs.
+        config: Of its short trainings, plain types.
+        refine: Section `refine` of the plan.
+        seed: Of the plan.
+        result: Of the search, its candidates those of the prior.
+        order: Of its jobs.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: dict[str, Any],
+        refine: dict[str, Any],
+        seed: int,
+        result: dict[str, Any],
+        order: tuple[int, ...],
+    ) -> None:
+        self.name, self.config, self.order = name, config, order
+        whole = {
+            "seed": seed,
+            "refine": refine,
+            "search": {"random": 0},
+            "experiment": {"plan": "posterior_refinement"},
+        }
+        self.plan = PosteriorRefinement(Config.from_dict(whole))
+        self.rows, self.units = result["candidates"], ArchitecturePosterior.from_dict(result["posterior"]).units
+        self.results: dict[str, Any] = {"search-s0": result}
+        self.failed: set[str] = set()
+        self.seconds = 0.0
+        self._order_of_probes: list[int] = []
+        self._begun: set[str] = set()
+
+    def jobs(self) -> list[Job]:
+        """The trainings that can begin now."""
+        found = []
+        for spec in self.plan.trials(self.results, self.failed):
+            if spec.kind != "probe" or spec.name in self._begun:
+                continue
+            self._begun.add(spec.name)
+            if spec.name.startswith("probe"):
+                self._order_of_probes.append(spec.parameters["candidate"])
+            # Its number is left out: refinements that propose one cell share its training.
+            parameters = {name: value for name, value in spec.parameters.items() if name != "candidate"}
+            job = Job(f"{self.name}/{spec.name}", "probe", self.config, {**parameters, "trial": spec.name}, self.order)
+            found.append(job)
+        return found
+
+    def done(self, job: Job, outcome: Outcome) -> list[Job]:
+        """Take in an outcome; gives what follows from it."""
+        name = job.name.split("/")[1]
+        if "error" in outcome:
+            self.failed.add(name)
+        else:
+            self.results[name] = outcome["result"]
+            self.seconds += outcome["seconds"]
+        return self.jobs()
+
+    @property
+    def choices(self) -> dict[str, Any] | None:
+        """Of the architecture that comes out, once it is known."""
+        specs = [spec for spec in self.plan.trials(self.results, self.failed) if spec.kind == "retrain"]
+        return specs[0].parameters["choices"] if specs else None
+
+    def knowledge(self, accuracy: Callable[[dict[str, Any]], float], seed: int) -> dict[str, Any]:
+        """How far the process can be believed.
+
+        Args:
+            accuracy: Of an architecture by its choices, in %; what nobody has looked at before.
+            seed: Of the pairs.
+
+        Returns:
+            "covered" of "predicted": short trainings within the 90 % interval that was predicted before them;
+            "pairs": of pairs of candidates, by the probability that the process gives to the better one of its own
+            view, [probability, share that is better by accuracy, pairs]; "spearman" of its mean with accuracy.
+        """
+        surrogate = Surrogate(
+            features(self.units, [row["choices"] for row in self.rows]),
+            np.array([row["log_prob"] for row in self.rows]),
+            self.plan.refine.prior_weight,
+            self.plan.seed,
+        )
+        seen = [
+            Observation(c, -self.results[f"probe-s0-c{c}"]["val_loss"])
+            for c in self._order_of_probes
+            if f"probe-s0-c{c}" in self.results
+        ]
+        covered = predicted = 0
+        for at in range(_ENOUGH, len(seen)):
+            mean, sd = surrogate.predict(seen[:at])
+            one = seen[at]
+            predicted += 1
+            covered += abs(one.score - mean[one.candidate]) <= norm.ppf(0.95) * sd[one.candidate]
+        mean, covariance = surrogate.posterior(seen)
+        accuracies = np.array([accuracy(row["choices"]) for row in self.rows])
+        generator = np.random.default_rng(seed)
+        a, b = generator.integers(len(self.rows), size=(2, _PAIRS))
+        differs = (a != b) & (accuracies[a] != accuracies[b])
+        a, b = a[differs], b[differs]
+        sd = np.sqrt(np.clip(covariance[a, a] + covariance[b, b] - 2 * covariance[a, b], 1e-12, None))
+        p = norm.cdf((mean[a] - mean[b]) / sd)
+        right = np.where(p >= 0.5, accuracies[a] > accuracies[b], accuracies[b] > accuracies[a])
+        return {
+            "covered": int(covered),
+            "predicted": predicted,
+            "pairs": _reliability(np.maximum(p, 1 - p), right),
+            "spearman": float(spearmanr(mean, accuracies).statistic),
+        }
+
+
+def _reliability(p: Any, right: Any) -> list[list[float]]:
+    """[mean probability, share that is right, number] in five bins from 1/2 to 1."""
+    bins: Iterable[int] = range(5)
+    at = np.minimum(((p - 0.5) * 10).astype(int), 4)
+    found = [(at == i) for i in bins]
+    return [[float(p[m].mean()), float(right[m].mean()), int(m.sum())] for m in found if m.any()]
