@@ -13,7 +13,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from nni_bayes_nas import __version__
 from nni_bayes_nas.coercion import closest
@@ -97,6 +97,28 @@ def _report(options: argparse.Namespace) -> int:
     from nni_bayes_nas.report import write_report
 
     return _print_lines(str(path) for path in write_report(folders))
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from nni_bayes_nas.experiment.evaluate import Settings, evaluate
+    from nni_bayes_nas.report import write_report
+
+    given: dict[str, Any] = {}
+    for name in ("epsilons", "damages", "objects", "seed"):
+        value = getattr(options, name)
+        if value is not None:
+            given[name] = tuple(value) if isinstance(value, list) else value
+    settings = Settings(**given)
+    run = Path(options.run)
+    written = evaluate(run, settings, options.architecture, _progress)
+    return _print_lines([str(written), *(str(path) for path in write_report([run]))])
+
+
+def _progress(networks: list[Any]) -> Iterable[Any]:
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(networks, "networks", console=Console(stderr=True))
 
 
 def _export(options: argparse.Namespace) -> int:
@@ -213,6 +235,8 @@ def _parser() -> argparse.ArgumentParser:
             _add_experiment_options(command)
         elif name == "report":
             command.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, for example runs/demo")
+        elif name == "evaluate":
+            _add_evaluate_options(command)
         elif name == "export":
             _add_export_options(command)
     return parser
@@ -230,6 +254,29 @@ def _add_experiment_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--output", metavar="DIR", help="the run folder (default: runs/ and the name of CONFIG)")
     command.add_argument("--seed", type=int, metavar="N", help="override the seed of the configuration")
     command.add_argument("--resume", action="store_true", help="go on with the run that DIR holds")
+
+
+def _add_evaluate_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run", metavar="RUN", help="the folder of a run that retrained, for example runs/demo")
+    command.add_argument(
+        "--architecture",
+        action="append",
+        default=[],
+        metavar="ID",
+        help="its id in RUN/summary.json; may be given again (default: all that were retrained)",
+    )
+    command.add_argument(
+        "--epsilons",
+        type=float,
+        nargs="+",
+        metavar="X",
+        help="largest change of a pixel, of 1 for all (default: 0.05 0.1 0.2); 0.03137 is 8/255",
+    )
+    command.add_argument(
+        "--damages", type=float, nargs="+", metavar="X", help="shares of missing edges (default: 0.1 0.2 0.3)"
+    )
+    command.add_argument("--objects", type=int, metavar="N", help="test objects that are attacked (default: 256)")
+    command.add_argument("--seed", type=int, metavar="N", help="of the random parts of attacks (default: 0)")
 
 
 def _add_export_options(command: argparse.ArgumentParser) -> None:
@@ -274,6 +321,11 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str, str]] = {
         "{program} examples/configs/demo-digits.yaml --seed 1 --output runs/one-search",
     ),
     "report": (_report, "write report.html from run folders alone", "{program} runs/demo"),
+    "evaluate": (
+        _evaluate,
+        "attack, damage and calibrate what a run retrained; ensembles of its posterior",
+        "{program} runs/demo --epsilons 0.1 0.2 --objects 500",
+    ),
     "export": (
         _export,
         "write a retrained network as one file that needs neither NNI nor this package",

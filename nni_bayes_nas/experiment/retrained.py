@@ -134,7 +134,7 @@ def rebuild(retraining: Retraining) -> tuple[nn.Module, DataSplits]:
             f"{directory / 'architecture.json'} must hold the choices of `{retraining.architecture['id']}`, "
             "but it is another architecture's\nwrite summary.json anew: nni-bayes-nas run with --resume"
         )
-    data = _saved_data(directory / "data.json")
+    data = saved_data(directory / "data.json")
     # As run_retrain builds it, and leaves it at the end.
     network = build_network(config, data, int(retraining.row["seed"]), architecture)
     path = directory / "model.pt"
@@ -149,7 +149,12 @@ def rebuild(retraining: Retraining) -> tuple[nn.Module, DataSplits]:
     return network.eval(), data
 
 
-def _saved_data(path: Path) -> DataSplits:
+def saved_data(path: Path) -> DataSplits:
+    """Shape, outputs and scale of the data of a training, from data.json; without objects.
+
+    Raises:
+        ConfigError: The file cannot be read.
+    """
     import torch
     from torch.utils.data import TensorDataset
 

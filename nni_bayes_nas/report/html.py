@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from nni_bayes_nas.experiment.record import write_text
-from nni_bayes_nas.report import family, tables, times
+from nni_bayes_nas.report import family, posterior, robustness, tables, times
 from nni_bayes_nas.report.figures import Plot, accuracy_plot, curve_plot, retrain_plot, search_plots
 from nni_bayes_nas.report.picture import draw_architecture
 from nni_bayes_nas.report.read import RunFolder, read_run
@@ -72,6 +72,8 @@ def render_report(run: RunFolder) -> str:
     learning_plots = [*search_plots(run), *(plot for plot in (retrain_plot(run),) if plot is not None)]
     known_columns, known_rows = family.known_before(run)
     time_columns, time_rows = times.time_table(run)
+    attack_columns, attack_rows = robustness.attack_table(run)
+    attack_plot = robustness.attack_plot(run)
     return environment.get_template("report.html").render(
         title=str(title),
         score=run.score,
@@ -93,6 +95,18 @@ def render_report(run: RunFolder) -> str:
         weights=[
             (trial, maps) for trial in run.trials("search") if (maps := [Markup(m) for m in weight_maps(run, trial)])
         ],
+        posteriors=posterior.posteriors(run),
+        choice_columns=posterior.CHOICE_COLUMNS,
+        top_columns=posterior.TOP_COLUMNS,
+        posterior_text_columns=posterior.TEXT_COLUMNS,
+        smallest_good=posterior.smallest_good(run),
+        attack_columns=attack_columns,
+        attack_rows=attack_rows,
+        attack_figures=[_figure(attack_plot)] if attack_plot else [],
+        attack_notes=robustness.notes(run),
+        score_columns=robustness.SCORE_COLUMNS,
+        score_rows=robustness.score_rows(run),
+        robust_text_columns=robustness.TEXT_COLUMNS,
         pictures=_pictures(run),
         n_architectures=len(run.architectures),
         architecture_columns=tables.architecture_columns(run),

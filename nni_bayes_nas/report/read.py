@@ -70,6 +70,8 @@ class RunFolder:
         config_text: `config.yaml` as written, `None` if missing.
         environment: `environment.json`; empty if missing.
         metrics: Rows of every trial by trial name, in the order in which they were written.
+        posteriors: `posterior.json` by trial name.
+        evaluation: `evaluation.json`, what the command `evaluate` wrote; empty if missing.
     """
 
     path: Path
@@ -78,6 +80,8 @@ class RunFolder:
     config_text: str | None = None
     environment: Row = field(default_factory=dict)
     metrics: dict[str, list[Row]] = field(default_factory=dict)
+    posteriors: dict[str, Row] = field(default_factory=dict)
+    evaluation: Row = field(default_factory=dict)
 
     @property
     def score(self) -> Score:
@@ -180,6 +184,8 @@ def read_run(folder: Path) -> RunFolder:
         config_text=config_text,
         environment=_json(environment_file) if environment_file.is_file() else {},
         metrics=_read_metrics(folder),
+        posteriors={path.parent.name: _json(path) for path in sorted(folder.glob("trials/*/posterior.json"))},
+        evaluation=_json(folder / "evaluation.json") if (folder / "evaluation.json").is_file() else {},
     )
 
 

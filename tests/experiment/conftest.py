@@ -160,3 +160,33 @@ def pipeline(tmp_path: Path) -> Iterator[Callable[..., Pipeline]]:
     yield make
     for one in made:
         one.clean()
+
+
+@pytest.fixture(scope="session")
+def make_run() -> Callable[..., Path]:
+    """Writes a run folder as the tuner does, without a search and without NNI."""
+    from nni_bayes_nas.config import Config
+    from nni_bayes_nas.experiment.plan import Ledger
+    from nni_bayes_nas.experiment.plans.search_and_retrain import SearchAndRetrain
+    from nni_bayes_nas.experiment.record import Record
+    from nni_bayes_nas.experiment.retrain import run_retrain
+    from nni_bayes_nas.experiment.summary import summarize
+
+    def make(folder: Path, values: dict[str, Any], rows: list[dict[str, Any]], retrain: str = "retrain-") -> Path:
+        """A run whose one search found these architectures; retrained are those whose trials' names begin so."""
+        config = Config.from_dict(values)
+        record = Record.create(folder, config, {})
+        ledger = Ledger(SearchAndRetrain(config), 0)
+        ledger.running("search-s0")
+        ledger.done("search-s0", {"default": 0.5, "search": {"seed": config.seed}, "architectures": rows})
+        for name in [name for name in ledger.names("waiting") if name.startswith(retrain)]:
+            spec = ledger.spec(name)
+            assert spec is not None
+            directory = record.trial_directory(name)
+            directory.mkdir(parents=True)
+            ledger.running(name)
+            ledger.done(name, run_retrain(config, {"trial": name, **spec.parameters}, directory, lambda row: None))
+        record.write_summary(summarize(config, ledger, experiment="abc", status="done"))
+        return folder
+
+    return make

@@ -22,13 +22,9 @@ from nni_bayes_nas.experiment import standalone
 from nni_bayes_nas.experiment.build import build_space
 from nni_bayes_nas.experiment.data import load_data
 from nni_bayes_nas.experiment.export import export
-from nni_bayes_nas.experiment.plan import Ledger
-from nni_bayes_nas.experiment.plans.search_and_retrain import SearchAndRetrain
 from nni_bayes_nas.experiment.program import Scaled, write_program
-from nni_bayes_nas.experiment.record import Record, read_json, write_json
-from nni_bayes_nas.experiment.retrain import run_retrain
+from nni_bayes_nas.experiment.record import read_json, write_json
 from nni_bayes_nas.experiment.retrained import find_retraining, rebuild
-from nni_bayes_nas.experiment.summary import summarize
 from nni_bayes_nas.registry import SEARCH_SPACES
 
 SMALL: dict[str, Any] = {
@@ -44,29 +40,21 @@ DIABETES = {"name": "diabetes", "task": "regression"}
 onnx = pytest.mark.skipif(importlib.util.find_spec("onnxscript") is None, reason="needs the extra `export`")
 
 
-def make_run(folder: Path, values: dict[str, Any], choices: dict[str, Any]) -> Path:
-    """A run folder as the tuner writes it: one search found these choices, and one that was not retrained yet."""
-    config = Config.from_dict(values)
-    record = Record.create(folder, config, {})
-    ledger = Ledger(SearchAndRetrain(config), 0)
-    rows = [{"lambda": lam, "origin": "lambda", "choices": c} for lam, c in ((1e-3, choices), (1.0, {}))]
-    ledger.running("search-s0")
-    ledger.done("search-s0", {"default": 0.5, "search": {"seed": config.seed}, "architectures": rows})
-    for name in [name for name in ledger.names("waiting") if name.startswith("retrain-s0-lam0-")]:
-        spec = ledger.spec(name)
-        assert spec is not None
-        directory = record.trial_directory(name)
-        directory.mkdir(parents=True)
-        ledger.running(name)
-        ledger.done(name, run_retrain(config, {"trial": name, **spec.parameters}, directory, lambda row: None))
-    record.write_summary(summarize(config, ledger, experiment="abc", status="done"))
-    return folder
+@pytest.fixture(scope="module")
+def one_retrained(make_run: Callable[..., Path]) -> Callable[..., Path]:
+    """Makes a run whose search found these choices, and one that was not retrained yet."""
+
+    def make(folder: Path, values: dict[str, Any], choices: dict[str, Any]) -> Path:
+        rows = [{"lambda": lam, "origin": "lambda", "choices": c} for lam, c in ((1e-3, choices), (1.0, {}))]
+        return make_run(folder, values, rows, "retrain-s0-lam0-")
+
+    return make
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory, one_retrained: Callable[..., Path]) -> Path:
     choices = {"layer0": "conv_3x3", "layer1": "conv_1x1"}
-    return make_run(tmp_path_factory.mktemp("made") / "run", SMALL, choices)
+    return one_retrained(tmp_path_factory.mktemp("made") / "run", SMALL, choices)
 
 
 @pytest.fixture
@@ -314,11 +302,11 @@ def test_a_network_of_every_space_exports(space: str, tmp_path: Path) -> None:
 
 
 @onnx
-def test_a_regression_predicts_in_the_units_of_its_targets(tmp_path: Path) -> None:
+def test_a_regression_predicts_in_the_units_of_its_targets(tmp_path: Path, one_retrained: Callable[..., Path]) -> None:
     values = {**SMALL, "space": {"name": "dense"}, "data": DIABETES, "retrain": {"epochs": 3}}
     config = Config.from_dict(values)
     choices = {"layer0": "linear", "layer1": "low_rank_4", "layer2": "wide"}
-    run = make_run(tmp_path / "run", values, choices)
+    run = one_retrained(tmp_path / "run", values, choices)
     written = export(run, "s0-lam-0.001", "onnx")
     assert written.path == run / "export" / "s0-lam-0.001.onnx"
     assert "predictions in the units of the targets" in "\n".join(written.lines())
@@ -335,7 +323,7 @@ def test_a_regression_predicts_in_the_units_of_its_targets(tmp_path: Path) -> No
 
 
 @onnx
-def test_what_served_in_training_only_is_left_out(tmp_path: Path) -> None:
+def test_what_served_in_training_only_is_left_out(tmp_path: Path, one_retrained: Callable[..., Path]) -> None:
     """Retrained at another scale, with an auxiliary classifier and drop-path."""
     values = {
         **SMALL,
@@ -355,7 +343,7 @@ def test_what_served_in_training_only_is_left_out(tmp_path: Path) -> None:
     choices = {f"cell/op_{slot}": operation for slot, operation, _ in slots}
     choices |= {f"cell/input_{slot}": [node] for slot, _, node in slots}
     assert Architecture(choices).canonical() != choices
-    run = make_run(tmp_path / "run", values, choices)
+    run = one_retrained(tmp_path / "run", values, choices)
     written = export(run, "s0-lam-0.001", "onnx")
     row = written.retraining.row
     assert row["test_accuracy"] > 0.25

@@ -1,0 +1,245 @@
+"""The command `evaluate`: what a run's networks are worth when things go wrong, and how sure they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nni_bayes_nas.coercion import closest
+from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.experiment.record import read_json, write_json
+from nni_bayes_nas.experiment.retrained import Retraining, find_retraining, rebuild
+from nni_bayes_nas.experiment.tasks import task_of
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from nni_bayes_nas.experiment.attacks import Box
+    from nni_bayes_nas.experiment.data import DataSplits
+
+FILE = "evaluation.json"
+_SCHEMA = 1
+_BATCH = 32
+# A black-box attack that is stronger than one by gradients, by more than this many standard errors, tells of masking.
+_MASKED = 2.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How networks are attacked and damaged.
+
+    Attributes:
+        epsilons: Largest changes of a pixel in the units of the stored data, and standard deviations of the noise; of
+            vectors in standard deviations of a feature.
+        damages: Shares of the edges that are missing.
+        objects: Test objects that are attacked, the first ones; all of them where there are fewer.
+        steps: Of PGD.
+        restarts: Of PGD.
+        queries: Of the black-box attack.
+        seed: Of every draw.
+    """
+
+    epsilons: tuple[float, ...] = (0.05, 0.1, 0.2)
+    damages: tuple[float, ...] = (0.1, 0.2, 0.3)
+    objects: int = 256
+    steps: int = 20
+    restarts: int = 2
+    queries: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epsilons", "damages"):
+            for value in getattr(self, name):
+                if not (0 <= value < math.inf) or (name == "damages" and value > 1):
+                    rule = "at least 0" if name == "epsilons" else "from 0 to 1"
+                    raise ConfigError(f"`--{name}` must be {rule}, got {value:g}\nleave it out, or give another one")
+        for name in ("objects", "steps", "restarts", "queries"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"`--{name}` must be at least 1, got {getattr(self, name)}\n256 objects are usual")
+
+
+def evaluate(
+    run: Path,
+    settings: Settings | None = None,
+    architectures: Sequence[str] = (),
+    track: Callable[[list[Any]], Iterable[Any]] = iter,
+) -> Path:
+    """Attacks, damages and scores every retrained network of a run; writes `RUN/evaluation.json`.
+
+    Args:
+        run: The run folder.
+        settings: How.
+        architectures: Ids in summary.json; empty for all that were retrained.
+        track: Wraps the list of networks, to show progress.
+
+    Returns:
+        The file.
+
+    Raises:
+        ConfigError: The user's mistake: no run, nothing retrained, no such architecture, a regression, data that are
+            not those of the training. Nothing is written.
+    """
+    import torch
+
+    from nni_bayes_nas.experiment.data import load_data
+    from nni_bayes_nas.experiment.ensembles import ensembles
+
+    settings = settings or Settings()
+    rows = _rows(run, architectures)
+    first = find_retraining(run, str(rows[0][0]["id"]), int(rows[0][1]["seed"]))
+    if task_of(first.config.data).name != "classification":
+        raise ConfigError(
+            f"`{run}` must be of classes, which attacks and calibration are about, but its data are a regression\n"
+            "its test scores are in the report"
+        )
+    data = load_data(first.config.data)
+    _check_scale(first, data)
+    box, (x, y) = box_of(data), data.test[:]
+    networks, log_probs = [], {}
+    for row, retrained in track(rows):
+        retraining = find_retraining(run, str(row["id"]), int(retrained["seed"]))
+        network = rebuild(retraining)[0]
+        with torch.no_grad():
+            parts = [network(part).log_softmax(-1) for part in torch.split(x, 256)]
+        log_probs[str(retrained["name"])] = torch.cat(parts)
+        found = _one(network, retraining, log_probs[str(retrained["name"])], (x, y), box, settings)
+        networks.append({"architecture": row["id"], "trial": retrained["name"], "seed": retrained["seed"], **found})
+    result = {
+        "schema": _SCHEMA,
+        "settings": asdict(settings),
+        "test_objects": len(y),
+        "networks": networks,
+        "ensembles": ensembles(rows, log_probs, y, task_of(first.config.data).val_score),
+    }
+    write_json(run / FILE, result)
+    return run / FILE
+
+
+def _rows(run: Path, architectures: Sequence[str]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """(architecture, retraining), each network once."""
+    summary = read_json(run / "summary.json")
+    every = summary.get("architectures", []) if isinstance(summary, dict) else []
+    by_id = {str(row.get("id")): row for row in every}
+    for name in architectures:
+        if name not in by_id:
+            raise ConfigError(f"`{run}` has no architecture `{name}`, {closest(name, by_id)}")
+    chosen = [row for name, row in by_id.items() if not architectures or name in architectures]
+    found: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+    for row in chosen:
+        for retrained in row.get("retrain", []):
+            if retrained.get("name"):
+                found.setdefault(str(retrained["name"]), (row, retrained))
+    if not found:
+        # It says why: no run, no such architecture, or nothing retrained.
+        find_retraining(run, next(iter(architectures or by_id), ""), None)
+    return list(found.values())
+
+
+def _check_scale(first: Retraining, data: DataSplits) -> None:
+    import torch
+
+    saved = rebuild(first)[1]
+    if saved.num_classes != data.num_classes or not (
+        torch.allclose(saved.mean, data.mean) and torch.allclose(saved.sd, data.sd)
+    ):
+        raise ConfigError(
+            f"data `{first.config.data.name}` must be those of the training, but their mean or classes are others\n"
+            "evaluate where the data of the run are"
+        )
+
+
+def box_of(data: DataSplits) -> Box:
+    """What attacked objects may be, in the units of the network's inputs.
+
+    Pixels stay in [0, 1] where those of the training set do, else in their range; features in theirs.
+    """
+    import torch
+
+    from nni_bayes_nas.experiment.attacks import Box
+
+    x = data.train[:][0]
+    if x.dim() != 4:
+        return Box(x.amin(0), x.amax(0), torch.ones(x.shape[1]))
+    axes = (0, 2, 3)
+    low, high = (x.amin(axes, keepdim=True) * data.sd + data.mean), (x.amax(axes, keepdim=True) * data.sd + data.mean)
+    if float(low.min()) > -1e-3 and float(high.max()) < 1 + 1e-3:
+        low, high = torch.zeros_like(low), torch.ones_like(high)
+    return Box((low - data.mean) / data.sd, (high - data.mean) / data.sd, 1.0 / data.sd)
+
+
+def _one(
+    network: nn.Module,
+    retraining: Retraining,
+    log_probs: Tensor,
+    test: tuple[Tensor, Tensor],
+    box: Box,
+    settings: Settings,
+) -> dict[str, Any]:
+    """Scores of a network on the test set, and its accuracy on attacked objects and with damage."""
+    import torch
+
+    from nni_bayes_nas.experiment import attacks, uncertainty
+
+    x, y = (part[: settings.objects] for part in test)
+
+    def generator(stream: int) -> torch.Generator:
+        return torch.Generator().manual_seed(settings.seed * 1_000 + stream)
+
+    def pgd(epsilon: float) -> Tensor:
+        steps, restarts = settings.steps, settings.restarts
+        return attacks.pgd(network, x, y, epsilon, box, steps=steps, restarts=restarts, generator=generator(1))
+
+    def black_box(epsilon: float) -> Tensor:
+        return attacks.square(network, x, y, epsilon, box, queries=settings.queries, generator=generator(2))
+
+    kinds: dict[str, Callable[[float], Tensor]] = {
+        "fgsm": lambda epsilon: attacks.fgsm(network, x, y, epsilon, box),
+        "pgd": pgd,
+        # Squares are of images.
+        **({"square": black_box} if x.dim() == 4 else {}),
+        "noise": lambda epsilon: attacks.noise(x, epsilon, box, generator(3)),
+    }
+    attacked = {
+        name: [round(attacks.accuracy(network, attack(epsilon), y), 5) for epsilon in settings.epsilons]
+        for name, attack in kinds.items()
+    }
+    return {
+        "scores": uncertainty.scores(log_probs, test[1]),
+        "clean": round(attacks.accuracy(network, x, y), 5),
+        "attacked": attacked,
+        "masked": _masked(attacked, len(y)),
+        "damaged": _damage(network, retraining, (x, y), settings),
+    }
+
+
+def _masked(attacked: dict[str, list[float]], n: int) -> bool:
+    """Whether the black-box attack is clearly stronger than the one by gradients, at some epsilon."""
+    pairs = zip(attacked.get("square", []), attacked["pgd"], strict=False)
+    return any(black < white - _MASKED * math.sqrt(max(white * (1 - white), 1 / n) / n) for black, white in pairs)
+
+
+def _damage(
+    network: nn.Module, retraining: Retraining, test: tuple[Tensor, Tensor], settings: Settings
+) -> list[float] | None:
+    """Accuracy with a share of the edges missing, other ones in every batch; None for a network without edges."""
+    import torch
+
+    from nni_bayes_nas.experiment import attacks
+    from nni_bayes_nas.experiment.build import build_space
+    from nni_bayes_nas.experiment.damage import damaged, edges
+    from nni_bayes_nas.experiment.retrained import saved_data
+
+    data = saved_data(retraining.directory / "data.json")
+    space = build_space(retraining.config, data, int(retraining.row["seed"]), retraining=True)
+    names = edges(space, network)
+    if not names:
+        return None
+    found = []
+    for share in settings.damages:
+        generator = torch.Generator().manual_seed(settings.seed * 1_000 + 4)
+        with damaged(network, names, share, generator):
+            found.append(round(attacks.accuracy(network, *test, batch_size=_BATCH), 5))
+    return found

@@ -1,0 +1,115 @@
+"""The posterior of a search in plain words: what is decided, what is open, which architectures are probable."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.report.read import Row, RunFolder
+from nni_bayes_nas.report.tables import count, plural, retrained, scored
+
+CHOICE_COLUMNS = ["Choice", "Leading option", "Probability", "Next option", "Its probability", ""]
+TOP_COLUMNS = ["Probability", "Differs from the most probable one in"]
+TEXT_COLUMNS = ("Choice", "Leading option", "Next option", "", "Differs from the most probable one in")
+_DECIDED = 0.9
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """What the page says of one search.
+
+    Attributes:
+        trial: Of the search.
+        sentences: In plain words.
+        choices: Rows of `CHOICE_COLUMNS`.
+        top: Rows of `TOP_COLUMNS`.
+    """
+
+    trial: str
+    sentences: list[str]
+    choices: list[list[str]]
+    top: list[list[str]]
+
+
+def posteriors(run: RunFolder) -> list[Posterior]:
+    """One for each search that left a posterior."""
+    return [_described(trial, read) for trial, read in sorted(run.posteriors.items())]
+
+
+def _described(trial: str, read: Row) -> Posterior:
+    # It needs torch, which a report of other runs does without.
+    from nni_bayes_nas.bayes.posterior import ArchitecturePosterior
+
+    q = ArchitecturePosterior.from_dict(read)
+    rows = [_choice(label, options) for label, options in sorted(q.inclusion().items())]
+    decided = [row for row in rows if row[-1] == "decided"]
+    left = math.exp(min(q.entropy(), 60.0))
+    try:
+        ranked = q.top_k(min(_SHOWN, round(math.exp(min(q.log_count, 20.0)))))
+    except ConfigError:  # a choice of too many parts to rank
+        ranked = []
+    sentences = [
+        f"Entropy {q.entropy():.2f} of at most {q.log_count:.2f} nats: as uncertain as {_about(left)} equally probable "
+        f"architectures, of {_about(math.exp(min(q.log_count, 700.0)))} that the space has.",
+        f"Decided, with a probability of at least {100 * _DECIDED:.0f} %: {len(decided)} of "
+        f"{plural(len(rows), 'choice')}.",
+    ]
+    if ranked:
+        derived = q.log_prob(q.derived())
+        sentences.append(
+            f"The most probable architecture has {_share(math.exp(ranked[0].log_prob))}; what is read off the mean has "
+            f"{_share(math.exp(derived))}."
+        )
+    top = [[_share(math.exp(one.log_prob)), _difference(one.choices, ranked[0].choices)] for one in ranked]
+    return Posterior(trial, sentences, rows, top)
+
+
+def _choice(label: str, options: dict[str, float]) -> list[str]:
+    ordered = sorted(options.items(), key=lambda item: -item[1])
+    (first, p), (second, q) = ordered[0], ordered[1] if len(ordered) > 1 else ("", 0.0)
+    # An edge that is hardly ever kept is decided too.
+    decided = p >= _DECIDED or sum(options.values()) <= 1 - _DECIDED
+    return [label, str(first), _share(p), str(second), _share(q), "decided" if decided else "open"]
+
+
+def _difference(choices: dict[str, Any], best: dict[str, Any]) -> str:
+    found = [f"{label}: {_text(choice)}" for label, choice in choices.items() if choice != best.get(label)]
+    return ", ".join(found) or "–"
+
+
+def _text(choice: Any) -> str:
+    return ", ".join(map(str, choice)) if isinstance(choice, list) else str(choice)
+
+
+def _share(p: float) -> str:
+    return f"{100 * p:.1f} %" if p >= 1e-3 else f"{100 * p:.1e} %"
+
+
+def _about(n: float) -> str:
+    return f"{n:,.0f}" if n < 1e6 else f"{n:.1e}"
+
+
+def smallest_good(run: RunFolder) -> str:
+    """The smallest network within one standard error of the best one, by validation; "" where nobody can tell.
+
+    The standard error is that of the best one's mean over its repeats.
+    """
+    score = run.score
+    rows = [row for row in run.architectures if retrained(row, score.val).n > 1 and row.get("params")]
+    if len(rows) < 2:
+        return ""
+    best = max(rows, key=lambda row: retrained(row, score.val).mean or -math.inf)
+    value = retrained(best, score.val)
+    mean, error = value.mean or 0.0, (value.sd or 0.0) / math.sqrt(value.n)
+    near = [row for row in rows if (retrained(row, score.val).mean or -math.inf) >= mean - error]
+    smallest = min(near, key=lambda row: row["params"])
+    if smallest is best:
+        return f"No smaller network is within one standard error of the best one, {best['id']}, by validation."
+    return (
+        f"Smallest network within one standard error of the best ({best['id']}, validation {score.title} "
+        f"{scored(value, score.percent)}): {smallest['id']}, {count(smallest['params'])} instead of "
+        f"{count(best['params'])} parameters, {scored(retrained(smallest, score.val), score.percent)}."
+    )

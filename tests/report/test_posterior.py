@@ -1,0 +1,121 @@
+"""The posterior in words, and what `evaluate` found: text against known answers."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from nni_bayes_nas.bayes import law
+from nni_bayes_nas.bayes.posterior import ArchitecturePosterior
+from nni_bayes_nas.report import posterior, robustness, write_report
+from nni_bayes_nas.report.read import read_run
+
+UNITS = [law.Choice("a", ("skip", "conv")), law.Choice("b", ("skip", "conv", "pool"))]
+PROBS = [torch.tensor([[0.05, 0.95]]), torch.tensor([[0.5, 0.3, 0.2]])]
+
+
+@pytest.fixture
+def folder(run_folder):
+    made = run_folder(with_metrics=False, n_lambdas=2, n_random=1)
+    trial = made / "trials" / "search-s0"
+    trial.mkdir(parents=True, exist_ok=True)
+    q = ArchitecturePosterior(UNITS, PROBS)
+    (trial / "posterior.json").write_text(json.dumps(q.to_dict()), encoding="utf-8")
+    return made
+
+
+def test_what_is_decided_and_what_is_probable(folder):
+    (said,) = posterior.posteriors(read_run(folder))
+    assert said.trial == "search-s0"
+    assert said.choices == [
+        ["a", "conv", "95.0 %", "skip", "5.0 %", "decided"],
+        ["b", "skip", "50.0 %", "conv", "30.0 %", "open"],
+    ]
+    entropy = -sum(p * math.log(p) for probs in PROBS for p in probs[0].tolist())
+    assert said.sentences[0].startswith(f"Entropy {entropy:.2f} of at most {math.log(6):.2f} nats: as uncertain as 3 ")
+    assert "of 6 that the space has" in said.sentences[0]
+    assert said.sentences[1].endswith("1 of 2 choices.")
+    assert said.sentences[2] == "The most probable architecture has 47.5 %; what is read off the mean has 47.5 %."
+    assert said.top[:2] == [["47.5 %", "–"], ["28.5 %", "b: conv"]] and len(said.top) == 5
+    page = write_report([folder])[0].read_text(encoding="utf-8")
+    assert "What the search is sure of" in page and "Under attack" not in page
+
+
+def test_an_edge_that_is_hardly_kept_is_decided():
+    node = law.Node("cell", 2, ("skip", "conv"), 1)
+    q = ArchitecturePosterior([node], [torch.tensor([[0.5, 0.49, 0.01], [0.005, 0.005, 0.99]])])
+    rows = [posterior._choice(label, options) for label, options in q.inclusion().items()]
+    assert [row[-1] for row in rows] == ["open", "decided"]
+
+
+def test_a_run_without_a_posterior_has_no_such_page(run_folder):
+    made = run_folder(with_metrics=False)
+    page = write_report([made])[0].read_text(encoding="utf-8")
+    assert "What the search is sure of" not in page and 'id="robustness"' not in page
+
+
+def test_the_smallest_network_that_is_as_good(folder, edit_summary):
+    def change(summary):
+        sizes = (1000, 100, 10)
+        for row, size, values in zip(
+            summary["architectures"], sizes, ([0.90, 0.92, 0.94], [0.91, 0.91, 0.911], [0.5, 0.5, 0.5]), strict=True
+        ):
+            row["params"] = size
+            row["retrain"] = [{"seed": i, "val_accuracy": v, "test_accuracy": 0.1} for i, v in enumerate(values)]
+
+    edit_summary(folder, change)
+    said = posterior.smallest_good(read_run(folder))
+    # .92, standard error .02 / sqrt(3) = .0115: .9103 is within it, .5 is not.
+    ids = [row["id"] for row in read_run(folder).architectures]
+    assert f"{ids[1]}, 100 instead of 1,000 parameters" in said and ids[0] in said
+    edit_summary(folder, lambda summary: summary["architectures"][1].update(retrain=[]))
+    assert posterior.smallest_good(read_run(folder)).startswith("No smaller network")
+    edit_summary(folder, lambda summary: [row.update(retrain=row["retrain"][:1]) for row in summary["architectures"]])
+    assert posterior.smallest_good(read_run(folder)) == ""
+
+
+EVALUATION = {
+    "settings": {"epsilons": [0.1, 0.2], "damages": [0.5], "objects": 10, "steps": 20, "restarts": 2, "queries": 100},
+    "test_objects": 40,
+    "networks": [
+        {
+            "architecture": "s0-lam-0.0001",
+            "seed": seed,
+            "scores": {"nll": 0.1 + seed, "ece": 0.01},
+            "clean": 0.9,
+            "attacked": {"fgsm": [0.5, 0.25], "pgd": [0.4, 0.2], "noise": [0.8, 0.7]},
+            "masked": bool(seed),
+            "damaged": [0.3],
+        }
+        for seed in (0, 1)
+    ],
+    "ensembles": [
+        {
+            "name": "posterior of s0, weighted",
+            "networks": 6,
+            "seeds": [0, 1],
+            "scores": {"accuracy": 0.91, "nll": 0.2, "ece": 0.03, "brier": 0.1},
+            "difference": {"mean": -0.01, "low": -0.02, "high": 0.005},
+        }
+    ],
+}
+
+
+def test_what_was_evaluated(folder):
+    (folder / "evaluation.json").write_text(json.dumps(EVALUATION), encoding="utf-8")
+    run = read_run(folder)
+    columns, rows = robustness.attack_table(run)
+    assert columns[3:] == [
+        "Clean",
+        *(f"{name} {epsilon}" for name in ("FGSM", "PGD", "noise") for epsilon in (0.1, 0.2)),
+        "50 % of edges missing",
+    ]
+    assert rows[0][:5] == ["s0-lam-0.0001", "0.600", "0.010", "90.0 ± 0.0 %", "50.0 ± 0.0 %"]
+    (row,) = robustness.score_rows(run)
+    assert row[:6] == ["posterior of s0, weighted (6 networks)", "2", "91.00 %", "0.2000", "0.0300", "0.1000"]
+    assert row[6] == "−0.0100 (−0.0200 … +0.0050)"
+    notes = robustness.notes(run)
+    assert "first 10 test objects (of 40)" in notes[0] and "s0-lam-0.0001" in notes[1]
+    page = write_report([folder])[0].read_text(encoding="utf-8")
+    assert "Accuracy under attack" in page and "−0.0100 (−0.0200 … +0.0050)" in page
