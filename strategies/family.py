@@ -16,7 +16,7 @@ from nni_bayes_nas.complexity.budget import WithinBudget, largest_within
 from nni_bayes_nas.complexity.expected import CostModel
 from nni_bayes_nas.errors import ConfigError
 
-from .costs import CostKind, NetworkCounts
+from .costs import CostKind, NetworkCounts, extreme_architecture
 from .structure import Structure
 
 _FAMILY_POINTS = 33
@@ -38,6 +38,10 @@ class DerivedFamily:
     def predicted_cost(self, kind: CostKind, choices: dict[str, Any]) -> float:
         """Cost of one architecture by the model of the expectation; equals the count on the network for cell spaces."""
         return float(self._costs[kind].expected([law.one_hot(unit, choices).double() for unit in self.structure.units]))
+
+    def extreme(self, kind: CostKind, sign: float) -> tuple[dict[str, Any], float]:
+        """The cheapest (sign -1) or dearest (sign +1) architecture and its cost, by the model of the expectation."""
+        return extreme_architecture(self._costs[kind], self.structure.units, sign)
 
     def exact_cost(self, kind: CostKind, choices: dict[str, Any]) -> float:
         """The same, but counted on a network built anew where the model is not exact; latency is always the table's."""

@@ -144,6 +144,8 @@ def refinements(options: argparse.Namespace, seed: int, result: dict[str, Any]) 
     """Refinements of the result of a search, by prior."""
     from refinement import PRIORS, Refinement, candidates
 
+    from nni_bayes_nas.experiment.packed import pack
+
     setting: Setting = PRESETS[options.preset]
     config = {
         **common(options),
@@ -153,7 +155,7 @@ def refinements(options: argparse.Namespace, seed: int, result: dict[str, Any]) 
     for prior in PRIORS:
         rows = candidates(prior, result, seed, setting.refine["candidates"])
         name = f"s{seed}-refined-{prior}"
-        found[prior] = Refinement(name, config, setting.refine, seed, {**result, "candidates": rows}, (2, seed))
+        found[prior] = Refinement(name, config, setting.refine, seed, {**result, "candidates": pack(rows)}, (2, seed))
     return found
 
 

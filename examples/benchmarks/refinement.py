@@ -21,6 +21,7 @@ from workers import Job, Outcome
 
 from nni_bayes_nas.bayes.posterior import ArchitecturePosterior
 from nni_bayes_nas.config import Config
+from nni_bayes_nas.experiment.packed import unpack
 from nni_bayes_nas.experiment.plans.posterior_refinement import PosteriorRefinement
 from nni_bayes_nas.experiment.surrogate import Observation, Surrogate, features
 
@@ -39,7 +40,7 @@ def weights_of(choices: dict[str, Any]) -> float:
 def candidates(prior: str, result: dict[str, Any], seed: int, n: int) -> list[dict[str, Any]]:
     """The `n` most probable cells of a prior and their log-probabilities, from the result of a search."""
     if prior == "posterior":
-        return list(result["candidates"])
+        return unpack(result["candidates"])
     units = ArchitecturePosterior.from_dict(result["posterior"]).units
     every = [
         dict(zip((u.label for u in units), c, strict=True)) for c in itertools.product(*(u.options for u in units))
@@ -61,7 +62,7 @@ class Refinement:
         config: Of its short trainings, plain types.
         refine: Section `refine` of the plan.
         seed: Of the plan.
-        result: Of the search, its candidates those of the prior.
+        result: Of the search, its candidates, packed, those of the prior.
         order: Of its jobs.
     """
 
@@ -82,7 +83,7 @@ class Refinement:
             "experiment": {"plan": "posterior_refinement"},
         }
         self.plan = PosteriorRefinement(Config.from_dict(whole))
-        self.rows, self.units = result["candidates"], ArchitecturePosterior.from_dict(result["posterior"]).units
+        self.rows, self.units = unpack(result["candidates"]), ArchitecturePosterior.from_dict(result["posterior"]).units
         self.results: dict[str, Any] = {"search-s0": result}
         self.failed: set[str] = set()
         self.seconds = 0.0

@@ -95,7 +95,7 @@ class BenchmarkTable:
             raise ConfigError(f"column must be one of {', '.join(c for c in row if c != self.key)}, got {column!r}.")
         try:
             value = float(row[column])
-        except ValueError:
+        except (TypeError, ValueError):  # nothing, in a short row
             value = math.nan
         if not math.isfinite(value):
             raise DataError(f"{self.path} must hold numbers, but {column} of {arch} is {row[column]!r}.")

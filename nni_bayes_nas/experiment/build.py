@@ -209,6 +209,7 @@ def _check_search(config: Config, data: DataSplits, space: Any) -> None:
     _check_batches(config, data, space, min(map(len, parts)))
     _check_samples(config, strategy)
     strategy.measure(supernet, data.shape)
+    _check_refinement(config, strategy)
     strategy.check_order(supernet, data.shape)
     if config.search.replicas > 1:
         check_stackable(supernet, data.shape, "search.replicas", strategy.template, strategy.structure.mean(None))
@@ -229,6 +230,20 @@ def _check_samples(config: Config, strategy: Any) -> None:
         raise ConfigError(
             f"search.samples must be distinct architectures beside the derived one, of which the space has {others}, "
             f"got {wanted}; lower it."
+        )
+
+
+def _check_refinement(config: Config, strategy: Any) -> None:
+    """Refuse a refinement that leaves no architecture; the model of the sizes is that of the search."""
+    most = config.refine.max_params
+    if config.experiment.plan != "posterior_refinement" or most is None:
+        return
+    smallest, _ = strategy.extreme("params", -1.0)
+    least = round(strategy.exact_cost("params", smallest))
+    if least > most:
+        raise ConfigError(
+            f"refine.max_params must leave architectures, but the smallest of the space has {least} parameters, got "
+            f"{most}; raise it, or take a smaller space."
         )
 
 

@@ -26,6 +26,7 @@ from nni_bayes_nas.experiment.build import build_space, build_strategy, effectiv
 from nni_bayes_nas.experiment.callbacks import EpochLog, last_terms, mean_over_loaders
 from nni_bayes_nas.experiment.data import DataSplits, batches, halves, load_data_on
 from nni_bayes_nas.experiment.derived import SharedWeights
+from nni_bayes_nas.experiment.packed import pack
 from nni_bayes_nas.experiment.record import write_json
 from nni_bayes_nas.experiment.stopwatch import Stopwatch
 from nni_bayes_nas.experiment.tasks import evaluation_module, task_of
@@ -136,7 +137,7 @@ def run_search(
         "random": random,
         "curve": curve,
         **posterior,
-        **({"candidates": candidates} if candidates else {}),
+        **({"candidates": pack(candidates)} if candidates else {}),
         "config": effective(whole).to_dict(),
         "stage_seconds": watch.seconds,
     }

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections import Counter
 
 import numpy as np
@@ -11,7 +12,9 @@ import torch
 from nni_bayes_nas.bayes import law
 from nni_bayes_nas.bayes.posterior import ArchitecturePosterior
 from nni_bayes_nas.config import Config
-from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.errors import ConfigError, RunError
+from nni_bayes_nas.experiment.build import validate
+from nni_bayes_nas.experiment.packed import pack, unpack
 from nni_bayes_nas.experiment.plan import Ledger
 from nni_bayes_nas.experiment.plans.posterior_refinement import PosteriorRefinement
 
@@ -28,7 +31,7 @@ def search_result(n=27):
         "architectures": [derived],
         "random": [],
         "posterior": q.to_dict(),
-        "candidates": rows,
+        "candidates": pack(rows),
     }
 
 
@@ -195,7 +198,7 @@ def test_while_it_goes_on_there_is_no_verdict():
 def test_fewer_candidates_than_evaluations():
     ledger = Ledger(plan(evaluations=6, candidates=6))
     ledger.take(1)
-    ledger.done("search-s0", {**search_result(), "candidates": search_result()["candidates"][:3]})
+    ledger.done("search-s0", {**search_result(), "candidates": pack(unpack(search_result()["candidates"])[:3])})
     names = run(ledger)
     assert {n for n in names if n.startswith("probe")} == {"probe-s0-c0", "probe-s0-c1", "probe-s0-c2"}
 
@@ -228,3 +231,24 @@ def test_both_acquisitions(how):
 def test_settings_that_cannot_be(refine, match):
     with pytest.raises(ConfigError, match=match):
         Config.from_dict({"refine": refine})
+
+
+def test_candidates_travel_as_short_text():
+    rows = unpack(search_result()["candidates"])
+    assert len(rows) == 27 and rows[0]["choices"].keys() == {"e0", "e1", "e2"}
+    many = rows * 40
+    assert unpack(pack(many)) == many and len(pack(many)) < len(json.dumps(many)) / 10
+    with pytest.raises(RunError, match="unpacking failed"):
+        unpack("no such text")
+
+
+def test_a_size_below_the_smallest_is_refused_before_the_search():
+    values = {
+        "space": {"name": "chain", "args": {"width": 4, "depth": 2}},
+        "strategy": {"name": "dirichlet_darts"},
+        "experiment": {"plan": "posterior_refinement", "device": "cpu"},
+    }
+    with pytest.raises(ConfigError, match=r"smallest of the space has (\d+) parameters, got 5") as caught:
+        validate(Config.from_dict({**values, "refine": {"max_params": 5}}))
+    least = int(re.search(r"has (\d+)", str(caught.value))[1])
+    validate(Config.from_dict({**values, "refine": {"max_params": least}}))

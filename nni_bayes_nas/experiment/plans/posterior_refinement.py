@@ -6,6 +6,7 @@ import numpy as np
 
 from nni_bayes_nas.bayes.posterior import ArchitecturePosterior
 from nni_bayes_nas.config import Config
+from nni_bayes_nas.experiment.packed import unpack
 from nni_bayes_nas.experiment.plan import Ledger, Result, TrialSpec
 from nni_bayes_nas.experiment.plans.search_and_retrain import SearchAndRetrain
 from nni_bayes_nas.experiment.surrogate import Observation, Surrogate, features
@@ -32,6 +33,7 @@ class PosteriorRefinement(SearchAndRetrain):
         self._failed: set[str] = set()
         self._known: dict[tuple[Any, ...], list[int]] = {}
         self._surrogates: dict[int, tuple[Result, Surrogate]] = {}
+        self._unpacked: dict[str, list[dict[str, Any]]] = {}
 
     def trials(self, results: dict[str, Result], failed: set[str]) -> list[TrialSpec]:
         """Searches, the rounds of probes that are known so far, finalists, retrain trials."""
@@ -94,8 +96,14 @@ class PosteriorRefinement(SearchAndRetrain):
             return raw
         best = max(finals or observed, key=lambda o: o.score).candidate
         stem = f"retrain-s{i}-c{best}"
-        row = {**raw["candidates"][best], "lambda": None, "origin": "refined", "stem": stem}
+        row = {**self._candidates(raw)[best], "lambda": None, "origin": "refined", "stem": stem}
         return {**raw, "architectures": [row, *raw["architectures"]]}
+
+    def _candidates(self, raw: Result) -> list[dict[str, Any]]:
+        text = raw["candidates"]
+        if text not in self._unpacked:
+            self._unpacked[text] = unpack(text)
+        return self._unpacked[text]
 
     def _surrogate(self, raw: Result, i: int) -> Surrogate:
         known = self._surrogates.get(i)
@@ -105,7 +113,7 @@ class PosteriorRefinement(SearchAndRetrain):
 
     def _made(self, raw: Result, i: int) -> Surrogate:
         units = ArchitecturePosterior.from_dict(raw["posterior"]).units
-        rows = raw["candidates"]
+        rows = self._candidates(raw)
         x = features(units, [row["choices"] for row in rows])
         log_prob = np.array([row["log_prob"] for row in rows])
         return Surrogate(x, log_prob, self.refine.prior_weight, self.seed + i)
@@ -113,7 +121,7 @@ class PosteriorRefinement(SearchAndRetrain):
     def _rounds(self, raw: Result, results: dict[str, Result], i: int) -> list[list[int]]:
         """Candidates by round, as far as they are known: a round is proposed when the one before has ended."""
         rounds: list[list[int]] = []
-        total = min(self.refine.evaluations, len(raw["candidates"]))
+        total = min(self.refine.evaluations, len(self._candidates(raw)))
         while sum(map(len, rounds)) < total:
             if rounds and not self._ended(rounds, results, i):
                 break
@@ -149,13 +157,15 @@ class PosteriorRefinement(SearchAndRetrain):
 
     def _others(self, word: str, chosen: list[int], raw: Result, results: dict[str, Result], i: int) -> list[int]:
         """Candidates that have a trial of a kind behind them, beside those that are chosen now."""
-        ended = [c for c in range(len(raw["candidates"])) if self._name(word, i, c) in (results.keys() | self._failed)]
+        ended = [
+            c for c in range(len(self._candidates(raw))) if self._name(word, i, c) in (results.keys() | self._failed)
+        ]
         return [c for c in ended if c not in chosen]
 
     def _observed(self, raw: Result, results: dict[str, Result], i: int) -> tuple[list[Observation], bool]:
         """All scores of short trainings so far, and whether there will be no more."""
         rounds = self._rounds(raw, results, i)
-        total = min(self.refine.evaluations, len(raw["candidates"]))
+        total = min(self.refine.evaluations, len(self._candidates(raw)))
         done = sum(map(len, rounds)) == total and self._ended(rounds, results, i)
         others = self._others("probe", [c for one in rounds for c in one], raw, results, i)
         return self._scores([*rounds, others], results, i), done
@@ -190,14 +200,14 @@ class PosteriorRefinement(SearchAndRetrain):
         return specs
 
     def _spec(self, word: str, i: int, candidate: int, raw: Result, epochs: int) -> TrialSpec:
-        row = raw["candidates"][candidate]
+        row = self._candidates(raw)[candidate]
         parameters = {"choices": row["choices"], "seed": self.seed + i, "epochs": epochs, "candidate": candidate}
         return TrialSpec(self._name(word, i, candidate), "probe", parameters)
 
     def _account(self, raw: Result, results: dict[str, Result], i: int) -> dict[str, Any]:
         observed, done = self._observed(raw, results, i)
         finals, _ = self._finals(raw, results, i)
-        rows = raw["candidates"]
+        rows = self._candidates(raw)
         part: dict[str, Any] = {
             "probes": [{"candidate": o.candidate, "val_loss": -o.score, **rows[o.candidate]} for o in observed],
             "finals": [{"candidate": o.candidate, "val_loss": -o.score} for o in finals],
