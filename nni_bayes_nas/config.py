@@ -115,13 +115,13 @@ class SearchConfig:
 
     ``searches`` independent searches run with seeds seed, seed + 1, ... From each, ``lambdas`` architectures are read
     off on a log-spaced grid of the strategy's range, both ends included, and ``random`` architectures of matched
-    sizes are drawn beside them (0: none). Of a strategy without lambda, ``samples`` further ones are drawn from its
-    posterior, distinct ones. With ``variants`` there are as many searches for each of its entries, mappings from
-    paths below ``strategy.args`` and ``search``, ``data.limit`` or ``data.skip`` to values: ranges of lambda, say, or
-    parts of the data. ``structure_fraction`` is the share of the training set that the structure step uses.
-    ``replicas`` of the searches run in one trial, side by side: for small networks, which take less time so.
-    ``precision`` is Lightning's: with ``bf16-mixed`` the supernet computes in bfloat16; parameters, running
-    statistics, losses and the structure stay in single precision.
+    sizes are drawn beside them (0: none). Without lambda one is read off (``derive``): by the mean of the structure, as
+    the best of ``derive_draws`` draws by validation loss, or by what hurts most when it is taken away; ``samples``
+    further ones are drawn from the posterior. With ``variants`` there are as many searches for each of its entries,
+    mappings from paths below ``strategy.args`` and ``search``, ``data.limit`` or ``data.skip`` to values.
+    ``structure_fraction`` is the share of the training set that the structure step uses. ``replicas`` of the searches
+    run in one trial, side by side: for small networks, which take less time so. ``precision`` is Lightning's: with
+    ``bf16-mixed`` the supernet computes in bfloat16, and nothing else does.
     """
 
     epochs: int = 30
@@ -137,6 +137,8 @@ class SearchConfig:
     lambdas: int = 8
     random: int = 6
     samples: int = 0
+    derive: Literal["mean", "best_of", "perturbation"] = "mean"
+    derive_draws: int = 50
     structure_fraction: float = 0.5
     precision: Precision = "32-true"
 
@@ -150,11 +152,9 @@ class SearchConfig:
             self.warmup_epochs,
             "the structure is not trained during the warm-up: lower it, or raise search.epochs",
         )
-        require_at_least("search.searches", self.searches, 1)
-        require_at_least("search.replicas", self.replicas, 1)
-        require_at_least("search.lambdas", self.lambdas, 2)
-        require_at_least("search.random", self.random, 0)
-        require_at_least("search.samples", self.samples, 0)
+        for name, least in {"searches": 1, "replicas": 1, "lambdas": 2, "random": 0, "samples": 0}.items():
+            require_at_least(f"search.{name}", getattr(self, name), least)
+        require_at_least("search.derive_draws", self.derive_draws, 1)
         require_inside("search.structure_fraction", self.structure_fraction)
 
 

@@ -218,6 +218,11 @@ def _check_search(config: Config, data: DataSplits, space: Any) -> None:
 def _check_samples(config: Config, strategy: Any) -> None:
     """Refuse more architectures of the posterior than there are, and some of one that depends on lambda."""
     wanted = config.search.samples
+    if config.search.derive != "mean" and strategy.axis is not None:
+        raise ConfigError(
+            f"search.derive looks at the loss alone, got {config.search.derive!r} for a strategy with a range of "
+            "lambda, whose sizes it would undo; set it to 'mean', or leave lambda_range out."
+        )
     if not wanted:
         return
     if strategy.axis is not None:

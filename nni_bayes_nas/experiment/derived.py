@@ -56,7 +56,11 @@ class SharedWeights:
     def mixture(self, lam: float | None) -> dict[str, float]:
         """Validation terms of the mixture at lambda, at the temperature at which the search ended."""
         with torch.no_grad():
-            self.binding.weights = self.structure.mean(lam, self.temperature)
+            return self.mixed(self.structure.mean(lam, self.temperature))
+
+    def mixed(self, weights: dict[str, Tensor]) -> dict[str, float]:
+        """Validation terms of the supernet with mixing weights."""
+        self.binding.weights = weights
         calibration, validation = _CALIBRATION_OF_MIXTURE // _BATCH, -(-_EVALUATION_OF_MIXTURE // _BATCH)
         return self._measure(self.calibration[:calibration], self.validation[:validation])
 

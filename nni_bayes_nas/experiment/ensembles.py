@@ -72,7 +72,9 @@ def ensembles(rows: Rows, log_probs: Mapping[str, Tensor], y: Tensor, score: str
 
 
 def _of_posterior(row: Mapping[str, Any]) -> bool:
-    return row.get("origin") in ("mean", "sample") and row.get("log_prob") is not None
+    return (
+        row.get("lambda") is None and row.get("origin") not in ("random", "refined") and row.get("log_prob") is not None
+    )
 
 
 def _entry(

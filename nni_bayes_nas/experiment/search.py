@@ -26,6 +26,7 @@ from nni_bayes_nas.experiment.build import build_space, build_strategy, effectiv
 from nni_bayes_nas.experiment.callbacks import EpochLog, last_terms, mean_over_loaders
 from nni_bayes_nas.experiment.data import DataSplits, batches, halves, load_data_on
 from nni_bayes_nas.experiment.derived import SharedWeights
+from nni_bayes_nas.experiment.deriving import best_of, by_perturbation
 from nni_bayes_nas.experiment.packed import pack
 from nni_bayes_nas.experiment.record import write_json
 from nni_bayes_nas.experiment.stopwatch import Stopwatch
@@ -212,7 +213,7 @@ class Reader:
 
     def read(self, wanted: SearchConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
         """Architectures at the lambda that are asked for, sizes on the grid, random architectures."""
-        architectures = [self.derived(lam) for lam in self.strategy.lambdas(wanted.lambdas)]
+        architectures = [self.derived(lam, wanted) for lam in self.strategy.lambdas(wanted.lambdas)]
         architectures += self.sampled(wanted.samples, architectures)
         curve = self.curve() if self.strategy.axis is not None else []
         return architectures, curve, self.matched_random(architectures, wanted.random)
@@ -267,12 +268,27 @@ class Reader:
             self._one_hot[key] = self.shared.one_hot(choices)[self.score]
         return self._one_hot[key]
 
-    def derived(self, lam: float | None) -> dict[str, Any]:
+    def chosen(self, lam: float | None, wanted: SearchConfig) -> dict[str, Any]:
+        """The architecture at lambda, in the way that is asked for."""
+        if wanted.derive == "best_of":
+
+            def loss(choices: dict[str, Any]) -> float:
+                return self.shared.one_hot(choices)["loss"]
+
+            return best_of(self.strategy.posterior(lam), wanted.derive_draws, loss, self.generator)
+        if wanted.derive == "perturbation":
+            structure = self.strategy.structure
+            with torch.no_grad():
+                weights = structure.mean(lam, self.shared.temperature)
+                return by_perturbation(structure.units, weights, lambda w: self.shared.mixed(w)["loss"])
+        return dict(self.strategy.export(lam))
+
+    def derived(self, lam: float | None, wanted: SearchConfig) -> dict[str, Any]:
         """The architecture at lambda, and what the search knows of it without another optimizer step."""
-        choices = Architecture(self.strategy.export(lam)).canonical()
+        choices = Architecture(self.chosen(lam, wanted)).canonical()
         return {
             "lambda": lam,
-            "origin": "mean" if lam is None else "lambda",
+            "origin": wanted.derive if lam is None else "lambda",
             "choices": choices,
             "log_prob": float(self.strategy.structure.log_prob(choices, lam).detach()),
             **self.size(choices),
