@@ -98,6 +98,7 @@ def test_off_a_search(tmp_path, strategy, derive):
         result = run_search(config, {"trial": "search-s0", "seed": 0}, tmp_path / way, lambda row: None)
         (found[way],) = result["architectures"]
     assert found[derive]["choices"].keys() == found["mean"]["choices"].keys() and found[derive]["params"] > 0
+    assert (found["mean"]["origin"], found[derive]["origin"]) == ("mean", derive)
     # The same search: what is read off is all that may differ.
     assert found[derive]["mixture_accuracy"] == found["mean"]["mixture_accuracy"]
 
