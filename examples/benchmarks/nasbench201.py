@@ -27,7 +27,6 @@ two seeds can make, .01 over their number.
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 import sys
 from dataclasses import dataclass
@@ -140,7 +139,7 @@ def common(options: argparse.Namespace, **space: Any) -> dict[str, Any]:
     }
 
 
-def refinements(options: argparse.Namespace, seed: int, result: dict[str, Any]) -> dict[str, Any]:
+def refinements(options: argparse.Namespace, seed: int, result: dict[str, Any], size: Any) -> dict[str, Any]:
     """Refinements of the result of a search, by prior."""
     from refinement import PRIORS, Refinement, candidates
 
@@ -153,81 +152,10 @@ def refinements(options: argparse.Namespace, seed: int, result: dict[str, Any]) 
     }
     found = {}
     for prior in PRIORS:
-        rows = candidates(prior, result, seed, setting.refine["candidates"])
+        rows = candidates(prior, result, seed, setting.refine["candidates"], size)
         name = f"s{seed}-refined-{prior}"
         found[prior] = Refinement(name, config, setting.refine, seed, {**result, "candidates": pack(rows)}, (2, seed))
     return found
-
-
-def refined_row(prior: str, seed: int, refinement: Any, search_seconds: float, table: Any) -> dict[str, Any]:
-    """What a refinement found, and what its process knows, by the table."""
-    from nni_bayes_nas.search_spaces.nasbench201 import to_arch_string
-
-    head = {"arm": REFINED[prior], "seed": seed}
-    if refinement.choices is None or refinement.failed:
-        return {**head, "error": f"short trainings failed: {', '.join(sorted(refinement.failed))}"}
-    arch = to_arch_string(refinement.choices)
-    place = table.place(arch, COLUMN)
-    return {
-        **head,
-        "arch": arch,
-        "accuracy": place.value,
-        "regret": round(place.regret, 3),
-        "rank": place.rank,
-        **refinement.knowledge(lambda choices: table.value(to_arch_string(choices), COLUMN), seed),
-        "seconds": round(refinement.seconds + (search_seconds if prior == "posterior" else 0.0), 1),
-    }
-
-
-def row_of(arm: str, seed: int, outcome: Outcome, table: Any) -> dict[str, Any]:
-    """What a search found, and what its posterior knows, by the table."""
-    from nni_bayes_nas.bayes.posterior import ArchitecturePosterior
-    from nni_bayes_nas.search_spaces.nasbench201 import to_arch_string
-
-    head = {"arm": arm, "seed": seed}
-    if "error" in outcome:
-        return {**head, "error": outcome["error"]}
-    result = outcome["result"]
-    arch = to_arch_string(result["architectures"][0]["choices"])
-    place = table.place(arch, COLUMN)
-    q = ArchitecturePosterior.from_dict(result["posterior"])
-    accuracies, logs, sizes = [], [], []
-    for one in q.by_probability():
-        name = to_arch_string(one.choices)
-        accuracies.append(table.value(name, COLUMN))
-        logs.append(one.log_prob)
-        sizes.append(table.value(name, SIZE))
-    weights = [math.exp(log) for log in logs]
-    return {
-        **head,
-        "arch": arch,
-        "accuracy": place.value,
-        "regret": round(place.regret, 3),
-        "rank": place.rank,
-        "expected_accuracy": sum(w * a for w, a in zip(weights, accuracies, strict=True)),
-        "probability_above_93_7": sum(w for w, a in zip(weights, accuracies, strict=True) if a >= 93.7),
-        "entropy": q.entropy(),
-        "spearman": _spearman(logs, accuracies),
-        "spearman_given_parameters": _partial(logs, accuracies, sizes),
-        "seconds": outcome["seconds"],
-    }
-
-
-def _ranks(values: list[float]) -> list[float]:
-    from scipy.stats import rankdata
-
-    return [float(r) for r in rankdata(values)]
-
-
-def _spearman(a: list[float], b: list[float]) -> float:
-    return statistics.correlation(_ranks(a), _ranks(b))
-
-
-def _partial(a: list[float], b: list[float], given: list[float]) -> float | None:
-    """Partial rank correlation of a and b, given a third; None where the third says all."""
-    ab, ac, bc = _spearman(a, b), _spearman(a, given), _spearman(b, given)
-    left = (1 - ac**2) * (1 - bc**2)
-    return (ab - ac * bc) / math.sqrt(left) if left > 1e-12 else None
 
 
 def baselines(table: Any, seeds: list[int]) -> list[dict[str, Any]]:
@@ -246,67 +174,28 @@ def baselines(table: Any, seeds: list[int]) -> list[dict[str, Any]]:
     return rows
 
 
-def accuracies(rows: list[dict[str, Any]], arm: str) -> dict[int, float]:
-    """By seed."""
-    return {row["seed"]: row["accuracy"] for row in rows if row["arm"] == arm and "accuracy" in row}
-
-
 def targets(rows: list[dict[str, Any]]) -> list[Target]:
     """What the issue asks for of the searches."""
-    ours, refined = accuracies(rows, OURS), accuracies(rows, REFINED["posterior"])
-    mine = [row for row in rows if row["arm"] == REFINED["posterior"] and "predicted" in row]
-    coverage = sum(row["covered"] for row in mine) / max(1, sum(row["predicted"] for row in mine)) if mine else None
+    from judged import above, by_seed, coverage, mean
 
-    def above(name: str, what: str, higher: dict[int, float], arm: str) -> Target:
-        lower = accuracies(rows, arm)
-        both = sorted(set(higher) & set(lower))
-        paired = statistics.fmean(higher[s] - lower[s] for s in both) if both else None
-        return Target(name, f"mean difference, {what}", paired, 0.01 / max(1, len(both)), "higher")
-
+    refined = REFINED["posterior"]
+    ours, better, covered = by_seed(rows, OURS), by_seed(rows, refined), coverage(rows, refined)
     return [
-        Target("2a", "mean accuracy, Dirichlet on a single level", _mean(ours), 93.6, "higher"),
+        Target("2a", "mean accuracy, Dirichlet on a single level", mean(ours), 93.6, "higher"),
         Target("2a", "smallest accuracy of a seed", min(ours.values(), default=None), 93.2, "higher"),
-        above("2a", "Dirichlet on a single level - guarded softmax", ours, SOFTMAX),
-        Target("2b", "mean accuracy, refined", _mean(refined), 94.0, "higher"),
-        Target("2b", "smallest accuracy of a seed, refined", min(refined.values(), default=None), 93.4, "higher"),
-        above("2b", "refined - search alone", refined, OURS),
-        above("2b", "refined - flat prior", refined, REFINED["flat"]),
-        above("2b", "refined - parameters as prior", refined, REFINED["parameters"]),
-        Target("2b", "seconds of search and refinement", _mean(_numbers(rows, "seconds", "refined")), 300, "lower"),
-        Target("3", "E_q[accuracy]", _mean(_numbers(rows, "expected_accuracy")), 93.2, "higher"),
-        Target("3", "P_q(accuracy >= 93.7)", _mean(_numbers(rows, "probability_above_93_7")), 0.15, "higher"),
-        Target("3", "Spearman of log q with accuracy", _mean(_numbers(rows, "spearman")), 0.863, "higher"),
-        Target("3", "90 % intervals of the refined posterior that cover, least", coverage, 0.85, "higher"),
-        Target("3", "90 % intervals of the refined posterior that cover, most", coverage, 0.95, "lower"),
+        above("2a", rows, OURS, SOFTMAX),
+        Target("2b", "mean accuracy, refined", mean(better), 94.0, "higher"),
+        Target("2b", "smallest accuracy of a seed, refined", min(better.values(), default=None), 93.4, "higher"),
+        above("2b", rows, refined, OURS),
+        above("2b", rows, refined, REFINED["flat"]),
+        above("2b", rows, refined, REFINED["parameters"]),
+        Target("2b", "seconds of search and refinement", mean(by_seed(rows, refined, "seconds")), 300, "lower"),
+        Target("3", "E_q[accuracy]", mean(by_seed(rows, OURS, "expected_accuracy")), 93.2, "higher"),
+        Target("3", "P_q(accuracy >= 93.7)", mean(by_seed(rows, OURS, "probability_good")), 0.15, "higher"),
+        Target("3", "Spearman of log q with accuracy", mean(by_seed(rows, OURS, "spearman")), 0.863, "higher"),
+        Target("3", "90 % intervals of the refined posterior that cover, least", covered, 0.85, "higher"),
+        Target("3", "90 % intervals of the refined posterior that cover, most", covered, 0.95, "lower"),
     ]
-
-
-def _numbers(rows: list[dict[str, Any]], name: str, arm: str = OURS) -> dict[int, float]:
-    return {row["seed"]: row[name] for row in rows if row["arm"] == arm and row.get(name) is not None}
-
-
-def _mean(values: dict[int, float]) -> float | None:
-    return statistics.fmean(values.values()) if values else None
-
-
-def print_table(rows: list[dict[str, Any]]) -> None:
-    """A line an arm."""
-    print(f"\n{'arm':<36}{'n':>3}{'accuracy, %':>18}{'minimum':>9}{'E_q':>8}{'rho':>7}{'s':>7}")
-    for arm in dict.fromkeys(row["arm"] for row in rows):
-        mine = [row for row in rows if row["arm"] == arm and "accuracy" in row]
-        if not mine:
-            print(f"{arm:<36}  not run")
-            continue
-        values = [row["accuracy"] for row in mine]
-        spread = f" +- {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-        more = "".join(
-            f"{statistics.fmean(row[name] for row in mine):{width}}"
-            if name in mine[0]
-            else " " * int(width.split(".")[0])
-            for name, width in (("expected_accuracy", "8.2f"), ("spearman", "7.2f"), ("seconds", "7.0f"))
-        )
-        print(f"{arm:<36}{len(mine):>3}{f'{statistics.fmean(values):.2f}{spread}':>18}{min(values):>9.2f}{more}")
-    print()
 
 
 def main() -> int:
@@ -316,8 +205,11 @@ def main() -> int:
         parser.add_argument("--table", type=Path, required=True, metavar="FILE", help="of NAS-Bench-201, see above")
 
     options = parse(__doc__, PRESETS, SEEDS, more)
+    from judged import Judge, print_table, refined_row, search_row
+
     from nni_bayes_nas.errors import NniBayesNasError
     from nni_bayes_nas.experiment.benchmark_table import BenchmarkTable
+    from nni_bayes_nas.search_spaces.nasbench201 import to_arch_string
 
     try:
         table = BenchmarkTable(options.table)
@@ -326,6 +218,7 @@ def main() -> int:
     except NniBayesNasError as error:
         print(error, file=sys.stderr)
         return 2
+    judge = Judge(table, to_arch_string, COLUMN, SIZE, 93.7)
     seeds = list(range(FIRST_SEED, FIRST_SEED + options.seeds))
     store = Store(options.output)
     jobs = {(arm, seed): job(options, arm, seed) for seed in seeds for arm in arms()}
@@ -336,7 +229,7 @@ def main() -> int:
     def follow(finished: Job, outcome: Outcome) -> list[Job]:
         if finished.name in seed_of and "result" in outcome:
             seed = seed_of[finished.name]
-            refined[seed] = refinements(options, seed, outcome["result"])
+            refined[seed] = refinements(options, seed, outcome["result"], judge.parameters)
             by_name.update({one.name: one for one in refined[seed].values()})
             return [more for one in refined[seed].values() for more in one.jobs()]
         one = by_name.get(finished.name.split("/")[0])
@@ -344,10 +237,13 @@ def main() -> int:
 
     with Workers(store, options.output.with_suffix(".work")) as workers:
         outcomes = workers.run(jobs.values(), follow)
-    rows = [row_of(arm, seed, outcomes[one.name], table) for (arm, seed), one in jobs.items()]
+    rows = [search_row(arm, seed, outcomes[one.name], judge) for (arm, seed), one in jobs.items()]
     for seed, found_by_prior in refined.items():
         taken = outcomes[jobs[OURS, seed].name]["seconds"]
-        rows += [refined_row(prior, seed, one, taken, table) for prior, one in found_by_prior.items()]
+        rows += [
+            refined_row(REFINED[prior], seed, one, taken if prior == "posterior" else 0.0, judge)
+            for prior, one in found_by_prior.items()
+        ]
     rows += baselines(table, seeds)
     found = targets(rows)
     complete = all("error" not in row for row in rows)

@@ -1,10 +1,10 @@
-"""The second stage of `nasbench201.py`: short trainings that refine the posterior of a search, and what that knows.
+"""Short trainings that refine the posterior of a search, and what that knows: for `nasbench201.py` and `own_table.py`.
 
 The plan `posterior_refinement` proposes, as it does in an experiment; its trials run as jobs of the benchmark. Beside
 the posterior of the search it starts from two priors that need no search:
 
-    flat            512 cells at random, all as probable
-    parameters      the 512 cells of most parameters, more probable by their square root
+    flat            as many architectures at random, all as probable
+    parameters      those of most parameters, more probable by their square root
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from scipy.stats import norm, spearmanr
 from workers import Job, Outcome
 
+from nni_bayes_nas.bayes import law
 from nni_bayes_nas.bayes.posterior import ArchitecturePosterior
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.experiment.packed import unpack
@@ -26,32 +27,32 @@ from nni_bayes_nas.experiment.plans.posterior_refinement import PosteriorRefinem
 from nni_bayes_nas.experiment.surrogate import Observation, Surrogate, features
 
 PRIORS = ("posterior", "flat", "parameters")
-# Weights of an operation, in units of those of a 1x1 convolution.
-_WEIGHTS = {"nor_conv_3x3": 9.0, "nor_conv_1x1": 1.0}
 # Observations from which on predictions of the next ones are judged, and pairs of cells whose order is.
 _ENOUGH, _PAIRS = 4, 2_000
 
 
-def weights_of(choices: dict[str, Any]) -> float:
-    """Weights of a cell, in units of those of a 1x1 convolution."""
-    return sum(_WEIGHTS.get(operation, 0.0) for operation in choices.values())
+def candidates(
+    prior: str, result: dict[str, Any], seed: int, n: int, size: Callable[[dict[str, Any]], float]
+) -> list[dict[str, Any]]:
+    """The `n` most probable architectures of a prior and their log-probabilities, from the result of a search.
 
-
-def candidates(prior: str, result: dict[str, Any], seed: int, n: int) -> list[dict[str, Any]]:
-    """The `n` most probable cells of a prior and their log-probabilities, from the result of a search."""
+    Args:
+        prior: One of `PRIORS`.
+        result: Of the search.
+        seed: Of what is drawn.
+        n: At most.
+        size: Parameters of an architecture, in any unit.
+    """
     if prior == "posterior":
         return unpack(result["candidates"])
     units = ArchitecturePosterior.from_dict(result["posterior"]).units
-    every = [
-        dict(zip((u.label for u in units), c, strict=True)) for c in itertools.product(*(u.options for u in units))
-    ]
+    parts = itertools.product(*map(law.enumerate_choices, units))
+    every = [{label: choice for part in each for label, choice in part.items()} for each in parts]
+    random.Random(seed).shuffle(every)
     if prior == "flat":
-        return [
-            {"choices": choices, "log_prob": 0.0} for choices in random.Random(seed).sample(every, min(n, len(every)))
-        ]
-    random.Random(seed).shuffle(every)  # cells of equal size come in no order
-    every.sort(key=weights_of, reverse=True)
-    return [{"choices": choices, "log_prob": math.sqrt(weights_of(choices))} for choices in every[:n]]
+        return [{"choices": choices, "log_prob": 0.0} for choices in every[:n]]
+    every.sort(key=size, reverse=True)
+    return [{"choices": choices, "log_prob": math.sqrt(size(choices))} for choices in every[:n]]
 
 
 class Refinement:

@@ -1,0 +1,146 @@
+"""What searches and refinements found, judged by a table that knows the accuracy of every architecture of the space."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from contract import Target
+from scipy.stats import rankdata
+from workers import Outcome
+
+from nni_bayes_nas.bayes.posterior import ArchitecturePosterior
+from nni_bayes_nas.experiment.benchmark_table import BenchmarkTable
+
+Choices = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A table, and how it is read.
+
+    Attributes:
+        table: One row an architecture.
+        name: Its name in the table, by its choices.
+        column: Of the accuracy, in %.
+        size: Column of the parameters, in any unit.
+        good: Accuracy from which on an architecture is a good one.
+    """
+
+    table: BenchmarkTable
+    name: Callable[[Choices], str]
+    column: str
+    size: str
+    good: float
+
+    def accuracy(self, choices: Choices) -> float:
+        """In %."""
+        return self.table.value(self.name(choices), self.column)
+
+    def parameters(self, choices: Choices) -> float:
+        """In the unit of the table."""
+        return self.table.value(self.name(choices), self.size)
+
+    def place(self, choices: Choices) -> dict[str, Any]:
+        """Name, accuracy, regret and rank, for a row."""
+        name = self.name(choices)
+        place = self.table.place(name, self.column)
+        return {"arch": name, "accuracy": place.value, "regret": round(place.regret, 3), "rank": place.rank}
+
+
+def search_row(arm: str, seed: int, outcome: Outcome, judge: Judge) -> dict[str, Any]:
+    """What a search found, and what its posterior knows."""
+    head = {"arm": arm, "seed": seed}
+    if "error" in outcome:
+        return {**head, "error": outcome["error"]}
+    result = outcome["result"]
+    q = ArchitecturePosterior.from_dict(result["posterior"])
+    accuracies, logs, sizes = [], [], []
+    for one in q.by_probability():
+        accuracies.append(judge.accuracy(one.choices))
+        logs.append(one.log_prob)
+        sizes.append(judge.parameters(one.choices))
+    weights = [math.exp(log) for log in logs]
+    return {
+        **head,
+        **judge.place(result["architectures"][0]["choices"]),
+        "expected_accuracy": sum(w * a for w, a in zip(weights, accuracies, strict=True)),
+        "probability_good": sum(w for w, a in zip(weights, accuracies, strict=True) if a >= judge.good),
+        "entropy": q.entropy(),
+        "spearman": _spearman(logs, accuracies),
+        "spearman_given_parameters": _partial(logs, accuracies, sizes),
+        "seconds": outcome["seconds"],
+    }
+
+
+def refined_row(arm: str, seed: int, refinement: Any, search_seconds: float, judge: Judge) -> dict[str, Any]:
+    """What a refinement found, and what its process knows; `search_seconds` are those of the search before it."""
+    head = {"arm": arm, "seed": seed}
+    if refinement.choices is None or refinement.failed:
+        return {**head, "error": f"short trainings failed: {', '.join(sorted(refinement.failed))}"}
+    return {
+        **head,
+        **judge.place(refinement.choices),
+        **refinement.knowledge(judge.accuracy, seed),
+        "seconds": round(refinement.seconds + search_seconds, 1),
+    }
+
+
+def by_seed(rows: list[dict[str, Any]], arm: str, name: str = "accuracy") -> dict[int, float]:
+    """A number of an arm, by seed."""
+    return {row["seed"]: row[name] for row in rows if row["arm"] == arm and row.get(name) is not None}
+
+
+def mean(values: dict[int, float]) -> float | None:
+    """Over the seeds."""
+    return statistics.fmean(values.values()) if values else None
+
+
+def above(name: str, rows: list[dict[str, Any]], higher: str, lower: str) -> Target:
+    """That one arm is above another in the mean, paired by seed: by the smallest difference that two seeds can make."""
+    a, b = by_seed(rows, higher), by_seed(rows, lower)
+    both = sorted(set(a) & set(b))
+    paired = statistics.fmean(a[s] - b[s] for s in both) if both else None
+    return Target(name, f"mean difference, {higher} - {lower}", paired, 0.01 / max(1, len(both)), "higher")
+
+
+def coverage(rows: list[dict[str, Any]], arm: str) -> float | None:
+    """Share of the 90 % intervals of the refinements of an arm that held what came."""
+    mine = [row for row in rows if row["arm"] == arm and row.get("predicted")]
+    return sum(row["covered"] for row in mine) / sum(row["predicted"] for row in mine) if mine else None
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """A line an arm."""
+    print(f"\n{'arm':<36}{'n':>3}{'accuracy, %':>18}{'minimum':>9}{'E_q':>8}{'rho':>7}{'s':>7}")
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        mine = [row for row in rows if row["arm"] == arm and "accuracy" in row]
+        if not mine:
+            print(f"{arm:<36}  not run")
+            continue
+        values = [row["accuracy"] for row in mine]
+        spread = f" +- {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+        more = "".join(
+            f"{statistics.fmean(row[name] for row in mine):{width}.{digits}f}" if name in mine[0] else " " * width
+            for name, width, digits in (("expected_accuracy", 8, 2), ("spearman", 7, 2), ("seconds", 7, 0))
+        )
+        print(f"{arm:<36}{len(mine):>3}{f'{statistics.fmean(values):.2f}{spread}':>18}{min(values):>9.2f}{more}")
+    print()
+
+
+def _ranks(values: list[float]) -> list[float]:
+    return [float(r) for r in rankdata(values)]
+
+
+def _spearman(a: list[float], b: list[float]) -> float:
+    return statistics.correlation(_ranks(a), _ranks(b))
+
+
+def _partial(a: list[float], b: list[float], given: list[float]) -> float | None:
+    """Partial rank correlation of a and b, given a third; None where the third says all."""
+    ab, ac, bc = _spearman(a, b), _spearman(a, given), _spearman(b, given)
+    left = (1 - ac**2) * (1 - bc**2)
+    return (ab - ac * bc) / math.sqrt(left) if left > 1e-12 else None
