@@ -100,6 +100,8 @@ def render_report(run: RunFolder) -> str:
         top_columns=posterior.TOP_COLUMNS,
         posterior_text_columns=posterior.TEXT_COLUMNS,
         smallest_good=posterior.smallest_good(run),
+        refinements=posterior.refinements(run),
+        refined_columns=posterior.REFINED_COLUMNS,
         attack_columns=attack_columns,
         attack_rows=attack_rows,
         attack_figures=[_figure(attack_plot)] if attack_plot else [],

@@ -12,7 +12,8 @@ from nni_bayes_nas.report.tables import count, plural, retrained, scored
 
 CHOICE_COLUMNS = ["Choice", "Leading option", "Probability", "Next option", "Its probability", ""]
 TOP_COLUMNS = ["Probability", "Differs from the most probable one in"]
-TEXT_COLUMNS = ("Choice", "Leading option", "Next option", "", "Differs from the most probable one in")
+REFINED_COLUMNS = ["Best with probability", "Predicted score", "Loss, short training", "Loss, longer one", "Choices"]
+TEXT_COLUMNS = ("Choice", "Leading option", "Next option", "", "Differs from the most probable one in", "Choices")
 _DECIDED = 0.9
 _SHOWN = 5
 
@@ -90,6 +91,29 @@ def _share(p: float) -> str:
 
 def _about(n: float) -> str:
     return f"{n:,.0f}" if n < 1e6 else f"{n:.1e}"
+
+
+def refinements(run: RunFolder) -> list[tuple[str, str, list[list[str]]]]:
+    """For each search whose posterior was refined: its id, a sentence, and rows of `REFINED_COLUMNS`."""
+    found = []
+    for search, account in sorted((run.summary.get("refinement") or {}).items()):
+        short, longer = (
+            {row["candidate"]: row["val_loss"] for row in account.get(kind) or []} for kind in ("probes", "finals")
+        )
+        rows = []
+        for row in account.get("posterior") or []:
+            cells = [_share(row["probability_best"]), f"{row['mean']:.2f} ± {row['sd']:.2f}".replace("-", "−")]
+            for losses in (short, longer):
+                loss = losses.get(row["candidate"])
+                cells.append("–" if loss is None else f"{loss:.4f}")
+            rows.append([*cells, _difference(row["choices"], {})])
+        sentence = (
+            f"{plural(len(short), 'short training')} and {plural(len(longer), 'longer one')} have updated the "
+            "posterior of the search, the prior mean of a Gaussian process. Scores are in standard deviations of what "
+            "was seen, larger is better; the probability is that of a draw of the process in which it is the best."
+        )
+        found.append((str(search), sentence, rows))
+    return found
 
 
 def smallest_good(run: RunFolder) -> str:

@@ -252,3 +252,32 @@ def test_a_size_below_the_smallest_is_refused_before_the_search():
         validate(Config.from_dict({**values, "refine": {"max_params": 5}}))
     least = int(re.search(r"has (\d+)", str(caught.value))[1])
     validate(Config.from_dict({**values, "refine": {"max_params": least}}))
+
+
+@pytest.mark.nni
+@pytest.mark.slow
+@pytest.mark.timeout(280)
+def test_by_a_real_manager(pipeline):
+    """A search, four short trainings in rounds of two, two longer ones, and retraining; and the report of it."""
+    values = {
+        "space": {"name": "chain", "args": {"width": 4, "depth": 2}},
+        "data": {"limit": 200},
+        "strategy": {"name": "dirichlet_darts"},
+        "search": {"epochs": 2, "warmup_epochs": 1, "random": 0},
+        "refine": {"evaluations": 4, "parallel": 2, "epochs": 1, "final_epochs": 2, "finalists": 2},
+        "retrain": {"epochs": 1},
+        "experiment": {"plan": "posterior_refinement", "device": "cpu", "concurrency": 2, "threads": 1},
+    }
+    run = pipeline(values)
+    out = run.run()
+    account = run.summary["refinement"]["s0"]
+    assert len(account["probes"]) == 4 and 1 <= len(account["finals"]) <= 2
+    assert sum(row["probability_best"] for row in account["posterior"]) <= 1 + 1e-9
+    origins = [row["origin"] for row in run.summary["architectures"]]
+    assert origins[0] == "refined" and "mean" in origins
+    best = min(account["finals"], key=lambda row: row["val_loss"])["candidate"]
+    chosen = next(row for row in account["probes"] if row["candidate"] == best)
+    assert run.summary["architectures"][0]["choices"] == chosen["choices"]
+    jobs = [name for _, name in run.records()["jobs"]]
+    assert sum(name.startswith("probe-s0-c") for name in jobs) == 4
+    assert "report.html" in out and "What the search is sure of" in (run.output / "report.html").read_text()

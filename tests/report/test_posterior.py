@@ -42,6 +42,25 @@ def test_what_is_decided_and_what_is_probable(folder):
     assert "What the search is sure of" in page and "Under attack" not in page
 
 
+def test_what_short_trainings_added(folder, edit_summary):
+    account = {
+        "probes": [{"candidate": 3, "val_loss": 0.5}, {"candidate": 4, "val_loss": 0.6}],
+        "finals": [{"candidate": 3, "val_loss": 0.25}],
+        "posterior": [
+            {"candidate": 3, "choices": {"a": "conv"}, "mean": 1.0, "sd": 0.5, "probability_best": 0.75},
+            {"candidate": 9, "choices": {"a": "skip"}, "mean": -1.0, "sd": 0.5, "probability_best": 0.25},
+        ],
+    }
+    edit_summary(folder, lambda summary: summary.update(refinement={"s0": account}))
+    ((search, sentence, rows),) = posterior.refinements(read_run(folder))
+    assert search == "s0" and sentence.startswith("2 short trainings and 1 longer one have updated")
+    assert rows == [
+        ["75.0 %", "1.00 ± 0.50", "0.5000", "0.2500", "a: conv"],
+        ["25.0 %", "−1.00 ± 0.50", "–", "–", "a: skip"],
+    ]
+    assert "Refined by short trainings: search s0" in write_report([folder])[0].read_text(encoding="utf-8")
+
+
 def test_an_edge_that_is_hardly_kept_is_decided():
     node = law.Node("cell", 2, ("skip", "conv"), 1)
     q = ArchitecturePosterior([node], [torch.tensor([[0.5, 0.49, 0.01], [0.005, 0.005, 0.99]])])
