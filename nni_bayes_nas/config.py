@@ -116,12 +116,12 @@ class SearchConfig:
     ``searches`` independent searches run with seeds seed, seed + 1, ... From each, ``lambdas`` architectures are read
     off on a log-spaced grid of the strategy's range, both ends included, and ``random`` architectures of matched
     sizes are drawn beside them (0: none). Without lambda one is read off (``derive``): by the mean of the structure, as
-    the best of ``derive_draws`` draws by validation loss, or by what hurts most when it is taken away; ``samples``
-    further ones are drawn from the posterior. With ``variants`` there are as many searches for each of its entries,
-    mappings from paths below ``strategy.args`` and ``search``, ``data.limit`` or ``data.skip`` to values.
-    ``structure_fraction`` is the share of the training set that the structure step uses. ``replicas`` of the searches
-    run in one trial, side by side: for small networks, which take less time so. ``precision`` is Lightning's: with
-    ``bf16-mixed`` the supernet computes in bfloat16, and nothing else does.
+    the best of ``derive_draws`` draws by validation loss, or by what hurts most when it is taken away; ``samples`` more
+    are drawn from the posterior. ``collapse``: whether signs of it are watched, and end the search. With ``variants``
+    there are as many searches for each of its entries, mappings from paths below ``strategy.args`` and ``search``,
+    ``data.limit`` or ``data.skip`` to values. ``structure_fraction`` is the share of the training set that the structure
+    step uses. ``replicas`` of the searches run in one trial, side by side: for small networks, which take less time so.
+    ``precision`` is Lightning's: ``bf16-mixed`` lets the supernet, and nothing else, compute in bfloat16.
     """
 
     epochs: int = 30
@@ -139,6 +139,7 @@ class SearchConfig:
     samples: int = 0
     derive: Literal["mean", "best_of", "perturbation"] = "mean"
     derive_draws: int = 50
+    collapse: Literal["ignore", "watch", "stop"] = "ignore"
     structure_fraction: float = 0.5
     precision: Precision = "32-true"
 

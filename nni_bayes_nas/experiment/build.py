@@ -260,6 +260,11 @@ def _check_replicas(config: Config, strategy: Any) -> None:
     """
     if config.search.replicas == 1:
         return
+    if config.search.collapse == "stop":
+        raise ConfigError(
+            "searches side by side end together, got search.collapse 'stop' and search.replicas "
+            f"{config.search.replicas}; set collapse to 'watch', or replicas to 1."
+        )
     if not hasattr(strategy, "beside"):
         raise ConfigError(
             f"search.replicas needs a strategy with a method `beside`, but strategy {config.strategy.name!r} has none; "

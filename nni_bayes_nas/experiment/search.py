@@ -24,6 +24,7 @@ from nni_bayes_nas.errors import SpaceError
 from nni_bayes_nas.experiment import evaluator as evaluation
 from nni_bayes_nas.experiment.build import build_space, build_strategy, effective
 from nni_bayes_nas.experiment.callbacks import EpochLog, last_terms, mean_over_loaders
+from nni_bayes_nas.experiment.collapse_watch import CollapseWatch, stopped
 from nni_bayes_nas.experiment.data import DataSplits, batches, halves, load_data_on
 from nni_bayes_nas.experiment.derived import SharedWeights
 from nni_bayes_nas.experiment.deriving import best_of, by_perturbation
@@ -94,7 +95,7 @@ def run_search(
         strategy = build_strategy(config, data, seed)
         if meeting is not None:
             strategy.beside(*meeting)
-        evaluator = _evaluator(config, data, seed, directory, device, report, watch)
+        evaluator = _evaluator(config, data, seed, directory, device, report, watch, strategy)
         strategy(RawFormatModelSpace(build_space(config, data, seed), evaluator), SequentialExecutionEngine())
     module = strategy.oneshot_module
     searched = time.perf_counter()
@@ -122,6 +123,7 @@ def run_search(
             "strategy": config.strategy.name,
             "seed": seed,
             **({"changes": changes} if changes else {}),
+            **({"stopped": ended} if (ended := stopped(directory)) else {}),
             "seconds": round(time.perf_counter() - started, 2),
             "reading_seconds": round(time.perf_counter() - searched, 2),
             "steps": int(module.trainer.current_epoch) * int(_steps_per_epoch(config, data)),
@@ -152,6 +154,7 @@ def _evaluator(
     device: str,
     report: Callable[[dict[str, Any]], None],
     watch: Stopwatch,
+    strategy: Any,
 ) -> Any:
     settings = config.search
     weights, structure = halves(data.train, settings.structure_fraction, seed)
@@ -161,10 +164,12 @@ def _evaluator(
         kept = ("epoch", "entropy", "expected_cost_min_lambda", "expected_cost_max_lambda")
         report({"default": terms[score], **{k: terms[k] for k in kept if k in terms}})
 
-    log = EpochLog(directory, "search", intermediate, _weight_rows, watch)
+    callbacks: list[Any] = [EpochLog(directory, "search", intermediate, _weight_rows, watch)]
+    if settings.collapse != "ignore":  # before the log, which writes down what it finds
+        callbacks.insert(0, CollapseWatch(directory, strategy, settings.collapse == "stop", seed))
     return nni.nas.evaluator.pytorch.Lightning(
         evaluation_module(data, settings),
-        evaluation.trainer(directory, settings.epochs, device, [log], precision=settings.precision, watch=watch),
+        evaluation.trainer(directory, settings.epochs, device, callbacks, precision=settings.precision, watch=watch),
         train_dataloaders=batches(weights, settings.batch_size, seed=seed),
         val_dataloaders={
             "structure": batches(structure, settings.batch_size, seed=seed + 1),

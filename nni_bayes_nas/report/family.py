@@ -80,6 +80,15 @@ def _cut_off(run: RunFolder) -> list[str]:
     return result
 
 
+def stopped(run: RunFolder) -> list[str]:
+    """A sentence for every search that ended by itself before its last epoch."""
+    return [
+        f"Search {search.get('id', '?')} ended after epoch {found.get('epoch')}: {found.get('why')}."
+        for search in run.searches
+        if isinstance(found := search.get("stopped"), dict)
+    ]
+
+
 def scale_note(run: RunFolder) -> str:
     """Which sizes are counted at which scale, where retraining has its own; empty otherwise."""
     if not run.retrain_scale:

@@ -79,7 +79,7 @@ def render_report(run: RunFolder) -> str:
         score=run.score,
         folder=run.path.name,
         status=str(run.summary.get("status", "unknown")),
-        sentences=[*tables.headline(run), *filter(None, [family.found_ranges(run)])],
+        sentences=[*tables.headline(run), *filter(None, [family.found_ranges(run)]), *family.stopped(run)],
         tiles=tables.tiles(run),
         failures=run.failures,
         failed_count=(run.summary.get("experiment") or {}).get("trials_failed") or 0,

@@ -1,0 +1,92 @@
+"""Signs that a differentiable search collapses, and when they are a reason to stop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from nni_bayes_nas.complexity.expected import CostModel
+
+# Share of parameter-free operations from which on a search has collapsed; growth of the eigenvalue that Zela et al.
+# (2020, arXiv 1909.09656) stop at, 1 / .75, between two windows of epochs; and of its first entropy, what is left of a
+# structure that has nothing more to decide.
+SHARE, GROWTH, WINDOW, DECIDED = 0.6, 1.0 / 0.75, 3, 0.01
+
+
+def parameter_free_share(cost: CostModel, marginals: Sequence[Tensor]) -> Tensor:
+    """Expected share of the options that are part of the architecture and have no parameters, `()`.
+
+    Args:
+        cost: Parameters of every part of the space.
+        marginals: Probabilities that options are part of the architecture, `(rows, options)` a unit.
+    """
+    free = [torch.ones(n, dtype=torch.bool) for n in cost.n_options]
+    for term in cost.terms:
+        for unit, options in term.gates:
+            free[unit][list(options)] = False
+    flat = [m.flatten() for m in marginals]
+    kept = torch.stack([m.sum() for m in flat]).sum()
+    return torch.stack([m[f.to(m.device)].sum() for m, f in zip(flat, free, strict=True)]).sum() / kept
+
+
+def largest_eigenvalue(
+    gradients: Sequence[Tensor], parameters: Sequence[Tensor], generator: torch.Generator, iterations: int = 10
+) -> float:
+    """The eigenvalue of largest absolute value of the Hessian whose product with v is d(gradients . v)/d parameters.
+
+    By power iteration: the Rayleigh quotient of the last vector.
+
+    Args:
+        gradients: Of the loss, with graph.
+        parameters: In the same order.
+        generator: Of the first vector, on the CPU.
+        iterations: Products.
+    """
+    v = [torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p) for p in parameters]
+    value = 0.0
+    for _ in range(iterations):
+        norm = math.sqrt(sum(float((x * x).sum()) for x in v))
+        if not norm > 0:
+            return 0.0
+        v = [x / norm for x in v]
+        product = torch.autograd.grad(
+            gradients, parameters, grad_outputs=v, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        value = sum(float((x * y).sum()) for x, y in zip(v, product, strict=True))
+        v = [y.detach() for y in product]
+    return value
+
+
+def reason(history: Sequence[Mapping[str, float]]) -> str | None:
+    """Why a search should end, in words; None to go on.
+
+    Args:
+        history: Of the epochs in which the structure learned, in order: "parameter_free", "entropy", and "curvature"
+            where it could be measured.
+    """
+    if not history:
+        return None
+    now, first = history[-1], history[0]
+    if now["parameter_free"] >= SHARE:
+        return (
+            f"{100 * now['parameter_free']:.0f} % of what the architecture keeps has no parameters (from "
+            f"{100 * SHARE:.0f} % on a search has collapsed); try the guards auxiliary, normalize and a longer warm-up"
+        )
+    curves = [row["curvature"] for row in history if "curvature" in row]
+    if len(curves) >= 2 * WINDOW:
+        before, after = (sum(part) / WINDOW for part in (curves[-2 * WINDOW : -WINDOW], curves[-WINDOW:]))
+        if before > 0 and after > GROWTH * before:
+            return (
+                f"the largest eigenvalue of the structure's Hessian has grown from {before:.3g} to {after:.3g} within "
+                f"{WINDOW} epochs (limit: {GROWTH:.2f} times), after which derived networks get worse; end earlier, "
+                "or regularize the weights"
+            )
+    if len(history) > 1 and now["entropy"] <= DECIDED * first["entropy"]:
+        return (
+            f"everything is decided: the entropy is {now['entropy']:.3g} nats, {first['entropy']:.3g} when the "
+            "structure began to learn"
+        )
+    return None

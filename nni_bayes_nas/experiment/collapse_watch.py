@@ -1,0 +1,99 @@
+"""Watches a search for signs of collapse, and ends it, with a reason, if it is to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+
+from nni_bayes_nas.bayes import law
+from nni_bayes_nas.complexity.collapse import largest_eigenvalue, parameter_free_share, reason
+from nni_bayes_nas.errors import SpaceError
+from nni_bayes_nas.experiment.record import read_json, read_rows, write_json
+from nni_bayes_nas.layers.normalization import batch_statistics, recalibrated
+from nni_bayes_nas.layers.twice import DifferentiatedTwice
+
+FILE = "stopped.json"
+_OBJECTS = 64
+
+
+class CollapseWatch(Callback):
+    """After every epoch in which the structure learned: logs `parameter_free` and `curvature`.
+
+    Args:
+        directory: Of the trial, whose `metrics.jsonl` holds the epochs before, those of a killed attempt too.
+        strategy: Which searches; its costs are known once the search has begun.
+        stop: Whether to end the search where there is a reason.
+        seed: Of the power iteration.
+    """
+
+    def __init__(self, directory: Path, strategy: Any, stop: bool, seed: int) -> None:
+        self.directory, self.strategy, self.stop, self.seed = directory, strategy, stop, seed
+        self._batch: Any = None
+        self._curved = True
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the first batch of the structure step."""
+        if batch_idx == 0:
+            self._batch = [part[:_OBJECTS] for part in batch["val"]]
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure, log, and end the search if there is a reason."""
+        search: Any = pl_module
+        if trainer.current_epoch < search.warmup_epochs:
+            return
+        terms = {"parameter_free": self.parameter_free(search)}
+        curvature = self.curvature(search)
+        if curvature is not None:
+            terms["curvature"] = curvature
+        search.log_dict(terms)
+        entropy = float(trainer.callback_metrics["entropy"])
+        why = reason([*self._before(trainer.current_epoch, search.warmup_epochs), {**terms, "entropy": entropy}])
+        if why is not None and self.stop:
+            write_json(self.directory / FILE, {"epoch": trainer.current_epoch, "why": why})
+            trainer.should_stop = True
+
+    def _before(self, epoch: int, warmup: int) -> list[dict[str, float]]:
+        rows = read_rows(self.directory / "metrics.jsonl")
+        kept = [row["terms"] for row in rows if "terms" in row and warmup <= row["epoch"] < epoch]
+        return [terms for terms in kept if "parameter_free" in terms]
+
+    def parameter_free(self, search: Any) -> float:
+        """Expected share of parameter-free operations at the low end of lambda."""
+        structure = search.structure
+        with torch.no_grad():
+            probs = structure.probs(structure.position(None))
+            marginals = [law.marginals(unit, p) for unit, p in zip(structure.units, probs, strict=True)]
+            return float(parameter_free_share(self.strategy.cost_of("params"), marginals))
+
+    def curvature(self, search: Any) -> float | None:
+        """Largest eigenvalue of the Hessian of the validation loss in the structure; None where it has none."""
+        if not self._curved:
+            return None
+        knots, module = search.arch_parameters(), search.training_module
+        x, y = self._batch
+        before = search.binding.weights
+        try:
+            with recalibrated(module, module, []), batch_statistics(module), torch.enable_grad(), DifferentiatedTwice():
+                search.binding.weights = search.structure.mean(None)
+                loss = module.loss(module(x), y)
+                gradients = torch.autograd.grad(
+                    loss, knots, create_graph=True, allow_unused=True, materialize_grads=True
+                )
+                return largest_eigenvalue(gradients, knots, torch.Generator().manual_seed(self.seed))
+        except (RuntimeError, SpaceError):  # an operation without a double backward: the other signs are left
+            self._curved = False
+            return None
+        finally:
+            search.binding.weights = before
+
+
+def stopped(directory: Path) -> dict[str, Any] | None:
+    """Epoch and reason of a search that was ended; None for one that was not."""
+    found = read_json(directory / FILE)
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,56 @@
+"""Signs of a collapse against known answers, and reasons to stop."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nni_bayes_nas.complexity.collapse import GROWTH, SHARE, WINDOW, largest_eigenvalue, parameter_free_share, reason
+from nni_bayes_nas.complexity.expected import CostModel, CostTerm
+
+# Two choices: of the first, option 1 has parameters; of the second, options 0 and 2, the latter beside another one.
+COST = CostModel(
+    (CostTerm(((0, (1,)),), 9.0), CostTerm(((1, (0,)),), 4.0), CostTerm(((0, (1,)), (1, (2,))), 2.0)), 5.0, (2, 3)
+)
+
+
+def test_share_by_hand():
+    marginals = [torch.tensor([[0.25, 0.75]]), torch.tensor([[0.5, 0.3, 0.2]])]
+    assert float(parameter_free_share(COST, marginals)) == pytest.approx((0.25 + 0.3) / 2)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=6), st.integers(0, 100))
+def test_the_largest_eigenvalue_is_that_of_the_hessian(values, seed):
+    generator = torch.Generator().manual_seed(seed)
+    q, _ = torch.linalg.qr(torch.randn(len(values), len(values), generator=generator, dtype=torch.float64))
+    hessian = q @ torch.diag(torch.tensor(values, dtype=torch.float64)) @ q.T
+    x = torch.randn(len(values), generator=generator, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(0.5 * x @ hessian @ x, x, create_graph=True)
+    found = largest_eigenvalue([gradient], [x], torch.Generator().manual_seed(0), iterations=300)
+    top = sorted(values, key=abs)
+    # Two of nearly equal size are told apart slowly, and of opposite sign not at all.
+    if abs(top[-1]) > 1.2 * abs(top[-2]) + 1e-3:
+        assert found == pytest.approx(top[-1], rel=1e-6, abs=1e-9)
+    assert min(values) - 1e-9 <= found <= max(values) + 1e-9
+
+
+def test_a_structure_without_curvature_has_none():
+    x = torch.zeros(3, requires_grad=True)
+    (gradient,) = torch.autograd.grad((x * 2).sum() + 0 * (x**2).sum(), x, create_graph=True)
+    assert largest_eigenvalue([gradient], [x], torch.Generator().manual_seed(0)) == 0.0
+
+
+def epoch(share=0.2, entropy=1.0, **more):
+    return {"parameter_free": share, "entropy": entropy, **more}
+
+
+def test_reasons():
+    assert reason([]) is None and reason([epoch()]) is None
+    assert "has no parameters" in reason([epoch(), epoch(share=SHARE)])
+    assert "everything is decided" in reason([epoch(entropy=10.0), epoch(entropy=0.1)])
+    assert reason([epoch(entropy=10.0), epoch(entropy=0.11)]) is None
+    flat, steep = [epoch(curvature=1.0)] * WINDOW, [epoch(curvature=1.01 * GROWTH)] * WINDOW
+    assert "has grown from 1 to" in reason([*flat, *steep])
+    assert reason([*flat, *([epoch(curvature=0.99 * GROWTH)] * WINDOW)]) is None
+    # Where it cannot be measured, or not often enough yet, nothing is said of it.
+    assert reason([*flat, *steep[:-1]]) is None and reason([epoch()] * 10) is None
