@@ -119,9 +119,9 @@ class SearchConfig:
     the best of ``derive_draws`` draws by validation loss, or by what hurts most when it is taken away; ``samples`` more
     are drawn from the posterior. ``collapse``: whether signs of it are watched, and end the search. With ``variants``
     there are as many searches for each of its entries, mappings from paths below ``strategy.args`` and ``search``,
-    ``data.limit`` or ``data.skip`` to values. ``structure_fraction`` is the share of the training set that the structure
-    step uses. ``replicas`` of the searches run in one trial, side by side: for small networks, which take less time so.
-    ``precision`` is Lightning's: ``bf16-mixed`` lets the supernet, and nothing else, compute in bfloat16.
+    ``data.limit`` or ``data.skip`` to values. ``structure_fraction`` of the training set is for the structure step.
+    ``replicas`` searches run in one trial, side by side: for small networks. ``precision`` is Lightning's:
+    ``bf16-mixed`` lets the supernet, and nothing else, compute in bfloat16.
     """
 
     epochs: int = 30
@@ -153,9 +153,9 @@ class SearchConfig:
             self.warmup_epochs,
             "the structure is not trained during the warm-up: lower it, or raise search.epochs",
         )
-        for name, least in {"searches": 1, "replicas": 1, "lambdas": 2, "random": 0, "samples": 0}.items():
-            require_at_least(f"search.{name}", getattr(self, name), least)
-        require_at_least("search.derive_draws", self.derive_draws, 1)
+        least = {"searches": 1, "replicas": 1, "lambdas": 2, "random": 0, "samples": 0, "derive_draws": 1}
+        for name, number in least.items():
+            require_at_least(f"search.{name}", getattr(self, name), number)
         require_inside("search.structure_fraction", self.structure_fraction)
 
 
