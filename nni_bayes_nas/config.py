@@ -76,8 +76,7 @@ class DataConfig:
     for ``npz``, ``image_size`` (pixels) and ``grayscale`` for ``image_folder``, ``args`` for a function of the user.
     ``test_fraction`` is used only where the data have no test set of their own. ``limit`` and ``val_limit`` keep the
     first so many training and validation objects after the seeded shuffle; ``skip`` leaves out so many training objects
-    before them. ``on_gpu``: where trials run on a GPU, all
-    data lie in its memory, if they take no more than a quarter of what is free; batches are made and augmented there.
+    before them. ``on_gpu``: on a GPU all data lie in its memory, if they take no more than a quarter of what is free.
     """
 
     name: str = "digits"
@@ -120,8 +119,8 @@ class SearchConfig:
     are drawn from the posterior. ``collapse``: whether signs of it are watched, and end the search. With ``variants``
     there are as many searches for each of its entries, mappings from paths below ``strategy.args`` and ``search``,
     ``data.limit`` or ``data.skip`` to values. ``structure_fraction`` of the training set is for the structure step.
-    ``replicas`` searches run in one trial, side by side: for small networks. ``precision`` is Lightning's:
-    ``bf16-mixed`` lets the supernet, and nothing else, compute in bfloat16.
+    ``replicas`` searches run in one trial, side by side: for small networks. ``precision``: ``bf16-mixed`` lets the
+    supernet, and nothing else, compute in bfloat16.
     """
 
     epochs: int = 30
@@ -153,9 +152,9 @@ class SearchConfig:
             self.warmup_epochs,
             "the structure is not trained during the warm-up: lower it, or raise search.epochs",
         )
-        least = {"searches": 1, "replicas": 1, "lambdas": 2, "random": 0, "samples": 0, "derive_draws": 1}
-        for name, number in least.items():
-            require_at_least(f"search.{name}", getattr(self, name), number)
+        for name in ("searches", "replicas", "derive_draws", "lambdas", "random", "samples"):
+            least = {"lambdas": 2, "random": 0, "samples": 0}.get(name, 1)
+            require_at_least(f"search.{name}", getattr(self, name), least)
         require_inside("search.structure_fraction", self.structure_fraction)
 
 
