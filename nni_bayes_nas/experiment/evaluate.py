@@ -82,8 +82,6 @@ def evaluate(
         ConfigError: The user's mistake: no run, nothing retrained, no such architecture, a regression, data that are
             not those of the training. Nothing is written.
     """
-    import torch
-
     from nni_bayes_nas.experiment.data import load_data
     from nni_bayes_nas.experiment.ensembles import ensembles
 
@@ -101,11 +99,7 @@ def evaluate(
     networks, log_probs = [], {}
     for row, retrained in track(rows):
         retraining = find_retraining(run, str(row["id"]), int(retrained["seed"]))
-        network = rebuild(retraining)[0]
-        with torch.no_grad():
-            parts = [network(part).log_softmax(-1) for part in torch.split(x, 256)]
-        log_probs[str(retrained["name"])] = torch.cat(parts)
-        found = _one(network, retraining, log_probs[str(retrained["name"])], (x, y), box, settings)
+        found, log_probs[str(retrained["name"])] = evaluated(retraining, (x, y), box, settings)
         networks.append({"architecture": row["id"], "trial": retrained["name"], "seed": retrained["seed"], **found})
     result = {
         "schema": _SCHEMA,
@@ -170,19 +164,27 @@ def box_of(data: DataSplits) -> Box:
     return Box((low - data.mean) / data.sd, (high - data.mean) / data.sd, 1.0 / data.sd)
 
 
-def _one(
-    network: nn.Module,
-    retraining: Retraining,
-    log_probs: Tensor,
-    test: tuple[Tensor, Tensor],
-    box: Box,
-    settings: Settings,
-) -> dict[str, Any]:
-    """Scores of a network on the test set, and its accuracy on attacked objects and with damage."""
+def evaluated(
+    retraining: Retraining, test: tuple[Tensor, Tensor], box: Box, settings: Settings
+) -> tuple[dict[str, Any], Tensor]:
+    """Scores of a network on the test set, and its accuracy on attacked objects and with damage.
+
+    Args:
+        retraining: Gives the network.
+        test: Objects and classes.
+        box: What attacked objects may be.
+        settings: How.
+
+    Returns:
+        The row, and the log-probabilities of the test objects, `(n, classes)`.
+    """
     import torch
 
     from nni_bayes_nas.experiment import attacks, uncertainty
 
+    network = rebuild(retraining)[0]
+    with torch.no_grad():
+        log_probs = torch.cat([network(part).log_softmax(-1) for part in torch.split(test[0], 256)])
     x, y = (part[: settings.objects] for part in test)
 
     def generator(stream: int) -> torch.Generator:
@@ -206,13 +208,14 @@ def _one(
         name: [round(attacks.accuracy(network, attack(epsilon), y), 5) for epsilon in settings.epsilons]
         for name, attack in kinds.items()
     }
-    return {
+    row = {
         "scores": uncertainty.scores(log_probs, test[1]),
         "clean": round(attacks.accuracy(network, x, y), 5),
         "attacked": attacked,
         "masked": _masked(attacked, len(y)),
         "damaged": _damage(network, retraining, (x, y), settings),
     }
+    return row, log_probs
 
 
 def _masked(attacked: dict[str, list[float]], n: int) -> bool:

@@ -21,7 +21,7 @@ from nni_bayes_nas.architecture import Architecture
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "benchmarks"
 MODULES = ("contract", "front", "baselines", "workers", "control_results", "control_figure", "judged", "refinement")
-SCRIPTS = ("complexity_control", "seed_table", "mnist_full", "nasbench201", "own_table")
+SCRIPTS = ("complexity_control", "seed_table", "mnist_full", "nasbench201", "own_table", "robustness")
 SPACE = {"stem": 8, "width": 4, "n_cells": 2, "n_nodes": 2}
 
 
@@ -371,3 +371,34 @@ def test_own_table(tmp_path: Path) -> None:
     before = (tmp_path / "own.jobs.jsonl").read_text(encoding="utf-8")
     assert run("own_table", output, 1)[1]["rows"] == result["rows"]
     assert (tmp_path / "own.jobs.jsonl").read_text(encoding="utf-8") == before
+
+
+@pytest.mark.slow
+def test_robustness(tmp_path: Path) -> None:
+    said, result = run("robustness", tmp_path / "robustness.json", 2)
+    rows = [row for row in result["rows"] if "arm" in row]
+    arms = ("DARTS", "Dirichlet", "Gumbel", "random cells")
+    assert sorted(row["arm"] for row in rows) == [arm for arm in arms for _ in (0, 1)]
+    for row in rows:
+        assert all(p <= f + 1e-9 for p, f in zip(row["pgd"], row["fgsm"], strict=True)) and len(row["damaged"]) == 4
+        assert ("gap" in row) == (row["arm"] != "random cells")
+    tests = [row for row in result["rows"] if "test" in row and "p" in row]
+    assert len(tests) == 4 and all(row["p"] <= row["p_holm"] <= min(1.0, 4 * row["p"]) for row in tests)
+    assert "edges missing" in said and "pgd" in said
+
+
+def test_holms_correction_by_hand() -> None:
+    """Two seeds of two arms: the smallest p times four, the others no less than the one before."""
+    rows = []
+    for seed in range(4):
+        for arm, shift in (("DARTS", 0.0), ("Dirichlet", 0.1)):
+            values = [0.5 + shift + 0.01 * seed * (1 + shift), 0.4 + shift * (-1) ** seed]
+            gap = 0.3 - shift + 0.001 * seed * (1 + shift)
+            rows.append({"arm": arm, "seed": seed, "fgsm": values, "damaged": [0.5] * 3, "gap": gap})
+    tests = {row["test"]: row for row in module("robustness").compared(rows)}
+    assert tests["edges missing"]["p"] == 1.0 and tests["FGSM at .2"]["p"] == pytest.approx(0.5)
+    ordered = sorted(tests.values(), key=lambda row: row["p"])
+    assert ordered[0]["p_holm"] == pytest.approx(4 * ordered[0]["p"]) and ordered[0]["p"] < 1e-3
+    assert ordered[1]["p_holm"] == pytest.approx(max(3 * ordered[1]["p"], ordered[0]["p_holm"]))
+    assert [row["p_holm"] for row in ordered] == sorted(row["p_holm"] for row in ordered)
+    assert module("robustness").compared(rows[:2]) == []
