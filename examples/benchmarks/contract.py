@@ -7,7 +7,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -54,6 +54,7 @@ def parse(
     presets: dict[str, Any],
     seeds: dict[str, int],
     more: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+    data_sets: Sequence[str] = tuple(STEMS),
 ) -> argparse.Namespace:
     """The options of a benchmark.
 
@@ -62,11 +63,12 @@ def parse(
         presets: By name.
         seeds: Default number of seeds by preset.
         more: Adds options of the benchmark's own.
+        data_sets: Names that `--data` may be.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=presets, default="smoke")
     parser.add_argument("--seeds", type=int, metavar="N", help=f"default: {seeds}")
-    parser.add_argument("--data", choices=STEMS, help="default: digits for smoke, else mnist")
+    parser.add_argument("--data", choices=data_sets, help="default: digits for smoke, else mnist")
     parser.add_argument("--root", metavar="DIR", help="folder that holds the data (torchvision), not for digits")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
     more(parser)

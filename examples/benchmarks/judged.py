@@ -85,7 +85,8 @@ def refined_row(arm: str, seed: int, refinement: Any, search_seconds: float, jud
         **head,
         **judge.place(refinement.choices),
         **refinement.knowledge(judge.accuracy, seed),
-        "seconds": round(refinement.seconds + search_seconds, 1),
+        # Trainings run as many at a time as the plan proposes, here among those of other refinements.
+        "seconds": round(refinement.seconds / refinement.plan.refine.parallel + search_seconds, 1),
     }
 
 

@@ -1,5 +1,6 @@
 """The benchmarks: their arithmetic on known answers, their jobs, and each script at its smallest size."""
 
+import argparse
 import importlib
 import itertools
 import json
@@ -11,17 +12,24 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from nni_bayes_nas.architecture import Architecture
+from nni_bayes_nas.complexity.measure import count_parameters
+from nni_bayes_nas.config import Config
+from nni_bayes_nas.experiment.build import build_space, drop_training_parts
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "benchmarks"
 MODULES = ("contract", "front", "baselines", "workers", "control_results", "control_figure", "judged", "refinement")
-SCRIPTS = ("complexity_control", "seed_table", "mnist_full", "nasbench201", "own_table", "robustness")
+SCRIPTS = ("complexity_control", "seed_table", "mnist_full", "nasbench201", "own_table", "robustness", "cifar10_cells")
+FAKE: Any = SimpleNamespace(shape=(3, 64, 64), num_classes=10)
 SPACE = {"stem": 8, "width": 4, "n_cells": 2, "n_nodes": 2}
 
 
@@ -402,3 +410,44 @@ def test_holms_correction_by_hand() -> None:
     assert ordered[1]["p_holm"] == pytest.approx(max(3 * ordered[1]["p"], ordered[0]["p_holm"]))
     assert [row["p_holm"] for row in ordered] == sorted(row["p_holm"] for row in ordered)
     assert module("robustness").compared(rows[:2]) == []
+
+
+@pytest.mark.slow
+def test_cifar10_cells_on_an_image_folder(tmp_path: Path) -> None:
+    """The way of the preset for ImageNet, on images made here."""
+    generator = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(150):
+            pixels = generator.integers(0, 128, (20, 24, 3)) + (128 if name == "b" else 0)
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "images" / name / f"{i}.png")
+    options = ("--data", "image_folder", "--root", str(tmp_path / "images"))
+    said, result = run("cifar10_cells", tmp_path / "cells.json", 1, *options)
+    rows = result["rows"]
+    assert [row["arm"] for row in rows].count("random") == 5 and [row["arm"] for row in rows].count("searched") == 1
+    assert all(row["test_accuracy"] >= 0 and row["params"] > 0 for row in rows) and "random" in said
+    assert run("cifar10_cells", tmp_path / "cells.json", 1, *options)[1]["rows"] == rows
+
+
+@pytest.mark.slow
+def test_the_presets_for_gpus_are_configurations() -> None:
+    script = module("cifar10_cells")
+    for preset, data in (("gpu", "cifar10"), ("imagenet", "image_folder")):
+        options = argparse.Namespace(preset=preset, data=data, root="data")
+        search = script.search(options, script.FIRST_SEED)
+        assert Config.from_dict(search.config).search.random == 5 and search.keep
+        space = build_space(Config.from_dict(search.config), FAKE, 0)
+        choices = {k: u.values[:1] if getattr(u, "n_chosen", 0) else u.values[4] for k, u in space.simplify().items()}
+        trained = script.training(options, "x", 0, choices)
+        retrain = Config.from_dict(trained.config).retrain
+        assert retrain.epochs >= 250 and retrain.space["n_cells"] == 14
+        network = Architecture(choices).build(build_space(Config.from_dict(trained.config), FAKE, 0, retraining=True))
+        drop_training_parts(network)
+        assert abs(count_parameters(network) / script.PRESETS[preset].size - 1) < 0.1
+
+
+def test_welchs_interval_by_hand() -> None:
+    found = module("cifar10_cells").difference([1.0, 3.0], [0.0, 0.0, 0.0])
+    # Standard error 1 with one degree of freedom: the quantile is 12.706.
+    assert found["mean"] == 2.0 and found["half_width"] == pytest.approx(12.7062, rel=1e-4)
+    assert module("cifar10_cells").difference([1.0], [0.0, 1.0]) is None
