@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from nni_bayes_nas.experiment.evaluator import quiet_lightning  # noqa: E402
 from nni_bayes_nas.search_spaces.cell import CellSpace  # noqa: E402
-from nni_bayes_nas.strategies import HyperDARTS, RegularizedDARTS  # noqa: E402
+from nni_bayes_nas.strategies import DirichletDARTS, HyperDARTS, RegularizedDARTS  # noqa: E402
 from nni_bayes_nas.strategies.fused import images_channels_last  # noqa: E402
 
 SPACES: dict[str, tuple[Callable[..., Any], tuple[int, int, int]]] = {
@@ -72,6 +72,11 @@ def lambdas(n: int) -> Callable[[int], Any]:
     return lambda seed: HyperDARTS(one_hot_passes=0, warmup_epochs=0, seed=seed, **options)
 
 
+def bayesian(**options: Any) -> Callable[[int], Any]:
+    """An arm with a posterior over structures, at its defaults: a single level, draws for every object."""
+    return lambda seed: DirichletDARTS(arc_learning_rate=3e-4, warmup_epochs=0, seed=seed, **options)
+
+
 def theirs(seed: int) -> Any:
     """NNI's."""
     return DARTS(arc_learning_rate=3e-4, gradient_clip_val=5.0)
@@ -87,6 +92,8 @@ ARMS: dict[str, Callable[[int], Any]] = {
     "fused, CUDA graphs": ours(execution="fused", cuda_graphs=True),
     "fused, bf16, CUDA graphs": ours(execution="fused", cuda_graphs=True),
     "fused, compiled": ours(execution="fused", compile=True),
+    "Dirichlet": bayesian(),
+    "Dirichlet, Gaussian weights": bayesian(weights="variational"),
     **{f"{n} lambda": lambdas(n) for n in (1, 2, 4)},
     "lambda per object": lambdas(0),
 }
