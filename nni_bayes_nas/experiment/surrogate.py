@@ -2,11 +2,12 @@
 
 Scores of short trainings, in units of their standard deviation, are modelled as
 
-    y(a) = b + w z(log q(a)) + f(a) + noise,    f ~ GP(0, c exp(-h(a, b) / l^2))
+    y(a) = b + w z(log q(a)) + f(a) + noise,    f ~ GP(0, c exp(-h(a, b) / l^2)),    w ~ N(w0, w0^2 / 4)
 
 with b what makes the mean difference to the prior 0, z the standardization over the candidates and h the number of
 places in which two architectures differ: on one-hot features the squared distance of a radial kernel is 2 h. The
-search says which kinds of operation are good, and the trainings where they belong.
+search says which kinds of operation are good, and the trainings where they belong; and they say how far the search is
+to be believed: what is tried is much alike, and its scores vary less than those of all candidates would.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from nni_bayes_nas.errors import ConfigError
 Array = NDArray[np.float64]
 _FEW = 4
 _NOISE = 0.1
+_JITTER = 1e-6
+_SLOPE = 0.5
 
 
 def features(units: Sequence[law.Unit], architectures: Sequence[dict[str, Any]]) -> Array:
@@ -67,13 +70,15 @@ class Surrogate:
         x: Features of the candidates, `(n, d)`.
         log_prob: Their log-probabilities in the search's posterior, `(n,)`; what is not in the set must not be in it:
             the standardization is over it.
-        weight: w, of the prior mean; 0 is a flat prior.
+        weight: w0, of the prior mean; 0 is a flat prior.
         seed: Of draws and of the fit.
     """
 
     def __init__(self, x: Array, log_prob: Array, weight: float, seed: int) -> None:
-        self.x = x
-        self.mean = weight * standardized(log_prob)
+        z = standardized(log_prob)
+        self.x = np.column_stack([x, z])
+        self.mean = weight * z
+        self._slope = (_SLOPE * weight) ** 2
         self.seed = seed
         self._fits: dict[tuple[Observation, ...], _Fit] = {}
 
@@ -103,9 +108,11 @@ class Surrogate:
     def _fitted(self, observed: Sequence[Observation]) -> _Fit:
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.gaussian_process import GaussianProcessRegressor
-        from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+        from sklearn.gaussian_process.kernels import ConstantKernel, WhiteKernel
 
-        smooth = ConstantKernel(1.0, (0.3, 10.0)) * RBF(2.0, (0.7, 10.0))
+        from nni_bayes_nas.experiment.kernels import Places, Slope
+
+        smooth = ConstantKernel(1.0, (0.3, 10.0)) * Places(2.0, (0.7, 10.0)) + Slope(self._slope)
         process = GaussianProcessRegressor(
             smooth + WhiteKernel(_NOISE, (0.01, 0.3)), n_restarts_optimizer=2, random_state=self.seed
         )
@@ -160,5 +167,8 @@ class Surrogate:
 
 
 def _draws(mean: Array, covariance: Array, n: int, generator: np.random.Generator) -> Array:
-    drawn: Array = generator.multivariate_normal(mean, covariance, n, method="eigh", check_valid="ignore")
+    # Not by eigenvectors: those of equal eigenvalues turn with the last digit, and with them what is proposed.
+    jitter = _JITTER * max(float(np.diag(covariance).max()), _JITTER)
+    root = np.linalg.cholesky(covariance + jitter * np.eye(len(mean)))
+    drawn: Array = mean + generator.standard_normal((n, len(mean))) @ root.T
     return drawn

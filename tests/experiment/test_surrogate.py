@@ -7,6 +7,7 @@ import pytest
 
 from nni_bayes_nas.bayes import law
 from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.experiment.kernels import Places, Slope
 from nni_bayes_nas.experiment.surrogate import Observation, Surrogate, features, standardized
 
 UNITS = [law.Choice(f"e{i}", ("skip", "conv1", "conv3")) for i in range(4)]
@@ -118,3 +119,38 @@ def test_a_fit_is_remembered(monkeypatch):
     monkeypatch.setattr(ours, "_fitted", lambda observed, real=ours._fitted: fits.append(1) or real(observed))
     ours.posterior(seen), ours.thompson(seen, 2, 0, set()), ours.posterior(list(seen))
     assert len(fits) == 1
+
+
+def test_proposals_do_not_hang_on_the_last_digit():
+    """Many candidates are alike before anything is observed: eigenvectors of equal eigenvalues would turn."""
+    ours, seen = Surrogate(X, LOG_PROB, 1.0, 0), [Observation(0, 1.0), Observation(3, 0.5), Observation(9, 0.2)]
+    moved = [Observation(o.candidate, o.score * (1 + 1e-12)) for o in seen]
+    for known, other in (([], []), (seen, moved)):
+        again = Surrogate(X, LOG_PROB * (1 + 1e-13), 1.0, 0)
+        assert ours.thompson(known, 5, 0, set()) == again.thompson(other, 5, 0, set())
+
+
+def test_how_far_the_search_is_believed_is_learned():
+    """Scores that rise with the prior's opinion, or fall: the mean of what was not seen follows."""
+    generator = np.random.default_rng(1)
+    chosen = [int(c) for c in generator.permutation(len(X))[:20]]
+    left = [c for c in range(len(X)) if c not in chosen]
+    slopes = []
+    for sign in (1.0, -1.0):
+        scores = sign * LOG_PROB + 0.1 * generator.normal(size=len(X))
+        mean, _ = Surrogate(X, LOG_PROB, 1.0, 0).posterior([Observation(c, float(scores[c])) for c in chosen])
+        slopes.append(np.polyfit(LOG_PROB[left], mean[left], 1)[0])
+    assert slopes[0] > 0.5 > 0 > slopes[1]
+
+
+def test_covariances_are_what_they_say():
+    x = np.column_stack([X[:6], LOG_PROB[:6]])
+    places, slope = Places(2.0), Slope(0.25)
+    np.testing.assert_allclose(places(x), np.exp(-((X[:6, None] - X[None, :6]) ** 2).sum(-1) / 8.0))
+    np.testing.assert_allclose(slope(x, x[:2]), 0.25 * np.outer(LOG_PROB[:6], LOG_PROB[:2]))
+    np.testing.assert_allclose(slope.diag(x), np.diag(slope(x)))
+    value, gradient = (places + slope)(x, eval_gradient=True)
+    eps = 1e-5
+    moved = [(Places(2.0 * np.exp(e)) + slope)(x) for e in (eps, -eps)]
+    np.testing.assert_allclose(gradient[..., 0], (moved[0] - moved[1]) / (2 * eps), atol=1e-8)
+    assert np.array_equal(value, (places + slope)(x)) and not slope.is_stationary()
