@@ -11,7 +11,7 @@ them); nothing is chosen by the table. Arms, one row a seed:
     Dirichlet ...                    single level or bilevel; weights that are points, gated or scaled Gaussians
     concrete, logistic-normal        other families, as the Dirichlet on a single level
     refined                          the posterior of "Dirichlet, single level", by short trainings of 16 cells and
-                                     longer ones of three (`refinement.py`); and the same from two priors without a search
+                                     longer ones of three (`refinement.py`); and that from two priors without a search
     random                           cells without "none": one of them; the best of 10 by validation after 12 epochs
     3x3 everywhere                   counts parameters
 
