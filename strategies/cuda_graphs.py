@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from nni_bayes_nas.errors import ConfigError, SpaceError
@@ -33,16 +34,14 @@ def graphed(net: Any, binding: Binding, record: Callable[..., Any] | None = None
     A replayed pass writes where the one before it wrote. So the passes of which a loss is the mean, `n_passes` of the
     binding, are recorded together, one graph for each, and their backward pass must be over before they are repeated.
 
+    Gradients of parameters are put into their `.grad` past autograd: `loss.backward()` finds them, `autograd.grad` for
+    parameters does not, and there are no second derivatives.
+
     Args:
         net: The supernet.
         binding: Its own.
         record: What records; `recorded`.
-
-    Raises:
-        ConfigError: In a process of several that train one network: gradients of graphs do not travel.
     """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        raise ConfigError("cuda_graphs needs a search on one GPU, but several processes take part; leave it out.")
     with mixture_through(_Passes(net, binding, record or recorded), net, binding):
         yield
 
@@ -78,6 +77,9 @@ class _Passes:
         return next(runs)(*arguments)
 
     def _record(self, labels: tuple[str, ...], arguments: tuple[Tensor, ...]) -> Any:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            # Gradients that autograd does not see do not travel.
+            raise ConfigError("cuda_graphs needs a search on one GPU, but several processes take part; leave it out.")
         cuda, n = arguments[0].is_cuda, self._binding.n_passes
         # Recording runs a few passes: afterwards statistics and noise are as before.
         buffers = [(b, b.clone()) for b in self._net.buffers()]
@@ -88,7 +90,7 @@ class _Passes:
         samples = [[a.detach().clone().requires_grad_(a.requires_grad) for a in arguments] for _ in range(n)]
         try:
             return self._recorded(mixture, samples, self._pool)
-        except RuntimeError as error:
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
             said = " ".join(str(error).split())[:200]
             raise SpaceError(
                 f"cuda_graphs needs networks that run on the GPU alone, but recording one fails: {said}; "
@@ -166,6 +168,7 @@ class _Graph:
         self._given: list[Tensor] = []
         self._of_arguments: dict[int, Tensor | None] = {}
         self._of_parameters: dict[str, Tensor] = {}
+        self.turn = 0
         self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
 
     def run_forward(self) -> None:
@@ -205,6 +208,7 @@ class _Graph:
         """Outputs, in memory of their own."""
         for ours, given in zip(self._arguments, arguments, strict=True):
             ours.detach().copy_(given)
+        self.turn += 1
         self.forward.replay()
         return tuple(o.clone() for o in self._outputs)
 
@@ -234,10 +238,18 @@ class _Replay(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, graph: _Graph, anchor: Tensor, *arguments: Tensor) -> tuple[Tensor, ...]:
         ctx.graph = graph
-        return graph.replay_forward(arguments)
+        outputs = graph.replay_forward(arguments)
+        ctx.turn = graph.turn
+        return outputs
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        if ctx.turn != ctx.graph.turn:
+            raise SpaceError(
+                "cuda_graphs needs one pass for each loss, but the network was called again before the first call's "
+                "backward pass, and has overwritten it; leave cuda_graphs out."
+            )
         return None, None, *ctx.graph.replay_backward(gradients)
 
 

@@ -275,7 +275,9 @@ def _through(x: Tensor, chains: list[Chain]) -> Tensor:
             first = max(layers, key=lambda m: m.kernel_size[0])
             weight = _joined([_widened(m.weight, first.kernel_size) for m in layers])
             bias = _joined([m.bias for m in layers])
-            if x.is_cuda and groups == n and bias is None and _is_pointwise(first):
+            # As a product every object has the filters for itself, which must be no more than its images.
+            few = len(x) * weight.numel() <= x.numel()
+            if x.is_cuda and few and groups == n and bias is None and _is_pointwise(first):
                 x = pointwise_conv2d(x, weight, n)
             else:
                 x = F.conv2d(x, weight, bias, first.stride, first.padding, first.dilation, groups)

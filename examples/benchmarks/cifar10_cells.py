@@ -79,7 +79,7 @@ def common(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def search(options: argparse.Namespace, seed: int) -> Job:
-    """One search, and random cells beside it."""
+    """One search."""
     setting: Setting = PRESETS[options.preset]
     strategy = {"arc_learning_rate": 0.06, "auxiliary": 1.0, "normalize": True}
     section = {
@@ -87,7 +87,7 @@ def search(options: argparse.Namespace, seed: int) -> Job:
         "warmup_epochs": setting.warmup_epochs,
         "batch_size": setting.batch_size // 2,
         "learning_rate": 0.1,
-        "random": RANDOM if seed == FIRST_SEED else 0,
+        "random": 0,
     }
     config = {**common(options), "strategy": {"name": "dirichlet_darts", "args": strategy}, "search": section}
     return Job(f"s{seed}", "search", config, {"trial": f"search-{seed}", "seed": seed}, (0, seed), keep=True)
@@ -145,6 +145,8 @@ def difference(ours: list[float], theirs: list[float]) -> dict[str, float] | Non
 def main() -> int:
     """Run what the file of finished jobs does not hold yet."""
     options = parse(__doc__, PRESETS, SEEDS, data_sets=(*STEMS, "image_folder"))
+    from judged import random_choices
+
     store = Store(options.output)
     searches = {f"s{seed}": search(options, seed) for seed in range(FIRST_SEED, FIRST_SEED + options.seeds)}
     begun: dict[str, tuple[str, int]] = {}
@@ -153,10 +155,12 @@ def main() -> int:
         if finished.name not in searches or "error" in outcome:
             return []
         seed, result = int(finished.parameters["seed"]), outcome["result"]
-        found = [("searched", f"s{seed}", result["architectures"][0]["choices"])]
-        found += [("random", f"random{i}", row["choices"]) for i, row in enumerate(result["random"])]
-        jobs = [training(options, name, seed, choices) for _, name, choices in found]
-        begun.update({job.name: (arm, seed) for job, (arm, _, _) in zip(jobs, found, strict=True)})
+        found = [("searched", f"s{seed}", seed, result["architectures"][0]["choices"])]
+        if seed == FIRST_SEED:  # with a seed each: what one seed does to all would not show in their spread
+            drawn = random_choices(result, RANDOM, seed)
+            found += [("random", f"random{i}", seed + i, choices) for i, choices in enumerate(drawn)]
+        jobs = [training(options, name, own, choices) for _, name, own, choices in found]
+        begun.update({job.name: (arm, own) for job, (arm, _, own, _) in zip(jobs, found, strict=True)})
         return jobs
 
     # A GPU holds one training at a time.

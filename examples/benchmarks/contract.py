@@ -74,7 +74,8 @@ def parse(
     more(parser)
     options = parser.parse_args()
     options.seeds = seeds[options.preset] if options.seeds is None else options.seeds
-    options.data = options.data or ("digits" if options.preset == "smoke" else "mnist")
+    usual = "digits" if options.preset == "smoke" or "mnist" not in data_sets else "mnist"
+    options.data = options.data or usual
     if options.seeds < 1:
         parser.error("--seeds must be at least 1")
     if options.data != "digits" and options.root is None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from contract import Target
 from scipy.stats import rankdata
 from workers import Outcome
@@ -90,6 +91,13 @@ def refined_row(arm: str, seed: int, refinement: Any, search_seconds: float, jud
     }
 
 
+def random_choices(result: dict[str, Any], n: int, seed: int) -> list[Choices]:
+    """Cells of the space of a search, all options and edges as probable, drawn without looking at data or search."""
+    units = ArchitecturePosterior.from_dict(result["posterior"]).units
+    even = [torch.full(unit.shape, 1.0 / unit.shape[1], dtype=torch.float64) for unit in units]
+    return ArchitecturePosterior(units, even).sample(n, torch.Generator().manual_seed(seed))
+
+
 def by_seed(rows: list[dict[str, Any]], arm: str, name: str = "accuracy") -> dict[int, float]:
     """A number of an arm, by seed."""
     return {row["seed"]: row[name] for row in rows if row["arm"] == arm and row.get(name) is not None}
@@ -136,12 +144,17 @@ def _ranks(values: list[float]) -> list[float]:
     return [float(r) for r in rankdata(values)]
 
 
-def _spearman(a: list[float], b: list[float]) -> float:
+def _spearman(a: list[float], b: list[float]) -> float | None:
+    """Rank correlation; None where all of one are equal."""
+    if len(set(a)) < 2 or len(set(b)) < 2:
+        return None
     return statistics.correlation(_ranks(a), _ranks(b))
 
 
 def _partial(a: list[float], b: list[float], given: list[float]) -> float | None:
     """Partial rank correlation of a and b, given a third; None where the third says all."""
     ab, ac, bc = _spearman(a, b), _spearman(a, given), _spearman(b, given)
+    if ab is None or ac is None or bc is None:
+        return None
     left = (1 - ac**2) * (1 - bc**2)
     return (ab - ac * bc) / math.sqrt(left) if left > 1e-12 else None

@@ -164,7 +164,7 @@ class Refinement:
             "covered": int(covered),
             "predicted": predicted,
             "pairs": _reliability(np.maximum(p, 1 - p), right),
-            "spearman": float(spearmanr(mean, accuracies).statistic),
+            "spearman": float(spearmanr(mean, accuracies).statistic) if np.ptp(mean) > 0 < np.ptp(accuracies) else None,
         }
 
 

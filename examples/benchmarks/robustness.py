@@ -74,7 +74,7 @@ def common(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def search(options: argparse.Namespace, arm: str, seed: int) -> Job:
-    """One search; that of DARTS gives the random cells too."""
+    """One search."""
     setting: Setting = PRESETS[options.preset]
     guarded = "auxiliary" in ARMS[arm]["args"]
     section = {
@@ -82,7 +82,7 @@ def search(options: argparse.Namespace, arm: str, seed: int) -> Job:
         "warmup_epochs": setting.warmup_epochs if guarded else 0,
         "batch_size": 32 if guarded else 64,  # of a single level it is one half
         "learning_rate": 0.1 if guarded else 0.05,
-        "random": 1 if arm == "DARTS" else 0,
+        "random": 0,
     }
     config = {**common(options), "strategy": ARMS[arm], "search": section}
     return Job(f"s{seed}-{arm}", "search", config, {"trial": f"search-{arm}-{seed}", "seed": seed}, (0, seed))
@@ -217,6 +217,8 @@ def _spread(values: list[float]) -> str:
 def main() -> int:
     """Run what the file of finished jobs does not hold yet."""
     options = parse(__doc__, PRESETS, SEEDS)
+    from judged import random_choices
+
     seeds = list(range(FIRST_SEED, FIRST_SEED + options.seeds))
     store = Store(options.output)
     searches = {(arm, seed): search(options, arm, seed) for arm in ARMS for seed in seeds}
@@ -228,7 +230,9 @@ def main() -> int:
             return []
         arm, seed = arm_of[finished.name]
         result = outcome["result"]
-        found = [(arm, result["architectures"][0]), *((RANDOM, row) for row in result["random"][:1])]
+        found = [(arm, result["architectures"][0])]
+        if arm == "DARTS":
+            found.append((RANDOM, {"choices": random_choices(result, 1, seed)[0]}))
         jobs = [training(options, name, seed, row["choices"]) for name, row in found]
         begun.update({job.name: (name, seed, row) for job, (name, row) in zip(jobs, found, strict=True)})
         return jobs

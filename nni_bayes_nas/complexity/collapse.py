@@ -16,8 +16,10 @@ from nni_bayes_nas.complexity.expected import CostModel
 SHARE, GROWTH, WINDOW, DECIDED = 0.6, 1.0 / 0.75, 3, 0.01
 
 
-def parameter_free_share(cost: CostModel, marginals: Sequence[Tensor]) -> Tensor:
+def parameter_free_share(cost: CostModel, marginals: Sequence[Tensor]) -> Tensor | None:
     """Expected share of the options that are part of the architecture and have no parameters, `()`.
+
+    Of the choices between options with and without; None where there is no such choice.
 
     Args:
         cost: Parameters of every part of the space.
@@ -27,9 +29,11 @@ def parameter_free_share(cost: CostModel, marginals: Sequence[Tensor]) -> Tensor
     for term in cost.terms:
         for unit, options in term.gates:
             free[unit][list(options)] = False
-    flat = [m.flatten() for m in marginals]
-    kept = torch.stack([m.sum() for m in flat]).sum()
-    return torch.stack([m[f.to(m.device)].sum() for m, f in zip(flat, free, strict=True)]).sum() / kept
+    pairs = [(m.flatten(), f.to(m.device)) for m, f in zip(marginals, free, strict=True) if 0 < int(f.sum()) < len(f)]
+    if not pairs:
+        return None
+    kept = torch.stack([m.sum() for m, _ in pairs]).sum()
+    return torch.stack([m[f].sum() for m, f in pairs]).sum() / kept
 
 
 def largest_eigenvalue(
@@ -70,7 +74,7 @@ def reason(history: Sequence[Mapping[str, float]]) -> str | None:
     if not history:
         return None
     now, first = history[-1], history[0]
-    if now["parameter_free"] >= SHARE:
+    if now.get("parameter_free", 0.0) >= SHARE:
         return (
             f"{100 * now['parameter_free']:.0f} % of what the architecture keeps has no parameters (from "
             f"{100 * SHARE:.0f} % on a search has collapsed); try the guards auxiliary, normalize and a longer warm-up"

@@ -260,10 +260,10 @@ def _check_replicas(config: Config, strategy: Any) -> None:
     """
     if config.search.replicas == 1:
         return
-    if config.search.collapse == "stop":
+    if config.search.collapse != "ignore":
         raise ConfigError(
-            "searches side by side end together, got search.collapse 'stop' and search.replicas "
-            f"{config.search.replicas}; set collapse to 'watch', or replicas to 1."
+            f"searches are watched one by one, got search.collapse {config.search.collapse!r} and search.replicas "
+            f"{config.search.replicas}; set collapse to 'ignore', or replicas to 1."
         )
     if not hasattr(strategy, "beside"):
         raise ConfigError(

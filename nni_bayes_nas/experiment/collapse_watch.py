@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,14 @@ class CollapseWatch(Callback):
         self._batch: Any = None
         self._curved = True
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A search that was ended, and is read again, stays ended; what a killed attempt wrote too early goes."""
+        found = stopped(self.directory)
+        if found is not None and found["epoch"] <= trainer.current_epoch:
+            trainer.should_stop = True
+        elif found is not None:
+            (self.directory / FILE).unlink()
+
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
@@ -47,29 +56,29 @@ class CollapseWatch(Callback):
         search: Any = pl_module
         if trainer.current_epoch < search.warmup_epochs:
             return
-        terms = {"parameter_free": self.parameter_free(search)}
-        curvature = self.curvature(search)
-        if curvature is not None:
-            terms["curvature"] = curvature
+        found = {"parameter_free": self.parameter_free(search), "curvature": self.curvature(search)}
+        terms = {name: value for name, value in found.items() if value is not None}
         search.log_dict(terms)
         entropy = float(trainer.callback_metrics["entropy"])
         why = reason([*self._before(trainer.current_epoch, search.warmup_epochs), {**terms, "entropy": entropy}])
-        if why is not None and self.stop:
-            write_json(self.directory / FILE, {"epoch": trainer.current_epoch, "why": why})
+        last = trainer.current_epoch + 1 == trainer.max_epochs
+        if why is not None and self.stop and not last:
+            write_json(self.directory / FILE, {"epoch": trainer.current_epoch + 1, "why": why})
             trainer.should_stop = True
 
     def _before(self, epoch: int, warmup: int) -> list[dict[str, float]]:
         rows = read_rows(self.directory / "metrics.jsonl")
         kept = [row["terms"] for row in rows if "terms" in row and warmup <= row["epoch"] < epoch]
-        return [terms for terms in kept if "parameter_free" in terms]
+        return [terms for terms in kept if {"parameter_free", "curvature"} & terms.keys()]
 
-    def parameter_free(self, search: Any) -> float:
-        """Expected share of parameter-free operations at the low end of lambda."""
+    def parameter_free(self, search: Any) -> float | None:
+        """Expected share of parameter-free operations at the low end of lambda; None where no choice has both kinds."""
         structure = search.structure
         with torch.no_grad():
             probs = structure.probs(structure.position(None))
             marginals = [law.marginals(unit, p) for unit, p in zip(structure.units, probs, strict=True)]
-            return float(parameter_free_share(self.strategy.cost_of("params"), marginals))
+            share = parameter_free_share(self.strategy.cost_of("params"), marginals)
+            return None if share is None else float(share)
 
     def curvature(self, search: Any) -> float | None:
         """Largest eigenvalue of the Hessian of the validation loss in the structure; None where it has none."""
@@ -85,7 +94,10 @@ class CollapseWatch(Callback):
                 gradients = torch.autograd.grad(
                     loss, knots, create_graph=True, allow_unused=True, materialize_grads=True
                 )
-                return largest_eigenvalue(gradients, knots, torch.Generator().manual_seed(self.seed))
+                value = largest_eigenvalue(gradients, knots, torch.Generator().manual_seed(self.seed))
+                return value if math.isfinite(value) else None
+        except torch.cuda.OutOfMemoryError:
+            raise
         except (RuntimeError, SpaceError):  # an operation without a double backward: the other signs are left
             self._curved = False
             return None
@@ -94,6 +106,6 @@ class CollapseWatch(Callback):
 
 
 def stopped(directory: Path) -> dict[str, Any] | None:
-    """Epoch and reason of a search that was ended; None for one that was not."""
+    """How many epochs a search took that was ended, and the reason; None for one that was not."""
     found = read_json(directory / FILE)
     return found if isinstance(found, dict) else None

@@ -30,15 +30,21 @@ class SharedWeights:
         strategy: The strategy that has searched.
         calibration: Training data of the weight step; the first 1,024 objects (512 for mixtures) recalibrate the
             normalization.
+        epochs: After which the search ended by itself; None: all of them.
         validation: Validation data; the first 2,000 objects (1,000 for mixtures) are used.
     """
 
-    def __init__(self, strategy: Any, calibration: TensorDataset, validation: TensorDataset) -> None:
+    def __init__(
+        self, strategy: Any, calibration: TensorDataset, validation: TensorDataset, epochs: int | None = None
+    ) -> None:
         search = strategy.oneshot_module
         self.strategy, self.structure, self.binding = strategy, strategy.structure, search.binding
-        self.temperature = search.final_temperature
         # As in the last step, which a search that was resumed at its end has not taken again.
-        self.binding.auxiliary = self.binding.guards.auxiliary_at(1.0)
+        self.temperature, progress = search.final_temperature, 1.0
+        if epochs is not None:
+            search.current_step = epochs * search.steps_per_epoch - 1
+            self.temperature, progress = search.temperature(search.final_temperature), search.progress
+        self.binding.auxiliary = self.binding.guards.auxiliary_at(progress)
         self.module: SupervisedModule = search.training_module
         self.network: nn.Module = self.module.model
         device = self.structure.reference.device

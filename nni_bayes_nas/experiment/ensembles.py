@@ -19,8 +19,8 @@ Rows = Sequence[tuple[dict[str, Any], dict[str, Any]]]
 def ensembles(rows: Rows, log_probs: Mapping[str, Tensor], y: Tensor, score: str) -> list[dict[str, Any]]:
     """Scores of the best network, of its repeats together, and of the posterior of every search.
 
-    The members of a posterior's ensemble are the architecture of its mean and its samples, retrained with one seed;
-    their weights are their probabilities. Beside it stands its best member. What is chosen is so by validation data.
+    The members of a posterior's ensemble are the architecture that was read off and the samples, retrained with one
+    seed; their weights are their probabilities. Beside it stands its best member. All is chosen by validation data.
 
     Args:
         rows: (architecture, retraining), as in summary.json.

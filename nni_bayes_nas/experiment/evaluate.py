@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FILE = "evaluation.json"
 _SCHEMA = 1
-_BATCH = 32
+_BATCH, _AT_ONCE = 32, 256
 # A black-box attack that is stronger than one by gradients, by more than this many standard errors, tells of masking.
 _MASKED = 2.0
 
@@ -35,7 +35,7 @@ class Settings:
         epsilons: Largest changes of a pixel in the units of the stored data, and standard deviations of the noise; of
             vectors in standard deviations of a feature.
         damages: Shares of the edges that are missing.
-        objects: Test objects that are attacked, the first ones; all of them where there are fewer.
+        objects: Test objects that are attacked, drawn at random; all of them where there are fewer.
         steps: Of PGD.
         restarts: Of PGD.
         queries: Of the black-box attack.
@@ -86,7 +86,9 @@ def evaluate(
     from nni_bayes_nas.experiment.ensembles import ensembles
 
     settings = settings or Settings()
-    rows = _rows(run, architectures)
+    pairs = _pairs(run, architectures)
+    # Architectures of equal choices share their networks.
+    rows = list({str(retrained["name"]): (row, retrained) for row, retrained in reversed(pairs)}.values())[::-1]
     first = find_retraining(run, str(rows[0][0]["id"]), int(rows[0][1]["seed"]))
     if task_of(first.config.data).name != "classification":
         raise ConfigError(
@@ -106,14 +108,14 @@ def evaluate(
         "settings": asdict(settings),
         "test_objects": len(y),
         "networks": networks,
-        "ensembles": ensembles(rows, log_probs, y, task_of(first.config.data).val_score),
+        "ensembles": ensembles(pairs, log_probs, y, task_of(first.config.data).val_score),
     }
     write_json(run / FILE, result)
     return run / FILE
 
 
-def _rows(run: Path, architectures: Sequence[str]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """(architecture, retraining), each network once."""
+def _pairs(run: Path, architectures: Sequence[str]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """(architecture, retraining)."""
     summary = read_json(run / "summary.json")
     every = summary.get("architectures", []) if isinstance(summary, dict) else []
     by_id = {str(row.get("id")): row for row in every}
@@ -121,24 +123,20 @@ def _rows(run: Path, architectures: Sequence[str]) -> list[tuple[dict[str, Any],
         if name not in by_id:
             raise ConfigError(f"`{run}` has no architecture `{name}`, {closest(name, by_id)}")
     chosen = [row for name, row in by_id.items() if not architectures or name in architectures]
-    found: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
-    for row in chosen:
-        for retrained in row.get("retrain", []):
-            if retrained.get("name"):
-                found.setdefault(str(retrained["name"]), (row, retrained))
+    found = [(row, one) for row in chosen for one in row.get("retrain", []) if one.get("name")]
     if not found:
         # It says why: no run, no such architecture, or nothing retrained.
         find_retraining(run, next(iter(architectures or by_id), ""), None)
-    return list(found.values())
+    return found
 
 
 def _check_scale(first: Retraining, data: DataSplits) -> None:
     import torch
 
     saved = rebuild(first)[1]
-    if saved.num_classes != data.num_classes or not (
-        torch.allclose(saved.mean, data.mean) and torch.allclose(saved.sd, data.sd)
-    ):
+    parts = ((saved.mean, data.mean), (saved.sd, data.sd))
+    equal = all(ours.shape == theirs.shape and torch.allclose(ours, theirs) for ours, theirs in parts)
+    if saved.num_classes != data.num_classes or not equal:
         raise ConfigError(
             f"data `{first.config.data.name}` must be those of the training, but their mean or classes are others\n"
             "evaluate where the data of the run are"
@@ -185,29 +183,35 @@ def evaluated(
     network = rebuild(retraining)[0]
     with torch.no_grad():
         log_probs = torch.cat([network(part).log_softmax(-1) for part in torch.split(test[0], 256)])
-    x, y = (part[: settings.objects] for part in test)
+    # Not the first ones: a test set may be in the order of its classes.
+    order = torch.randperm(len(test[1]), generator=torch.Generator().manual_seed(settings.seed))[: settings.objects]
+    x, y = (part[order] for part in test)
 
     def generator(stream: int) -> torch.Generator:
         return torch.Generator().manual_seed(settings.seed * 1_000 + stream)
 
-    def pgd(epsilon: float) -> Tensor:
+    noises = {name: generator(i) for i, name in enumerate(("pgd", "square", "noise"))}
+
+    def pgd(x: Tensor, y: Tensor, epsilon: float) -> Tensor:
         steps, restarts = settings.steps, settings.restarts
-        return attacks.pgd(network, x, y, epsilon, box, steps=steps, restarts=restarts, generator=generator(1))
+        return attacks.pgd(network, x, y, epsilon, box, steps=steps, restarts=restarts, generator=noises["pgd"])
 
-    def black_box(epsilon: float) -> Tensor:
-        return attacks.square(network, x, y, epsilon, box, queries=settings.queries, generator=generator(2))
+    def black_box(x: Tensor, y: Tensor, epsilon: float) -> Tensor:
+        return attacks.square(network, x, y, epsilon, box, queries=settings.queries, generator=noises["square"])
 
-    kinds: dict[str, Callable[[float], Tensor]] = {
-        "fgsm": lambda epsilon: attacks.fgsm(network, x, y, epsilon, box),
+    kinds: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+        "fgsm": lambda x, y, epsilon: attacks.fgsm(network, x, y, epsilon, box),
         "pgd": pgd,
         # Squares are of images.
         **({"square": black_box} if x.dim() == 4 else {}),
-        "noise": lambda epsilon: attacks.noise(x, epsilon, box, generator(3)),
+        "noise": lambda x, y, epsilon: attacks.noise(x, epsilon, box, noises["noise"]),
     }
-    attacked = {
-        name: [round(attacks.accuracy(network, attack(epsilon), y), 5) for epsilon in settings.epsilons]
-        for name, attack in kinds.items()
-    }
+
+    def accuracy(attack: Callable[[Tensor, Tensor, float], Tensor], epsilon: float) -> float:
+        parts = zip(torch.split(x, _AT_ONCE), torch.split(y, _AT_ONCE), strict=True)
+        return round(attacks.accuracy(network, torch.cat([attack(a, b, epsilon) for a, b in parts]), y), 5)
+
+    attacked = {name: [accuracy(attack, epsilon) for epsilon in settings.epsilons] for name, attack in kinds.items()}
     row = {
         "scores": uncertainty.scores(log_probs, test[1]),
         "clean": round(attacks.accuracy(network, x, y), 5),

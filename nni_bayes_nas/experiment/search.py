@@ -102,7 +102,8 @@ def run_search(
     if device == "gpu":
         module.to("cuda")  # Lightning has moved it back
     with watch.stage("reading"), count_optimizer_steps() as after:
-        reader = Reader(config, data, strategy, seed, watch)
+        ended = stopped(directory)
+        reader = Reader(config, data, strategy, seed, watch, ended["epoch"] if ended else None)
         # A search among others has one thread for itself, and all of them here.
         read = partial(reader.read, config.search)
         architectures, curve, random = read() if meeting is None else strategy.replica.in_turn(read)
@@ -123,7 +124,7 @@ def run_search(
             "strategy": config.strategy.name,
             "seed": seed,
             **({"changes": changes} if changes else {}),
-            **({"stopped": ended} if (ended := stopped(directory)) else {}),
+            **({"stopped": ended} if ended else {}),
             "seconds": round(time.perf_counter() - started, 2),
             "reading_seconds": round(time.perf_counter() - searched, 2),
             "steps": int(module.trainer.current_epoch) * int(_steps_per_epoch(config, data)),
@@ -202,7 +203,15 @@ def _itself(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
 class Reader:
     """Reads architectures off a finished search and counts them on the networks themselves."""
 
-    def __init__(self, config: Config, data: DataSplits, strategy: Any, seed: int, watch: Stopwatch) -> None:
+    def __init__(
+        self,
+        config: Config,
+        data: DataSplits,
+        strategy: Any,
+        seed: int,
+        watch: Stopwatch,
+        epochs: int | None = None,
+    ) -> None:
         self.strategy = strategy
         self.watch = watch
         self.shape = data.shape
@@ -210,7 +219,8 @@ class Reader:
         for tensor in (*self.space.parameters(), *self.space.buffers()):
             # NNI copies what it freezes, which takes most of the time: sizes do not depend on weights.
             tensor.__deepcopy__ = partial(_itself, tensor)
-        self.shared = SharedWeights(strategy, halves(data.train, config.search.structure_fraction, seed)[0], data.val)
+        calibration = halves(data.train, config.search.structure_fraction, seed)[0]
+        self.shared = SharedWeights(strategy, calibration, data.val, epochs)
         self.score = task_of(data).score
         self.generator = torch.Generator().manual_seed(seed)
         self._one_hot: dict[str, float] = {}

@@ -27,7 +27,7 @@ def ensemble(log_probs: Sequence[Tensor], weights: Sequence[float] | None = None
     if len(given) != len(log_probs) or not all(w >= 0 for w in given) or not sum(given) > 0:
         raise ConfigError(f"an ensemble of {len(log_probs)} needs as many weights, at least 0, got {given}.")
     stacked = torch.stack([p.double() for p in log_probs])
-    w = torch.tensor(given).to(stacked)
+    w = torch.tensor(given, dtype=torch.float64, device=stacked.device)
     return torch.logsumexp(stacked + (w / w.sum()).log()[:, None, None], 0)
 
 

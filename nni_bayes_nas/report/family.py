@@ -83,7 +83,7 @@ def _cut_off(run: RunFolder) -> list[str]:
 def stopped(run: RunFolder) -> list[str]:
     """A sentence for every search that ended by itself before its last epoch."""
     return [
-        f"Search {search.get('id', '?')} ended after epoch {found.get('epoch')}: {found.get('why')}."
+        f"Search {search.get('id', '?')} ended after {found.get('epoch')} epochs: {found.get('why')}."
         for search in run.searches
         if isinstance(found := search.get("stopped"), dict)
     ]

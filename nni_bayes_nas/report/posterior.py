@@ -72,7 +72,10 @@ def _choice(label: str, options: dict[str, float]) -> list[str]:
     ordered = sorted(options.items(), key=lambda item: -item[1])
     (first, p), (second, q) = ordered[0], ordered[1] if len(ordered) > 1 else ("", 0.0)
     # An edge that is hardly ever kept is decided too.
-    decided = p >= _DECIDED or sum(options.values()) <= 1 - _DECIDED
+    # Of a choice that keeps several the least sure one counts.
+    total = sum(options.values())
+    last = ordered[min(len(ordered), max(1, round(total))) - 1][1]
+    decided = last >= _DECIDED or total <= 1 - _DECIDED
     return [label, str(first), _share(p), str(second), _share(q), "decided" if decided else "open"]
 
 

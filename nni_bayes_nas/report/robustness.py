@@ -30,6 +30,11 @@ def _settings(run: RunFolder) -> Row:
     return settings if isinstance(settings, dict) else {}
 
 
+def _objects(run: RunFolder) -> str:
+    asked, there = _settings(run).get("objects") or 0, run.evaluation.get("test_objects") or 0
+    return f"All {there}" if asked >= there else f"{asked} of {there}"
+
+
 def score_rows(run: RunFolder) -> list[list[str]]:
     """Scores of every ensemble, in the order of the file; the first is the best network alone."""
     rows = []
@@ -89,10 +94,10 @@ def _at(members: list[Row], path: tuple[str, ...], i: int) -> str:
 def notes(run: RunFolder) -> list[str]:
     """How the table came about, and what to make of it."""
     settings = _settings(run)
-    if not settings:
+    if not settings or not settings.get("epsilons"):
         return []
     said = [
-        f"The first {settings.get('objects')} test objects (of {run.evaluation.get('test_objects')}); epsilon is the "
+        f"{_objects(run)} test objects, drawn at random; epsilon is the "
         "largest change of a pixel, of 1 for all, or the sd of the noise. FGSM is one step along the sign of the "
         f"gradient, PGD {settings.get('steps')} with {settings.get('restarts')} starts, the black box sees outputs "
         f"alone, with {settings.get('queries')} queries. Networks are trained without attacks: this compares "

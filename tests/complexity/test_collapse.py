@@ -14,6 +14,13 @@ COST = CostModel(
 )
 
 
+def test_choices_of_one_kind_say_nothing():
+    """Of inputs, or of operations that all have parameters."""
+    cost = CostModel((CostTerm(((0, (0,)),), 1.0), CostTerm(((0, (1,)),), 2.0)), 0.0, (2, 3))
+    assert parameter_free_share(cost, [torch.tensor([[0.5, 0.5]]), torch.tensor([[1.0, 1.0, 1.0]])]) is None
+    assert reason([{"entropy": 1.0}]) is None
+
+
 def test_share_by_hand():
     marginals = [torch.tensor([[0.25, 0.75]]), torch.tensor([[0.5, 0.3, 0.2]])]
     assert float(parameter_free_share(COST, marginals)) == pytest.approx((0.25 + 0.3) / 2)

@@ -46,11 +46,18 @@ def test_it_ends_with_a_reason_and_stays_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(collapse_watch, "reason", lambda history: "enough" if len(history) == 2 else None)
     config = settings(epochs=6, collapse="stop")
     result = searched(tmp_path / "run", config)
-    assert result["search"]["stopped"] == {"epoch": 2, "why": "enough"}
+    assert result["search"]["stopped"] == {"epoch": 3, "why": "enough"}
     rows = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if "terms" in row]
     assert [row["epoch"] for row in rows] == [0, 1, 2] and result["architectures"]
     run = RunFolder(tmp_path, {"searches": [result["search"]]})
-    assert family.stopped(run) == ["Search s0 ended after epoch 2: enough."]
+    assert family.stopped(run) == ["Search s0 ended after 3 epochs: enough."]
+    # Read again, after a trial that died in the reading, it does not go on.
+    monkeypatch.setattr(collapse_watch, "reason", lambda history: None)
+    again = searched(tmp_path / "run", config)
+    assert again["search"]["stopped"] == result["search"]["stopped"]
+    assert again["architectures"] == result["architectures"]
+    after = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if "terms" in row]
+    assert [row["epoch"] for row in after] == [0, 1, 2]
 
 
 def test_a_search_that_was_killed_remembers_what_it_saw(tmp_path, monkeypatch):
@@ -71,6 +78,7 @@ def test_a_space_without_second_derivatives_has_the_other_signs(tmp_path, monkey
     assert "parameter_free" in rows[-1] and "curvature" not in rows[-1]
 
 
-def test_searches_side_by_side_do_not_end_alone():
-    with pytest.raises(ConfigError, match=r"search\.collapse 'stop' and search\.replicas 2"):
-        settings(searches=2, replicas=2, collapse="stop")
+@pytest.mark.parametrize("how", ["watch", "stop"])
+def test_searches_side_by_side_are_not_watched(how):
+    with pytest.raises(ConfigError, match=rf"search\.collapse '{how}' and search\.replicas 2"):
+        settings(searches=2, replicas=2, collapse=how)

@@ -135,6 +135,6 @@ def test_what_was_evaluated(folder):
     assert row[:6] == ["posterior of s0, weighted (6 networks)", "2", "91.00 %", "0.2000", "0.0300", "0.1000"]
     assert row[6] == "−0.0100 (−0.0200 … +0.0050)"
     notes = robustness.notes(run)
-    assert "first 10 test objects (of 40)" in notes[0] and "s0-lam-0.0001" in notes[1]
+    assert "10 of 40 test objects" in notes[0] and "s0-lam-0.0001" in notes[1]
     page = write_report([folder])[0].read_text(encoding="utf-8")
     assert "Accuracy under attack" in page and "−0.0100 (−0.0200 … +0.0050)" in page

@@ -101,6 +101,8 @@ class PosteriorRefinement(SearchAndRetrain):
 
     def _candidates(self, raw: Result) -> list[dict[str, Any]]:
         text = raw["candidates"]
+        if isinstance(text, list):  # of a run before they were packed
+            return text
         if text not in self._unpacked:
             self._unpacked[text] = unpack(text)
         return self._unpacked[text]

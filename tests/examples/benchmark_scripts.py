@@ -1,0 +1,50 @@
+"""What the tests of the benchmarks share: the scripts as modules, and each at its smallest size as a command."""
+
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[2] / "examples" / "benchmarks"
+MODULES = ("contract", "front", "baselines", "workers", "control_results", "control_figure", "judged", "refinement")
+SCRIPTS = ("complexity_control", "seed_table", "mnist_full", "nasbench201", "own_table", "robustness", "cifar10_cells")
+
+
+def clean() -> None:
+    for name in (*MODULES, *SCRIPTS):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def script_folder() -> Iterator[None]:
+    """The scripts find each other as they do when one of them is started: by their folder on the path."""
+    sys.path.insert(0, str(FOLDER))
+    clean()
+    yield
+    sys.path.remove(str(FOLDER))
+    clean()
+
+
+def module(name: str) -> Any:
+    return importlib.import_module(name)
+
+
+def command(name: str, output: Path, seeds: int = 1, *more: str) -> list[str]:
+    options = ["--preset", "smoke", "--seeds", str(seeds), "--output", str(output)]
+    return [sys.executable, str(FOLDER / f"{name}.py"), *options, *more]
+
+
+def run(name: str, output: Path, seeds: int = 1, *more: str) -> tuple[str, dict[str, Any]]:
+    done = subprocess.run(command(name, output, seeds, *more), text=True, capture_output=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result: dict[str, Any] = json.loads(output.read_text())
+    assert {"schema", "benchmark", "preset", "command", "environment", "seconds", "rows", "targets"} <= set(result)
+    assert (result["benchmark"], result["preset"], result["complete"]) == (name, "smoke", True)
+    for target in result["targets"]:
+        assert set(target) == {"name", "what", "value", "limit", "better", "holds"}
+    return done.stdout, result
