@@ -11,8 +11,11 @@ from nni_bayes_nas.errors import RunError
 
 
 def pack(rows: list[dict[str, Any]]) -> str:
-    """Rows of plain types as text, a tenth to a thirtieth as long as their JSON."""
-    return base64.b85encode(zlib.compress(json.dumps(rows).encode(), 9)).decode()
+    """Rows of plain types as text, a tenth to a thirtieth as long as their JSON.
+
+    Letters, digits, "-", "_" and "=" alone: what NNI reads with takes "#" and "//" for comments, within strings too.
+    """
+    return base64.urlsafe_b64encode(zlib.compress(json.dumps(rows).encode(), 9)).decode()
 
 
 def unpack(text: str) -> list[dict[str, Any]]:
@@ -22,7 +25,7 @@ def unpack(text: str) -> list[dict[str, Any]]:
         RunError: The text is something else.
     """
     try:
-        rows: list[dict[str, Any]] = json.loads(zlib.decompress(base64.b85decode(text)))
+        rows: list[dict[str, Any]] = json.loads(zlib.decompress(base64.urlsafe_b64decode(text)))
     except (ValueError, zlib.error) as error:
         raise RunError(f"candidates of a search must be what `pack` gave, but unpacking failed: {error}.") from error
     return rows

@@ -238,6 +238,7 @@ def test_candidates_travel_as_short_text():
     assert len(rows) == 27 and rows[0]["choices"].keys() == {"e0", "e1", "e2"}
     many = rows * 40
     assert unpack(pack(many)) == many and len(pack(many)) < len(json.dumps(many)) / 10
+    assert re.fullmatch(r"[\w=-]+", pack(many))
     with pytest.raises(RunError, match="unpacking failed"):
         unpack("no such text")
 
