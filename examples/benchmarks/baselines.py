@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 import random
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -122,3 +124,21 @@ class Cells:
         sizes = {w: one + (two - one) * (w - 1) + half * (w - 1) * (w - 2) for w in _WIDTHS}
         middles = [math.sqrt(low * high) for low, high in strata(*self.bounds, n)]
         return sorted({min(sizes, key=lambda w: abs(math.log(sizes[w] / middle))) for middle in middles})
+
+
+def nearest_width(space: dict[str, Any], choices: dict[str, Any], widths: Sequence[int], size: int) -> int:
+    """The width at which the network of a cell comes nearest to a number of parameters.
+
+    Args:
+        space: Arguments of the cell space, without the width.
+        choices: Of the cell.
+        widths: That there are, in order.
+        size: Parameters.
+    """
+
+    def params(width: int) -> int:
+        return count_parameters(Architecture(choices).build(CellSpace(**{**space, "width": width})))
+
+    # Sizes grow with the width.
+    at = bisect.bisect_left(widths, size, hi=len(widths) - 1, key=params)
+    return min(widths[max(0, at - 1) : at + 1], key=lambda width: abs(params(width) - size))

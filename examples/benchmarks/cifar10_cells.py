@@ -110,24 +110,12 @@ def training(options: argparse.Namespace, name: str, seed: int, choices: dict[st
 
 def width_of(options: argparse.Namespace, choices: dict[str, Any]) -> int:
     """The width at which the deeper network of a cell comes nearest to the common size."""
-    from nni_bayes_nas.architecture import Architecture
-    from nni_bayes_nas.complexity.measure import count_parameters
-    from nni_bayes_nas.search_spaces.cell import CellSpace
+    from baselines import nearest_width
 
     setting: Setting = PRESETS[options.preset]
-    arguments = {**common(options)["space"]["args"], "n_cells": setting.cells, "affine": True}
     channels = 1 if options.data in ("digits", "mnist", "fashion_mnist") else 3
-
-    def size(width: int) -> int:
-        space = CellSpace(in_channels=channels, **{**arguments, "width": width})
-        return count_parameters(Architecture(choices).build(space))
-
-    low, high = 0, len(setting.widths) - 1
-    while low < high:  # sizes grow with the width
-        middle = (low + high) // 2
-        low, high = (middle + 1, high) if size(setting.widths[middle]) < setting.size else (low, middle)
-    near = setting.widths[max(0, low - 1) : low + 1]
-    return min(near, key=lambda width: abs(size(width) - setting.size))
+    deeper = {"in_channels": channels, "n_cells": setting.cells, "affine": True}
+    return nearest_width({**common(options)["space"]["args"], **deeper}, choices, setting.widths, setting.size)
 
 
 def difference(ours: list[float], theirs: list[float]) -> dict[str, float] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,11 +133,15 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         values = [row["accuracy"] for row in mine]
         spread = f" +- {statistics.stdev(values):.2f}" if len(values) > 1 else ""
         more = "".join(
-            f"{statistics.fmean(row[name] for row in mine):{width}.{digits}f}" if name in mine[0] else " " * width
+            f"{statistics.fmean(known):{width}.{digits}f}" if (known := list(_known(mine, name))) else " " * width
             for name, width, digits in (("expected_accuracy", 8, 2), ("spearman", 7, 2), ("seconds", 7, 0))
         )
         print(f"{arm:<36}{len(mine):>3}{f'{statistics.fmean(values):.2f}{spread}':>18}{min(values):>9.2f}{more}")
     print()
+
+
+def _known(rows: list[dict[str, Any]], name: str) -> Iterator[float]:
+    return (row[name] for row in rows if row.get(name) is not None)
 
 
 def _ranks(values: list[float]) -> list[float]:

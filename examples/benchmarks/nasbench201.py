@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from contract import Target, data_section, parse, write_result
-from workers import Job, Outcome, Store, Workers
+from workers import Job, Store, Workers
 
 NAME = "nasbench201"
 COLUMN, BY_12_EPOCHS, SIZE = "c10_test_200", "c10_val_12", "params_M"
@@ -139,25 +139,15 @@ def common(options: argparse.Namespace, **space: Any) -> dict[str, Any]:
     }
 
 
-def refinements(options: argparse.Namespace, seed: int, result: dict[str, Any], size: Any) -> dict[str, Any]:
-    """Refinements of the result of a search, by prior."""
-    from refinement import PRIORS, Refinement, candidates
-
-    from nni_bayes_nas.experiment.packed import pack
-
+def probe_config(options: argparse.Namespace) -> dict[str, Any]:
+    """Of the short trainings of a refinement."""
     setting: Setting = PRESETS[options.preset]
-    config = {
+    return {
         **common(options),
         # Losses of good cells differ by less than the error of a mean over a thousand objects.
         "data": data_section(options, setting.limit, 5 * setting.val_limit),
         "retrain": {"space": {"cells_per_stage": setting.probe_cells}, "learning_rate": 0.1, "batch_size": 64},
     }
-    found = {}
-    for prior in PRIORS:
-        rows = candidates(prior, result, seed, setting.refine["candidates"], size)
-        name = f"s{seed}-refined-{prior}"
-        found[prior] = Refinement(name, config, setting.refine, seed, {**result, "candidates": pack(rows)}, (2, seed))
-    return found
 
 
 def baselines(table: Any, seeds: list[int]) -> list[dict[str, Any]]:
@@ -207,7 +197,8 @@ def main() -> int:
         parser.add_argument("--table", type=Path, required=True, metavar="FILE", help="of NAS-Bench-201, see above")
 
     options = parse(__doc__, PRESETS, SEEDS, more)
-    from judged import Judge, print_table, refined_row, search_row
+    from judged import Judge, print_table, search_row
+    from refinement import Refinements
 
     from nni_bayes_nas.errors import NniBayesNasError
     from nni_bayes_nas.experiment.benchmark_table import BenchmarkTable
@@ -225,27 +216,13 @@ def main() -> int:
     store = Store(options.output)
     jobs = {(arm, seed): job(options, arm, seed) for seed in seeds for arm in arms()}
     seed_of = {one.name: seed for (arm, seed), one in jobs.items() if arm == OURS}
-    refined: dict[int, dict[str, Any]] = {}
-    by_name: dict[str, Any] = {}
-
-    def follow(finished: Job, outcome: Outcome) -> list[Job]:
-        if finished.name in seed_of and "result" in outcome:
-            seed = seed_of[finished.name]
-            refined[seed] = refinements(options, seed, outcome["result"], judge.parameters)
-            by_name.update({one.name: one for one in refined[seed].values()})
-            return [more for one in refined[seed].values() for more in one.jobs()]
-        one = by_name.get(finished.name.split("/")[0])
-        return one.done(finished, outcome) if one else []
-
+    setting: Setting = PRESETS[options.preset]
+    refined = Refinements(seed_of, probe_config(options), setting.refine, judge.parameters)
     with Workers(store, options.output.with_suffix(".work")) as workers:
-        outcomes = workers.run(jobs.values(), follow)
+        outcomes = workers.run(jobs.values(), refined.follow)
     rows = [search_row(arm, seed, outcomes[one.name], judge) for (arm, seed), one in jobs.items()]
-    for seed, found_by_prior in refined.items():
-        taken = outcomes[jobs[OURS, seed].name]["seconds"]
-        rows += [
-            refined_row(REFINED[prior], seed, one, taken if prior == "posterior" else 0.0, judge)
-            for prior, one in found_by_prior.items()
-        ]
+    searched = {seed: outcomes[name].get("seconds", 0.0) for name, seed in seed_of.items()}
+    rows += refined.rows(REFINED, searched, judge)
     rows += baselines(table, seeds)
     found = targets(rows)
     complete = all("error" not in row for row in rows)

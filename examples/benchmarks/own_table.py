@@ -186,12 +186,11 @@ def baselines(table: Any, seeds: list[int]) -> list[dict[str, Any]]:
 def main() -> int:
     """Train what the file of finished jobs does not hold yet, then search and refine."""
     options: argparse.Namespace = parse(__doc__, PRESETS, SEEDS, data_sets=("digits",))
-    from judged import Judge, print_table, refined_row, search_row
+    from judged import Judge, print_table, search_row
     from nasbench201 import OURS, REFINED
-    from refinement import PRIORS, Refinement, candidates
+    from refinement import Refinements
 
     from nni_bayes_nas.experiment.benchmark_table import BenchmarkTable
-    from nni_bayes_nas.experiment.packed import pack
 
     setting: Setting = PRESETS[options.preset]
     store, path = Store(options.output), options.output.with_suffix(".csv")
@@ -209,28 +208,11 @@ def main() -> int:
         judge = Judge(table, name_of, COLUMN, SIZE, good)
         searches = {(arm, seed): search_job(setting, arm, seed) for seed in seeds for arm in ARMS}
         seed_of = {one.name: seed for (arm, seed), one in searches.items() if arm == OURS}
-        refined: dict[tuple[str, int], Refinement] = {}
-        by_name: dict[str, Refinement] = {}
-
-        def follow(finished: Job, outcome: Outcome) -> list[Job]:
-            if finished.name in seed_of and "result" in outcome:
-                seed, result, begun = seed_of[finished.name], outcome["result"], []
-                for prior in PRIORS:
-                    rows = candidates(prior, result, seed, setting.refine["candidates"], judge.parameters)
-                    name = f"s{seed}-refined-{prior}"
-                    known = {**result, "candidates": pack(rows)}
-                    one = Refinement(name, config(setting), setting.refine, seed, known, (2, seed))
-                    refined[prior, seed] = by_name[name] = one
-                    begun += one.jobs()
-                return begun
-            chain = by_name.get(finished.name.split("/")[0])
-            return chain.done(finished, outcome) if chain else []
-
-        outcomes = workers.run(searches.values(), follow)
+        refined = Refinements(seed_of, config(setting), setting.refine, judge.parameters)
+        outcomes = workers.run(searches.values(), refined.follow)
     rows = [search_row(arm, seed, outcomes[one.name], judge) for (arm, seed), one in searches.items()]
-    for (prior, seed), one in refined.items():
-        taken = outcomes[searches[OURS, seed].name]["seconds"] if prior == "posterior" else 0.0
-        rows.append(refined_row(REFINED[prior], seed, one, taken, judge))
+    searched = {seed: outcomes[name].get("seconds", 0.0) for name, seed in seed_of.items()}
+    rows += refined.rows(REFINED, searched, judge)
     rows += baselines(table, seeds)
     regret = next(row["regret"] for row in rows if row["arm"] == "mean of all cells")
     found, complete = targets(rows, regret), all("error" not in row for row in rows)

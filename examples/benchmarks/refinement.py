@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+from judged import Judge, refined_row
 from scipy.stats import norm, spearmanr
 from workers import Job, Outcome
 
 from nni_bayes_nas.bayes import law
 from nni_bayes_nas.bayes.posterior import ArchitecturePosterior
 from nni_bayes_nas.config import Config
-from nni_bayes_nas.experiment.packed import unpack
+from nni_bayes_nas.experiment.packed import pack, unpack
 from nni_bayes_nas.experiment.plans.posterior_refinement import PosteriorRefinement
 from nni_bayes_nas.experiment.surrogate import Observation, Surrogate, features
 
@@ -166,6 +167,49 @@ class Refinement:
             "pairs": _reliability(np.maximum(p, 1 - p), right),
             "spearman": float(spearmanr(mean, accuracies).statistic) if np.ptp(mean) > 0 < np.ptp(accuracies) else None,
         }
+
+
+class Refinements:
+    """Those of several searches, from every prior; `follow` is what `Workers.run` asks.
+
+    Args:
+        seed_of: Seeds of the searches, by the names of their jobs.
+        config: Of the short trainings, plain types.
+        refine: Section `refine` of the plan.
+        size: Parameters of an architecture, in any unit.
+    """
+
+    def __init__(
+        self,
+        seed_of: dict[str, int],
+        config: dict[str, Any],
+        refine: dict[str, Any],
+        size: Callable[[dict[str, Any]], float],
+    ) -> None:
+        self.seed_of, self.config, self.refine, self.size = seed_of, config, refine, size
+        self.found: dict[tuple[str, int], Refinement] = {}
+        self._by_name: dict[str, Refinement] = {}
+
+    def follow(self, finished: Job, outcome: Outcome) -> list[Job]:
+        """What can begin once a job has ended."""
+        if finished.name in self.seed_of and "result" in outcome:
+            seed, result, jobs = self.seed_of[finished.name], outcome["result"], []
+            for prior in PRIORS:
+                rows = candidates(prior, result, seed, self.refine["candidates"], self.size)
+                name, known = f"s{seed}-refined-{prior}", {**result, "candidates": pack(rows)}
+                one = Refinement(name, self.config, self.refine, seed, known, (2, seed))
+                self.found[prior, seed] = self._by_name[name] = one
+                jobs += one.jobs()
+            return jobs
+        chain = self._by_name.get(finished.name.split("/")[0])
+        return chain.done(finished, outcome) if chain else []
+
+    def rows(self, arms: dict[str, str], searched: dict[int, float], judge: Judge) -> list[dict[str, Any]]:
+        """One for each: names of the arms by prior, and the seconds of the searches by seed."""
+        return [
+            refined_row(arms[prior], seed, one, searched[seed] if prior == "posterior" else 0.0, judge)
+            for (prior, seed), one in self.found.items()
+        ]
 
 
 def _reliability(p: Any, right: Any) -> list[list[float]]:

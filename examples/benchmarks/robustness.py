@@ -90,31 +90,14 @@ def search(options: argparse.Namespace, arm: str, seed: int) -> Job:
 
 def training(options: argparse.Namespace, arm: str, seed: int, choices: dict[str, Any]) -> Job:
     """The training of a cell at the common size, and the attacks on it."""
+    from baselines import nearest_width
+
     setting: Setting = PRESETS[options.preset]
-    section = {"epochs": setting.train_epochs, "space": {"width": width_of(options, choices)}}
+    width = nearest_width(common(options)["space"]["args"], choices, setting.widths, setting.size)
+    section = {"epochs": setting.train_epochs, "space": {"width": width}}
     parameters = {"trial": f"train-{arm}-{seed}", "choices": choices, "seed": seed, "objects": setting.objects}
     config = {**common(options), "retrain": section}
     return Job(f"s{seed}-{arm}/train", f"{NAME}:trained_and_attacked", config, parameters, (1, seed))
-
-
-def width_of(options: argparse.Namespace, choices: dict[str, Any]) -> int:
-    """The width at which a cell comes nearest to the common size."""
-    from nni_bayes_nas.architecture import Architecture
-    from nni_bayes_nas.complexity.measure import count_parameters
-    from nni_bayes_nas.search_spaces.cell import CellSpace
-
-    setting: Setting = PRESETS[options.preset]
-    arguments = common(options)["space"]["args"]
-
-    def size(width: int) -> int:
-        return count_parameters(Architecture(choices).build(CellSpace(**{**arguments, "width": width})))
-
-    low, high = 0, len(setting.widths) - 1
-    while low < high:  # sizes grow with the width
-        middle = (low + high) // 2
-        low, high = (middle + 1, high) if size(setting.widths[middle]) < setting.size else (low, middle)
-    near = setting.widths[max(0, low - 1) : low + 1]
-    return min(near, key=lambda width: abs(size(width) - setting.size))
 
 
 def trained_and_attacked(config: Any, parameters: dict[str, Any], directory: Path, report: Any) -> dict[str, Any]:
