@@ -20,8 +20,9 @@ Peak memory is taken in a process of its own for each arm: the largest resident 
 the space was built (Linux alone). On a GPU it is what its allocator says, less what it had given out before.
 
 The share of the device's peak is that of the operations of convolutions and matrix products which plain execution takes
-(elementwise work counts as nothing) in the product of two large matrices. Growth is measured on the smallest space, one
-number at a time: cells, width, operations; and values of lambda in a step, for HyperDARTS.
+(elementwise work counts as nothing) in the product of two large matrices of the same precision, with TF32 where
+convolutions may have it. Growth is measured on the smallest space, one number at a time: cells, width, operations; and
+values of lambda in a step, for HyperDARTS.
 
 Targets (issue "A fast exact bilevel step"): fused / NNI at most 1 / 1.8 on NNI's DARTS space and on ours for MNIST, 1 /
 1.5 on NAS-Bench-201, memory at most .6, order 2 at most 3.5 times order 1; on a GPU at most 1 / 5 on NNI's spaces, for
@@ -34,6 +35,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -99,7 +101,7 @@ def in_turns(names: tuple[str, ...], setting: Setting, seed: int, device: str) -
 def measure(names: tuple[str, ...], setting: Setting, seed: int, device: str) -> dict[str, Any]:
     """One row: all arms in turns, then each alone for its memory."""
     started = time.perf_counter()
-    peak = peak_gflops(device)
+    peaks = {low: peak_gflops(device, low) for low in (False, True)}
     seconds = in_turns(names, setting, seed, device)
     gflops = Search("plain", setting, seed, device).flops() / 1e9
     memory = {}
@@ -117,9 +119,12 @@ def measure(names: tuple[str, ...], setting: Setting, seed: int, device: str) ->
         "seed": seed,
         "ms": milliseconds,
         "images_per_second": {arm: round(1e3 * setting.batch_size / value, 1) for arm, value in milliseconds.items()},
-        "peak_gflops": round(peak, 1),
+        "ms_quartiles": spread_of(seconds),
+        "peak_gflops": {"float32": round(peaks[False], 1), "bfloat16": round(peaks[True], 1)},
         "gflop": round(gflops, 3),
-        "share_of_peak": {arm: round(1e3 * gflops / value / peak, 4) for arm, value in milliseconds.items()},
+        "share_of_peak": {
+            arm: round(1e3 * gflops / value / peaks["bf16" in arm], 4) for arm, value in milliseconds.items()
+        },
         "peak_mib": memory,
         "error_of_bf16": {name: round(error, 5) for name, error in error_of_bf16(setting, seed, device).items()},
         "ratio_to_nni": {arm: quartiles(seconds[arm], seconds["NNI"]) for arm in names[1:]},
@@ -139,15 +144,25 @@ def growth(setting: Setting, device: str, arms: tuple[str, ...]) -> list[dict[st
     for axis, values in axes.items():
         for value, arguments in values[: setting.blocks]:  # a quick check looks at the first one
             taken = in_turns(names, replace(setting, arguments={**setting.arguments, **arguments}), 0, device)
-            found.append({"axis": axis, "value": value, "ms": milliseconds_of(taken)})
-    for arm, values in milliseconds_of(in_turns(LAMBDA_ARMS, setting, 0, device)).items():
-        found.append({"axis": "lambda", "value": arm, "ms": {"fused": values}})
+            found.append({"axis": axis, "value": value, "ms": milliseconds_of(taken), "ms_quartiles": spread_of(taken)})
+    for arm, seconds in in_turns(LAMBDA_ARMS, setting, 0, device).items():
+        one = {"fused": seconds}
+        found.append({"axis": "lambda", "value": arm, "ms": milliseconds_of(one), "ms_quartiles": spread_of(one)})
     return found
 
 
 def milliseconds_of(seconds: dict[str, list[float]]) -> dict[str, float]:
     """Medians over blocks."""
     return {arm: round(1e3 * statistics.median(values), 2) for arm, values in seconds.items()}
+
+
+def spread_of(seconds: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Lower and upper quartile of the milliseconds over blocks; empty for a single block."""
+    return {
+        arm: [round(1e3 * q, 2) for q in statistics.quantiles(values, n=4, method="inclusive")[::2]]
+        for arm, values in seconds.items()
+        if len(values) > 1
+    }
 
 
 def quartiles(a: list[float], b: list[float]) -> list[float]:
@@ -251,7 +266,7 @@ def main() -> int:
                 done = [measure(arms, setting, seed, device)]
                 rows += done
             row = done[0]
-            times = "".join(f"{row['ms'][arm]:>{len(arm) + 6}.1f}" for arm in names)
+            times = "".join(f"{row['ms'].get(arm, math.nan):>{len(arm) + 6}.1f}" for arm in names)
             print(f"{row['space']:<17}{seed:>5}{times}   {' '.join(map(str, row['peak_mib'].values()))}", flush=True)
             result = keep()
     if not grown:

@@ -233,15 +233,21 @@ def error_of_bf16(setting: Setting, seed: int, device: str) -> dict[str, float]:
     return {n: float((b - a).norm() / a.norm()) for n, a, b in zip(names, *found, strict=True)}
 
 
-def peak_gflops(device: str) -> float:
-    """What the device reaches at most, in 10^9 operations per second: a product of large matrices, the best of ten."""
+def peak_gflops(device: str, low: bool = False) -> float:
+    """What the device reaches at most, in 10^9 operations per second: a product of large matrices, the best of ten.
+
+    In single precision, or in bfloat16; with TF32 where convolutions have it.
+    """
     n = 8192 if device == "gpu" else 2048
-    a = torch.randn(n, n, device="cuda" if device == "gpu" else "cpu")
+    a = torch.randn(n, n, device="cuda" if device == "gpu" else "cpu", dtype=torch.bfloat16 if low else torch.float32)
+    tf32 = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     best = float("inf")
     for _ in range(10):
         started = now()
         a @ a
         best = min(best, now() - started)
+    torch.backends.cuda.matmul.allow_tf32 = tf32
     return 2 * n**3 / best / 1e9
 
 
