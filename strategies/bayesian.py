@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from nni_bayes_nas.bayes import elbo, law, normal, objective
-from nni_bayes_nas.layers.variational import Estimator, Variational
+from nni_bayes_nas.layers.gaussian_output import Estimator
+from nni_bayes_nas.layers.variational import Variational, divergences
 
 from .bilevel import BilevelModule
 from .cost_walk import Candidate, CostWalk
@@ -88,6 +89,63 @@ class GateWalk(CostWalk):
         super().visit(module, gates)
 
 
+class GateTable:
+    """How much of each Gaussian layer is there, from mixing weights: sums and products of all layers together.
+
+    Args:
+        units: By label.
+        layers: Ways of every layer, see `GateWalk.gates`.
+    """
+
+    def __init__(self, units: Mapping[str, law.Unit], layers: Iterable[Sequence[Mapping[str, frozenset[int]]]]) -> None:
+        self._units = units
+        known: dict[tuple[str, frozenset[int]], int] = {}
+        ways = [
+            (i, [known.setdefault(part, len(known)) for part in way.items()])
+            for i, each in enumerate(layers)
+            for way in each
+        ]
+        self._n_layers = ways[-1][0] + 1
+        # A factor of a way; the last one is 1, for ways of fewer choices than others have.
+        longest = max(1, *(len(parts) for _, parts in ways))
+        self._factors = torch.tensor([parts + [len(known)] * (longest - len(parts)) for _, parts in ways])
+        self._layer = torch.tensor([i for i, _ in ways])
+        by_label: dict[str, list[frozenset[int]]] = {}
+        for label, options in known:
+            by_label.setdefault(label, []).append(options)
+        self._order = torch.tensor(
+            [known[label, options] for label, all_options in by_label.items() for options in all_options],
+            dtype=torch.long,
+        )
+        self._members = {
+            label: torch.tensor([[i in options for i in range(law.n_options(units[label]))] for options in all_options])
+            for label, all_options in by_label.items()
+        }
+
+    def __call__(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """Over the ways of a layer the sum, over the choices of a way the product, of what its options weigh.
+
+        Args:
+            weights: By label, averaged over objects here.
+
+        Returns:
+            `(layers,)`, from 0 to the number of ways.
+        """
+        like = next(iter(weights.values()))
+        found = like.new_ones(len(self._order) + 1)
+        if self._members:
+            sums = [members.to(like) @ self._mean(label, weights[label]) for label, members in self._members.items()]
+            found = found.index_copy(0, self._order.to(like.device), torch.cat(sums))
+        gates = found[self._factors.to(like.device)].prod(-1)
+        return like.new_zeros(self._n_layers).index_add(0, self._layer.to(like.device), gates)
+
+    def _mean(self, label: str, w: Tensor) -> Tensor:
+        unit = self._units[label]
+        if isinstance(unit, law.Node):
+            w = w[..., : len(unit.operations)].flatten(-2)
+        return w.reshape(-1, w.shape[-1]).mean(0)
+
+
 class BayesianModule(BilevelModule):
     """Bilevel or single-level search whose loss is a bound on the evidence.
 
@@ -110,6 +168,7 @@ class BayesianModule(BilevelModule):
         super().__init__(training_module, **options)
         self.bayes = bayes
         self.gates = dict(gates)
+        self._gate_table: GateTable | None = None
         if bayes.dependence == "scaled":
             self.structure.squared = {
                 k: as_weights_lie(self.binding.units[k], options) for k, options in linear.items()
@@ -136,29 +195,18 @@ class BayesianModule(BilevelModule):
         """The divergence of the weights, per object of a part of the data, in the mean of some mixing weights."""
         if not self.gates:
             return {}
-        parts = []
-        for layer, ways in self.gates.items():
-            kl = layer.kl()
-            if self.bayes.dependence == "gated":
-                gates = torch.stack([self._gate(way, weights, kl) for way in ways for weights in draws])
-                kl = normal.gated_kl(gates, kl.expand_as(gates)) / len(draws)
-            parts.append(kl)
-        each = torch.stack(parts)
+        each = divergences(list(self.gates))
         if not bool(torch.isfinite(each).all()):
             bad = int(torch.isfinite(each).logical_not().nonzero()[0])
             name = self._name_of(list(self.gates)[bad])
             objective.check_finite(f"weight_kl of {name}", each[bad], step=self.current_step)
-        return self._per_object({"weight_kl": each.sum()}, part)
-
-    def _gate(self, way: Mapping[str, frozenset[int]], weights: Mapping[str, Tensor], like: Tensor) -> Tensor:
-        """The product over the choices of the weight that their options have, averaged over objects; `()`."""
-        gate = like.new_ones(())
-        for label, options in way.items():
-            unit, w = self.binding.units[label], weights[label]
-            if isinstance(unit, law.Node):
-                w = w[..., : len(unit.operations)].flatten(-2)
-            gate = gate * w.reshape(-1, w.shape[-1]).mean(0)[sorted(options)].sum()
-        return gate
+        if self.bayes.dependence != "gated":
+            return self._per_object({"weight_kl": each.sum()}, part)
+        if self._gate_table is None:
+            self._gate_table = GateTable(self.binding.units, self.gates.values())
+        gates = torch.stack([self._gate_table(weights) for weights in draws])
+        kl = normal.gated_kl(gates, each.expand_as(gates)) / len(draws)
+        return self._per_object({"weight_kl": kl}, part)
 
     def _name_of(self, layer: Variational) -> str:
         return next(str(name) for name, module in self.training_module.named_modules() if module is layer)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nni_bayes_nas.layers import depthwise
@@ -76,6 +76,11 @@ def pointwise_conv2d(x: Tensor, weight: Tensor, groups: int) -> Tensor:
     by_group = x.reshape(len(x), groups, channels, -1)
     result = torch.matmul(weight.reshape(groups, filters, channels), by_group)
     return result.reshape(len(x), groups * filters, *x.shape[2:])
+
+
+def is_plain_convolution(layer: nn.Module) -> bool:
+    """Whether a convolution convolves with its weights as they are, and not with something made of them."""
+    return isinstance(layer, nn.Conv2d) and type(layer)._conv_forward is nn.Conv2d._conv_forward
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,11 @@ def is_slow(x: Tensor, weight: Tensor, stride: int, dilation: int) -> bool:
     return dilation > 1 or (stride == 1 and weight.shape[-1] > 3 and pixels >= _MANY_PIXELS)
 
 
+def pools_slowly(x: Tensor) -> bool:
+    """Whether torch's own average pooling is the slower one."""
+    return x.device.type == "cpu" and x.dtype == torch.float32
+
+
 def average_pool2d(x: Tensor, size: int) -> Tensor:
     """`avg_pool2d` of an odd size at stride 1 that keeps the size of the image and counts no padding.
 

@@ -13,9 +13,10 @@ training, and where `weight_noise` says so, a layer adds the noise of its weight
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
-from collections.abc import Callable, Collection, Iterator
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +26,10 @@ from torch.nn.utils import parametrize
 
 from nni_bayes_nas.bayes import normal
 from nni_bayes_nas.errors import ConfigError, SpaceError
+from nni_bayes_nas.layers.convolution import is_plain_convolution
+from nni_bayes_nas.layers.gaussian_output import ESTIMATORS, Apply, Estimator, noisy_output
 
-Estimator = Literal["local", "flipout"]
-ESTIMATORS: tuple[Estimator, ...] = ("local", "flipout")
 M = TypeVar("M", bound=nn.Module)
-Apply = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-_LEAST_VARIANCE = 1e-12
 
 
 class Variational(nn.Module):
@@ -57,23 +56,18 @@ class Variational(nn.Module):
 
     def kl(self) -> Tensor:
         """KL of the weights to their prior, in nats; `()`."""
-        mean, sd = self.weight, normal.sd(self.rho)
-        if self.normalized:
-            scale = mean.flatten(1).square().mean(1).clamp_min(1e-24).rsqrt().reshape(-1, *[1] * (mean.dim() - 1))
-            mean, sd = mean * scale, sd * scale
-        return normal.kl_to_prior(mean, sd, self.prior, self.prior_sd)
+        return _kl(self.weight, self.rho, self.prior, self.prior_sd, self.normalized)
 
-    def _output(self, x: Tensor, apply: Apply) -> Tensor:
-        mean = apply(x, self.weight, self.bias)
-        if not (self.training if self.noisy is None else self.noisy):
-            return mean
-        sd = normal.sd(self.rho)
-        if self.estimator == "local":
-            # Without the bias, which has no variance.
-            variance = apply(x.square(), sd.square(), None)
-            return mean + variance.clamp_min(_LEAST_VARIANCE).sqrt() * torch.randn_like(mean)
-        noise = apply(x * _signs(x, self.weight.dim()), sd * torch.randn_like(sd), None)
-        return mean + noise * _signs(noise, self.weight.dim())
+    @property
+    def is_noisy(self) -> bool:
+        """Whether the output has noise now."""
+        return self.training if self.noisy is None else self.noisy
+
+    def output(self, x: Tensor, apply: Apply) -> Tensor:
+        """The output for an input, with what the layer computes as a function of input, weight and bias."""
+        if not self.is_noisy:
+            return apply(x, self.weight, self.bias)
+        return noisy_output(x, apply, self.weight, normal.sd(self.rho), self.bias, self.estimator)
 
 
 class VariationalLinear(nn.Linear, Variational):
@@ -81,7 +75,7 @@ class VariationalLinear(nn.Linear, Variational):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(*batch, in_features)` -> `(*batch, out_features)`."""
-        return self._output(x, F.linear)
+        return self.output(x, F.linear)
 
 
 class VariationalConv2d(nn.Conv2d, Variational):
@@ -89,7 +83,7 @@ class VariationalConv2d(nn.Conv2d, Variational):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(batch, in_channels, h, w)` -> `(batch, out_channels, h', w')`."""
-        return self._output(x, self._conv_forward)
+        return self.output(x, self._conv_forward)
 
 
 _KINDS: dict[Any, type[Variational]] = {nn.Linear.forward: VariationalLinear, nn.Conv2d.forward: VariationalConv2d}
@@ -169,7 +163,26 @@ def variational_layers(model: nn.Module) -> dict[str, Variational]:
 
 def collect_kl(model: nn.Module) -> dict[str, Tensor]:
     """KL of every Gaussian layer to its prior, by name, in nats; `()` each. Nothing is divided by the objects here."""
-    return {name: layer.kl() for name, layer in variational_layers(model).items()}
+    layers = variational_layers(model)
+    return dict(zip(layers, divergences(list(layers.values())).unbind(), strict=True)) if layers else {}
+
+
+def divergences(layers: Sequence[Variational]) -> Tensor:
+    """KL of every one of some Gaussian layers to its prior, in nats; `(layers,)`.
+
+    What `Variational.kl` gives of each, in as many calls as the layers have different shapes.
+    """
+    kinds: dict[Any, list[int]] = {}
+    for i, layer in enumerate(layers):
+        like = layer.weight.shape, layer.weight.dtype, layer.prior, layer.prior_sd, layer.normalized
+        kinds.setdefault(like, []).append(i)
+    found: list[Tensor] = []
+    for (_, _, prior, prior_sd, normalized), which in kinds.items():
+        kl = functools.partial(_kl, prior=prior, prior_sd=prior_sd, normalized=normalized)
+        means, rho = (torch.stack([getattr(layers[i], name) for i in which]) for name in ("weight", "rho"))
+        found.append(torch.vmap(kl)(means, rho))
+    order = sorted(range(len(layers)), key=[i for which in kinds.values() for i in which].__getitem__)
+    return torch.cat(found)[order]
 
 
 @contextlib.contextmanager
@@ -184,6 +197,14 @@ def weight_noise(model: nn.Module, on: bool) -> Iterator[None]:
     finally:
         for layer, noisy in zip(layers, before, strict=True):
             layer.noisy = noisy
+
+
+def _kl(mean: Tensor, rho: Tensor, prior: normal.Prior, prior_sd: float, normalized: bool) -> Tensor:
+    sd = normal.sd(rho)
+    if normalized:
+        scale = mean.flatten(1).square().mean(1).clamp_min(1e-24).rsqrt().reshape(-1, *[1] * (mean.dim() - 1))
+        mean, sd = mean * scale, sd * scale
+    return normal.kl_to_prior(mean, sd, prior, prior_sd)
 
 
 def _check(prior: str, prior_sd: float, rho: float, estimator: str) -> None:
@@ -201,6 +222,8 @@ def _check(prior: str, prior_sd: float, rho: float, estimator: str) -> None:
 def _kind(layer: nn.Module) -> type[Variational] | None:
     """The Gaussian layer that a layer can become."""
     if "weight" not in layer._parameters or parametrize.is_parametrized(layer):
+        return None
+    if isinstance(layer, nn.Conv2d) and not is_plain_convolution(layer):
         return None
     return _KINDS.get(type(layer).forward)
 
@@ -246,10 +269,3 @@ def _replaced(model: M, converted: Callable[[nn.Module], nn.Module]) -> M:
                 parent._modules[name] = of(child)
     result: Any = of(model)
     return result  # type: ignore[no-any-return]
-
-
-def _signs(x: Tensor, weight_dim: int) -> Tensor:
-    """-1 or 1 for each object and feature or channel, equal at all places of an image."""
-    # Of a linear layer features come last, of a convolution channels come second.
-    shape = x.shape if weight_dim == 2 else (*x.shape[:2], *[1] * (x.dim() - 2))
-    return torch.randint(0, 2, shape, device=x.device).to(x.dtype) * 2 - 1

@@ -9,11 +9,13 @@ from torch import nn
 
 from nni_bayes_nas.bayes import normal
 from nni_bayes_nas.errors import ConfigError, SpaceError
+from nni_bayes_nas.layers.gaussian_output import gaussian_like
 from nni_bayes_nas.layers.variational import (
     ESTIMATORS,
     VariationalConv2d,
     VariationalLinear,
     collect_kl,
+    divergences,
     to_deterministic,
     to_variational,
     variational_layers,
@@ -149,6 +151,36 @@ def test_divergences_of_all_layers(prior):
     torch.testing.assert_close(found["5"], normal.kl_to_prior(last.weight, normal.sd(last.rho), prior, 0.3))
     sum(found.values()).backward()
     assert all(layer.rho.grad is not None for layer in variational_layers(model).values())
+
+
+@pytest.mark.parametrize("prior", normal.PRIORS)
+def test_divergences_together_are_those_of_each(prior):
+    model = to_variational(nn.Sequential(network(), network()), prior=prior, prior_sd=0.3)
+    for layer in variational_layers(model).values():
+        nn.init.normal_(layer.rho, -2.0, 0.5)
+        nn.init.normal_(layer.weight)
+    layers = list(variational_layers(model).values())
+    torch.testing.assert_close(divergences(layers), torch.stack([layer.kl() for layer in layers]))
+    assert len(set(divergences(layers).tolist())) == len(layers) == 6
+
+
+def test_noise_is_standard_normal_in_every_order_in_memory():
+    for x in (torch.empty(20, 30, 10, 10), torch.empty(20, 30, 10, 10).to(memory_format=torch.channels_last)):
+        noise = gaussian_like(x)
+        assert noise.shape == x.shape and noise.stride() == x.stride()
+        assert abs(float(noise.mean())) < 4 * x.numel() ** -0.5
+        assert abs(float(noise.square().mean()) - 1) < 4 * (2 / x.numel()) ** 0.5
+
+
+def test_noise_can_be_differentiated_twice():
+    found = layer(lambda: nn.Conv2d(2, 2, 2))
+    x = torch.randn(2, 2, 3, 3, dtype=torch.float64)
+
+    def output(rho):
+        torch.manual_seed(0)
+        return torch.func.functional_call(found, {"rho": rho}, (x,))
+
+    assert torch.autograd.gradgradcheck(output, (found.rho.detach().clone().requires_grad_(True),))
 
 
 @pytest.mark.parametrize("prior", normal.PRIORS)

@@ -269,7 +269,7 @@ def test_the_divergence_of_the_weights_is_gated_by_the_mixing_weights():
     module = BayesianModule.__new__(BayesianModule)
     torch.nn.Module.__init__(module)
     module.bayes, module.binding, module.current_step = options["bayes"], made._binding, 0
-    module.__dict__["gates"] = options["gates"]
+    module.__dict__["gates"], module._gate_table = options["gates"], None
     module.__dict__["_per_object"] = lambda divergences, part: divergences
     ours = module.weight_divergences([weights], "train")["weight_kl"]
     expected = torch.zeros(())

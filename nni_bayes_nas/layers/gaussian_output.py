@@ -1,0 +1,83 @@
+"""What a layer with Gaussian weights gives: the output of the means, and noise of the size that the weights give it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from nni_bayes_nas.layers.memory_format import is_batched
+
+Estimator = Literal["local", "flipout"]
+ESTIMATORS: tuple[Estimator, ...] = ("local", "flipout")
+# Input, weight and bias to output, linear in the weight.
+Apply = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+_LEAST_VARIANCE = 1e-12
+
+
+def noisy_output(
+    x: Tensor, apply: Apply, mean: Tensor, sd: Tensor, bias: Tensor | None, estimator: Estimator
+) -> Tensor:
+    """The output for weights N(mean, sd^2), with noise as the estimator has it.
+
+    Args:
+        x: Input; features come last, or the channels of an image second.
+        apply: What the layer computes.
+        mean: Of the weights.
+        sd: Their standard deviations, of the same shape.
+        bias: A point; None for none.
+        estimator: "local": of every output for itself, variance apply(x^2, sd^2); "flipout": of one draw of the
+            weights, with other signs for every object.
+    """
+    output = apply(x, mean, bias)
+    if estimator == "local":
+        # Without the bias, which has no variance.
+        variance = apply(x.square(), sd.square(), None)
+        noise = gaussian_like(output)
+        if is_batched(output):
+            return output + variance.clamp_min(_LEAST_VARIANCE).sqrt() * noise
+        noisy: Tensor = _AddNoise.apply(output, variance, noise)
+        return noisy
+    noise = apply(x * _signs(x, mean.dim()), sd * torch.randn_like(sd), None)
+    return output + noise * _signs(noise, mean.dim())
+
+
+def gaussian_like(x: Tensor) -> Tensor:
+    """Standard normal numbers of the shape of x, in its order in memory.
+
+    On a CPU torch fills a tensor that is channels_last one number after the other, in seven times the time.
+    """
+    if x.dim() == 4 and not is_batched(x) and x.is_contiguous(memory_format=torch.channels_last):
+        n, c, h, w = x.shape
+        return torch.randn(n, h, w, c, dtype=x.dtype, device=x.device).permute(0, 3, 1, 2)
+    return torch.randn_like(x)
+
+
+class _AddNoise(torch.autograd.Function):
+    """mean + sqrt(variance) noise; keeps variance and noise alone, and can be differentiated twice.
+
+    Below the least variance the derivative is that at it, so that inputs that are zero have one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, variance: Tensor, noise: Tensor) -> Tensor:
+        ctx.save_for_backward(variance, noise)
+        return variance.clamp_min(_LEAST_VARIANCE).sqrt_().mul_(noise).add_(mean)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        variance, noise = ctx.saved_tensors
+        (gradient,) = gradients
+        if torch.is_grad_enabled():
+            return gradient, gradient * noise * variance.clamp_min(_LEAST_VARIANCE).rsqrt() / 2, None
+        slope = variance.clamp_min(_LEAST_VARIANCE).rsqrt_().mul_(noise)
+        return gradient, slope.mul_(gradient).mul_(0.5), None
+
+
+def _signs(x: Tensor, weight_dim: int) -> Tensor:
+    """-1 or 1 for each object and feature or channel, equal at all places of an image."""
+    # Of a linear layer features come last, of a convolution channels come second.
+    shape = x.shape if weight_dim == 2 else (*x.shape[:2], *[1] * (x.dim() - 2))
+    return torch.randint(0, 2, shape, device=x.device).to(x.dtype) * 2 - 1
