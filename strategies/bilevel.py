@@ -16,6 +16,7 @@ from nni_bayes_nas.layers.replicas import Alone, backward_of, gradients_of
 from nni_bayes_nas.precision import Autocast
 
 from .passes import counted, muted, n_objects
+from .pruning import stages_over
 from .relaxations import TEMPERATURE_SCHEDULES
 from .second_order import hypergradient, step_settings
 from .size_control import SizeControl, reduce_all, solve_all
@@ -84,6 +85,7 @@ class BilevelModule(SearchValidation, DartsLightningModule):  # type: ignore[mis
         self.arc_weight_decay = arc_weight_decay
         self.seed = seed
         self.current_step = 0
+        self._stage = 0
         self.price_range = PriceRange()
         self.replica: Alone = Alone()
 
@@ -190,6 +192,10 @@ class BilevelModule(SearchValidation, DartsLightningModule):  # type: ignore[mis
     def _begin_step(self, batch_idx: int) -> int:
         self.current_step = self.trainer.current_epoch * self.steps_per_epoch + batch_idx
         self.binding.auxiliary = self.binding.guards.auxiliary_at(self.progress)
+        if keep := self.step_options.keep_options:
+            self.structure.prune(keep, stages_over(self.progress, len(keep)))
+            if self._stage != int(self.structure.stage):
+                self._stage, self.binding.pruned = int(self.structure.stage), self.structure.pruned_pairs()
         return self.current_step
 
     def _structure_step(self, batch: Any, batch_idx: int, step: int) -> None:

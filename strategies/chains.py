@@ -6,18 +6,19 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from nni.nas.hub.pytorch import nasbench201, nasnet
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nni_bayes_nas.layers.convolution import depthwise_conv2d
-from nni_bayes_nas.layers.depthwise import average_pool2d, is_slow
+from nni_bayes_nas.layers.convolution import depthwise_conv2d, is_plain_convolution
+from nni_bayes_nas.layers.depthwise import average_pool2d, is_slow, pools_slowly
+from nni_bayes_nas.layers.variational import Variational, VariationalConv2d
 
 _WRAPPERS = (nasbench201.ReLUConvBN, nasbench201.SepConv)
 # Filters times channels up to which a call costs more than its products on a GPU.
 _NARROW = 64 * 64
+_CONVOLUTIONS = (nn.Conv2d.forward, VariationalConv2d.forward)
 _ZEROS = (nasbench201.Zero, nasnet.Zero)
 
 
@@ -60,7 +61,8 @@ def recognize(operation: nn.Module) -> Chain | None:
         return None
     rest = list(layers)
     head = rest.pop(0) if rest and isinstance(rest[0], (nn.ReLU, nn.MaxPool2d, nn.AvgPool2d)) else None
-    if isinstance(head, nn.ReLU) and head.inplace:
+    first = head if isinstance(head, nn.ReLU) else rest[0] if rest else None
+    if isinstance(first, nn.ReLU) and first.inplace:  # would write to what others share
         return None
     norm = rest.pop() if rest and isinstance(rest[-1], nn.BatchNorm2d) else None
     if any(isinstance(layer, (nn.MaxPool2d, nn.AvgPool2d)) for layer in rest):
@@ -84,9 +86,10 @@ def _flattened(operation: Any) -> list[nn.Module] | None:
 def _signature(layer: Any) -> Hashable | None:
     """What a layer computes but for its parameters; None for a kind of layer that is not known here."""
     forward = type(layer).forward
-    if forward is nn.Conv2d.forward and layer.padding_mode == "zeros":
+    if forward in _CONVOLUTIONS and is_plain_convolution(layer) and layer.padding_mode == "zeros":
         shape, bias = tuple(layer.weight.shape), layer.bias is not None
-        return "conv", shape, bias, layer.stride, layer.padding, layer.dilation, layer.groups
+        noise = layer.estimator if isinstance(layer, Variational) else None
+        return "conv", shape, (bias, noise), layer.stride, layer.padding, layer.dilation, layer.groups
     if isinstance(layer, nn.BatchNorm2d) and forward is _BatchNorm.forward and _is_known(layer):
         return "norm", layer.num_features, layer.eps, layer.affine, layer.track_running_stats
     if forward is nn.ReLU.forward:
@@ -107,11 +110,11 @@ def _up_to_size(signature: Hashable) -> Hashable:
     """
     if not (isinstance(signature, tuple) and signature[0] == "conv"):
         return signature
-    _, (filters, channels, *size), bias, stride, padding, dilation, groups = signature
+    _, (filters, channels, *size), kind, stride, padding, dilation, groups = signature
     keeps = size[0] == size[1] and size[0] % 2 == 1 and padding == (size[0] // 2,) * 2
     if groups != 1 or filters * channels > _NARROW or not keeps or (stride, dilation) != ((1, 1), (1, 1)):
         return signature
-    return "conv of any size", filters, channels, bias
+    return "conv of any size", filters, channels, kind
 
 
 def _is_known(norm: nn.BatchNorm2d) -> bool:
@@ -124,8 +127,12 @@ def run_layer(layer: Any, x: Tensor) -> Tensor:
     if isinstance(layer, nn.Conv2d) and _is_depthwise(layer):
         stride, dilation = layer.stride[0], layer.dilation[0]
         if is_slow(x, layer.weight, stride, dilation):
-            return depthwise_conv2d(x, layer.weight, stride=stride, dilation=dilation)
-    if isinstance(layer, nn.AvgPool2d) and x.device.type == "cpu" and x.dtype == torch.float32:
+
+            def apply(x: Tensor, weight: Tensor, _: Tensor | None) -> Tensor:
+                return depthwise_conv2d(x, weight, stride=stride, dilation=dilation)
+
+            return layer.output(x, apply) if isinstance(layer, Variational) else apply(x, layer.weight, None)
+    if isinstance(layer, nn.AvgPool2d) and pools_slowly(x):
         size = _pair(layer.kernel_size)[0]
         if _keeps_size(layer, size):
             return average_pool2d(x, size)

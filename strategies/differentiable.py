@@ -23,12 +23,13 @@ from .compiled import check_compiler, compiled
 from .costs import CostKind, NetworkCounts, cost_models, extreme_architecture
 from .cuda_graphs import check_cuda_graphs, graphed
 from .family import DerivedFamily
-from .fused import images_channels_last
+from .fused import Execution, images_channels_last
 from .guards import Guards
 from .mixed_cell import MixedCell
 from .mutation import check_relaxable, if_mutable, refuse_the_rest
 from .option_checks import check_options
 from .passes import object_shape
+from .pruning import check_keep
 from .relaxations import TEMPERATURE_SCHEDULES
 from .replicas import SupernetTemplate
 from .second_order import check_double_backward
@@ -113,6 +114,7 @@ class DifferentiableStrategy(DerivedFamily, DARTS):  # type: ignore[misc]
         self._structure_options = structure
         self._binding = Binding()
         self._costs: dict[CostKind, CostModel] = {}
+        self._order_of_images: Any = None
         self._structure: Structure | None = None
         self.replica: Alone = Alone()
 
@@ -138,12 +140,19 @@ class DifferentiableStrategy(DerivedFamily, DARTS):  # type: ignore[misc]
         labels = set(model.simplify())
         if not labels:
             raise SpaceError("a search needs at least one choice, got a space without any; add a LayerChoice.")
-        self._binding, self._costs = Binding(self.step.execution, self.guards), {}
+        fused = self.step.execution == "auto" and (self.step.compile or self.step.cuda_graphs)
+        execution: Execution = "fused" if fused else self.step.execution
+        self._binding, self._costs = Binding(execution, self.guards, self.step.partial_channels), {}
         # DARTS.mutate_model would make architecture parameters of its own, which nothing here uses.
         supernet = super(DARTS, self).mutate_model(model)
         if self.step.execution != "plain":
-            supernet.register_forward_pre_hook(images_channels_last)
+            self._order_of_images = supernet.register_forward_pre_hook(images_channels_last)
         supernet.register_forward_hook(self._binding.heads.forget, always_call=True)
+        if self.step.partial_channels > 1 and not any(getattr(m, "partial", False) for m in supernet.modules()):
+            raise SpaceError(
+                f"partial_channels needs operations on images that keep a number of channels divisible by it, got "
+                f"{self.step.partial_channels} and no such choice; leave it out."
+            )
         if unknown := sorted(set(self.guards.without) - self._binding.left_out):
             raise SpaceError(f"`without` must name options of the space, but no choice has {unknown}; leave them out.")
         covered = {label for unit in self._binding.units.values() for label in _sample_labels(unit)}
@@ -161,7 +170,10 @@ class DifferentiableStrategy(DerivedFamily, DARTS):  # type: ignore[misc]
                     "operations with mutable arguments cannot carry weights for every object, but the space has "
                     f"{self._binding.single_lambda[0]}; set {option}='step'."
                 )
-        self._structure = Structure(list(self._binding.units.values()), seed=self.seed, **self._structure_options)
+        units = list(self._binding.units.values())
+        check_keep(units, self.step.keep_options)
+        options = {"prunes": bool(self.step.keep_options), **self._structure_options}
+        self._structure = Structure(units, seed=self.seed, **options)
         return supernet
 
     def check_device(self, device: str) -> None:
@@ -236,6 +248,12 @@ class DifferentiableStrategy(DerivedFamily, DARTS):  # type: ignore[misc]
                     f"searches side by side can be neither compiled nor recorded, got {name} true; "
                     "set search.replicas to 1, or leave it out."
                 )
+        if self.step.partial_channels > 1 or self.step.keep_options:
+            raise ConfigError(
+                "searches side by side see all channels and options, got partial_channels "
+                f"{self.step.partial_channels} and keep_options {list(self.step.keep_options)}; set search.replicas to "
+                "1, or leave them out."
+            )
 
     def _run(self) -> None:
         with contextlib.ExitStack() as stack:
@@ -292,7 +310,19 @@ class DifferentiableStrategy(DerivedFamily, DARTS):  # type: ignore[misc]
     def measure(self, supernet: nn.Module, input_shape: Sequence[int]) -> dict[CostKind, CostModel]:
         """Cost of every part of the supernet; also finds the cheapest and the dearest architecture."""
         first = not self._costs
-        self._costs = cost_models(supernet, self._binding, input_shape, self.latency_table)
+        self._binding.parts, parts = 1, self._binding.parts  # what an operation costs is that of the whole one
+        try:
+            self._costs = cost_models(supernet, self._binding, input_shape, self.latency_table)
+        except RuntimeError:
+            if self._order_of_images is None:
+                raise
+            # A network that takes images apart as they lie in memory, by `view` say, wants them as they come.
+            self._order_of_images.remove()
+            self._order_of_images = None
+            self._binding.parts = parts
+            return self.measure(supernet, input_shape)
+        finally:
+            self._binding.parts = parts
         self._counts = NetworkCounts(supernet, input_shape)
         units = list(self._binding.units.values())
         bounds = [extreme_architecture(self.cost, units, sign)[1] for sign in (-1.0, 1.0)]

@@ -10,7 +10,8 @@ from torch import nn
 from nni_bayes_nas.bayes import dirichlet, elbo, normal
 from nni_bayes_nas.complexity.axis import LambdaAxis
 from nni_bayes_nas.errors import ConfigError
-from nni_bayes_nas.layers.variational import ESTIMATORS, Estimator, to_variational
+from nni_bayes_nas.layers.gaussian_output import ESTIMATORS, Estimator
+from nni_bayes_nas.layers.variational import to_variational
 
 from .bayesian import DEPENDENCES, BayesianModule, BayesOptions, Dependence, GateWalk, Scheme
 from .bilevel import BilevelModule
@@ -68,6 +69,11 @@ class DirichletDARTS(DifferentiableStrategy):
         target_range: As in HyperDARTS.
         cost: What complexity counts.
         latency_table: File of the table, for cost "latency".
+        partial_channels: Of so many equal parts of the channels the operations see the first, the others pass them by
+            (Xu et al., 2020, arXiv 1907.05737): less time and memory. 1: they see all; 4 is usual.
+        keep_options: Progressive pruning (Chen et al., 2021, arXiv 2006.10355): the structure steps are divided into
+            one stage more than there are numbers here, and after each stage but the last every choice keeps so many of
+            its most probable options. What is left is the posterior given that one of these is chosen.
         execution: As in RegularizedDARTS.
         cuda_graphs: As in RegularizedDARTS; for weights that are points.
         arc_learning_rate: Of Adam on the structure parameters.
@@ -115,6 +121,8 @@ class DirichletDARTS(DifferentiableStrategy):
         target_range: tuple[float, float] = (0.95, 0.05),
         cost: CostKind = "params",
         latency_table: str | None = None,
+        partial_channels: int = 1,
+        keep_options: tuple[int, ...] = (),
         execution: Execution = "auto",
         cuda_graphs: bool = False,
         arc_learning_rate: float = 0.05,
@@ -165,6 +173,8 @@ class DirichletDARTS(DifferentiableStrategy):
                 execution=execution,
                 cuda_graphs=cuda_graphs,
                 draw_per=draw_per,
+                partial_channels=partial_channels,
+                keep_options=tuple(keep_options),
             ),
             cost=cost,
             latency_table=latency_table,

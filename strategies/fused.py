@@ -21,10 +21,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nni_bayes_nas.bayes import law
+from nni_bayes_nas.bayes import law, normal
 from nni_bayes_nas.layers.combine import combine
 from nni_bayes_nas.layers.convolution import pointwise_conv2d
+from nni_bayes_nas.layers.gaussian_output import noisy_output
 from nni_bayes_nas.layers.memory_format import channels_last, is_batched
+from nni_bayes_nas.layers.narrow import parted, rejoined
+from nni_bayes_nas.layers.variational import Variational
+from nni_bayes_nas.precision import in_full
 
 from .chains import Chain, hooked, is_zero, recognize, run_layer
 
@@ -86,19 +90,29 @@ class FusedNodes:
     Args:
         nodes: Of the cell, in order; their index counts the states before them, the inputs of the cell included.
         operations: (node, edge) -> the candidates of the edge, in the order of `node.operations`.
+        parts: Of so many equal parts of the channels the candidates see the first.
+        pruned: By label of the node, (edge, operation) pairs that are left out.
     """
 
     def __init__(
-        self, nodes: Sequence[law.Node], operations: Callable[[law.Node, int], Mapping[str, nn.Module]]
+        self,
+        nodes: Sequence[law.Node],
+        operations: Callable[[law.Node, int], Mapping[str, nn.Module]],
+        *,
+        parts: int = 1,
+        pruned: Mapping[str, frozenset[tuple[int, int]]] | None = None,
     ) -> None:
         self.nodes = tuple(nodes)
         self.n_inputs = self.nodes[0].index
+        self._parts = parts
+        pruned = pruned or {}
         by_source: list[list[_Term]] = [[] for _ in range(self.nodes[-1].index)]
         for target, node in enumerate(self.nodes):
             terms = [
                 (edge, _Term(target, i, module, recognize(module)))
                 for edge in range(node.index)
                 for i, module in enumerate(operations(node, edge).values())
+                if (edge, i) not in pruned.get(node.label, ())
             ]
             kept = _without_zeros([term for _, term in terms])
             for edge, term in terms:
@@ -121,17 +135,29 @@ class FusedNodes:
         sums = [_Sum() for _ in self.nodes]
         # Taken apart at once: a gradient of its own for every single weight costs more than the sum of all of them.
         by_node = [[row.unbind(-1) for row in weights[node.label].unbind(-2)] for node in self.nodes]
+        others: list[Tensor] = []
+
+        def state(i: int) -> Tensor:
+            if self._parts == 1:
+                return sums[i].result()
+            node = self.nodes[i]
+            return rejoined(sums[i].result(), others[: node.index], list(weights[node.label].sum(-1).unbind(-1)))
+
         for source, groups in enumerate(self._groups):
             if source >= self.n_inputs:
-                states.append(sums[source - self.n_inputs].result())
+                states.append(state(source - self.n_inputs))
+            x = states[source]
+            if self._parts > 1:
+                x, rest = parted(x, self._parts)
+                others.append(rest)
             heads: dict[Hashable, Tensor] = {}
             for group in groups:
                 factors = [by_node[t.target][source][t.operation] for t in group]
-                _run(group, states[source], heads, factors, sums, stack)
+                _run(group, x, heads, factors, sums, stack)
             if auxiliary:
                 for target in {term.target for group in groups for term in group}:
-                    sums[target].add_identity(states[source], auxiliary, by_node[target][source][0])
-        return [*states, sums[-1].result()]
+                    sums[target].add_identity(x, auxiliary, by_node[target][source][0])
+        return [*states, state(len(sums) - 1)]
 
 
 def images_channels_last(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -161,10 +187,10 @@ class SharedHeads:
 
 
 class FusedLayer:
-    """The candidates of one LayerChoice on one tensor."""
+    """The candidates of one LayerChoice, by their position, on one tensor."""
 
-    def __init__(self, operations: Sequence[nn.Module]) -> None:
-        terms = [_Term(0, i, operation, recognize(operation)) for i, operation in enumerate(operations)]
+    def __init__(self, operations: Mapping[int, nn.Module]) -> None:
+        terms = [_Term(0, i, operation, recognize(operation)) for i, operation in operations.items()]
         self.recognized = any(term.chain is not None for term in terms)
         self._groups = list(_grouped(_without_zeros(terms)))
 
@@ -213,7 +239,7 @@ def _run(
     if not first.body:
         _without_body(x, chains, factors, targets)
         return
-    alike = len({tuple(m.training for m in chain.modules) for chain in chains}) == 1
+    alike = len({tuple((m.training, getattr(m, "noisy", None)) for m in chain.modules) for chain in chains}) == 1
     size = len(chains) if stack and alike and _same_momenta(chains) else 1
     for at in range(0, len(chains), size):
         part = slice(at, at + size)
@@ -272,15 +298,7 @@ def _through(x: Tensor, chains: list[Chain]) -> Tensor:
             if shared and first.groups > 1:
                 x, shared = x.repeat(1, n, 1, 1), False
             groups = first.groups if shared else n * first.groups
-            first = max(layers, key=lambda m: m.kernel_size[0])
-            weight = _joined([_widened(m.weight, first.kernel_size) for m in layers])
-            bias = _joined([m.bias for m in layers])
-            # As a product every object has the filters for itself, which must be no more than its images.
-            few = len(x) * weight.numel() <= x.numel()
-            if x.is_cuda and few and groups == n and bias is None and _is_pointwise(first):
-                x = pointwise_conv2d(x, weight, n)
-            else:
-                x = F.conv2d(x, weight, bias, first.stride, first.padding, first.dilation, groups)
+            x = _convolved(x, layers, groups)
             shared = False
         elif isinstance(first, nn.BatchNorm2d):
             if shared:
@@ -289,6 +307,29 @@ def _through(x: Tensor, chains: list[Chain]) -> Tensor:
         else:
             x = first(x)
     return x.repeat(1, n, 1, 1) if shared else x
+
+
+def _convolved(x: Tensor, layers: Sequence[Any], groups: int) -> Tensor:
+    """Equal convolutions side by side: on one input, or on as many as there are layers."""
+    first = max(layers, key=lambda m: m.kernel_size[0])
+    bias = _joined([m.bias for m in layers])
+
+    def apply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        # As a product every object has the filters for itself, which must be no more than its images.
+        few = len(x) * weight.numel() <= x.numel()
+        if x.is_cuda and few and groups == len(layers) and bias is None and _is_pointwise(first):
+            return pointwise_conv2d(x, weight, groups)
+        return F.conv2d(x, weight, bias, first.stride, first.padding, first.dilation, groups)
+
+    def side_by_side(tensors: list[Tensor]) -> Tensor:
+        result: Tensor = _joined([_widened(t, first.kernel_size) for t in tensors])
+        return result
+
+    means = side_by_side([m.weight for m in layers])
+    if isinstance(first, Variational) and first.is_noisy:
+        sd = side_by_side([normal.sd(m.rho) for m in layers])
+        return noisy_output(x, apply, means, sd, bias, first.estimator)
+    return apply(x, means, bias)
 
 
 def _add(x: Tensor, norms: Sequence[Any], factors: list[Tensor], targets: list[_Sum]) -> None:
@@ -309,7 +350,8 @@ def _normalized(x: Tensor, norms: Sequence[Any], factors: Tensor | None) -> Tens
     first, n = norms[0], len(norms)
     weight, bias = _joined([m.weight for m in norms]), _joined([m.bias for m in norms])
     if factors is not None:
-        factors = factors.to(x if first.running_mean is None else first.running_mean).flatten()
+        # Of statistics there may be none; those of a batch in low precision are in single precision too.
+        factors = factors.to(in_full(x) if first.running_mean is None else first.running_mean).flatten()
         by_channel = factors.repeat_interleave(x.shape[1] // len(factors))
         weight = by_channel if weight is None else weight * by_channel
         bias = torch.zeros_like(weight) if bias is None else bias * by_channel

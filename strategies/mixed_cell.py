@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from nni_bayes_nas.bayes import law
 from nni_bayes_nas.errors import SpaceError
 from nni_bayes_nas.layers.combine import mix
+from nni_bayes_nas.layers.narrow import Narrow, can_be_narrow, parted, rejoined
 
 from .fused import FusedNodes
 from .guards import has_normalization, normalized
@@ -54,7 +55,8 @@ class MixedCell(PathSamplingCell):  # type: ignore[misc]
         )
         self._binding: Binding = mutate_kwargs["binding"]
         self._op_factory = op_factory
-        self._fused: FusedNodes | None = None
+        self._fused: tuple[Any, FusedNodes] | None = None
+        self._narrow: Narrow | None = None
         self.stacked: StackedNodes | None = None
         self.nodes: list[law.Node] = []
         self.options = self._binding.options(self.op_names, label)
@@ -63,6 +65,8 @@ class MixedCell(PathSamplingCell):  # type: ignore[misc]
                 for name in self.options:
                     if not has_normalization(operations[name]):
                         operations[name] = normalized(operations[name])
+        every = [operations[name] for node in self.ops for operations in node for name in self.options]
+        self.partial = self._binding.parts > 1 and all(can_be_narrow(m, self._binding.parts) for m in every)
         for index in self.output_node_indices:
             if num_ops_per_node > index:
                 raise SpaceError(
@@ -87,15 +91,26 @@ class MixedCell(PathSamplingCell):  # type: ignore[misc]
 
     def edge_operations(self, node: law.Node, edge: int) -> dict[str, nn.Module]:
         """The candidate operations of an edge, by name."""
-        operations = self.ops[node.index - self.num_predecessors][edge]
+        return self._of_edge(self.ops, node, edge)
+
+    def _of_edge(self, ops: Any, node: law.Node, edge: int) -> dict[str, nn.Module]:
+        operations = ops[node.index - self.num_predecessors][edge]
         return {name: operations[name] for name in self.options}
+
+    def _now(self) -> tuple[int, Any]:
+        """Of how many parts of the channels the operations see the first, and these operations."""
+        if not (self.partial and self._binding.parts > 1):
+            return 1, self.ops
+        if self._narrow is None:
+            self._narrow = Narrow(self.ops, self._binding.parts)
+        return self._binding.parts, self._narrow()
 
     def _fuses(self, states: list[Any]) -> bool:
         if self._binding.execution == "plain" or self._binding.kept is not None:
             return False
         if self.stacked is not None:
             return all(isinstance(state, Tensor) and state.dim() == 4 for state in states)
-        return all(is_one(state) for state in states)
+        return all(is_one(state) for state in states) and self._binding.fuses(states[0])
 
     def forward(self, *inputs: Any) -> Any:
         """Every node sums the weighted operations of all its incoming edges."""
@@ -105,31 +120,50 @@ class MixedCell(PathSamplingCell):  # type: ignore[misc]
             if self.stacked is not None:
                 merged = self.stacked(states, self._binding.weights, self._binding.auxiliary)
                 return self.postprocessor(merged, given)
-            if self._fused is None:
-                self._fused = FusedNodes(self.nodes, self.edge_operations)
+            fused = self._fused_nodes()
             stack = self._binding.stacks(states[0])
-            states = self._fused(states, self._binding.weights, stack=stack, auxiliary=self._binding.auxiliary)
+            states = fused(states, self._binding.weights, stack=stack, auxiliary=self._binding.auxiliary)
             return self.postprocessor(torch.cat(states[self.num_predecessors :], self.concat_dim), given)
+        parts, ops = self._now()
         for node in self.nodes:
-            if self._binding.kept is not None:
-                pairs = self._binding.kept[node.label]
-                names = node.operations
-                terms = [self.edge_operations(node, edge)[names[o]](states[edge]) for edge, o in pairs]
-                states.append(functools.reduce(torch.add, terms))
-                continue
-            by_edge = self._binding.weights[node.label].unbind(-2)
-            outputs, weights = [], []
-            for edge, edge_weights in enumerate(by_edge):
-                per_operation = edge_weights.unbind(-1)
-                for weight, operation in zip(per_operation, self.edge_operations(node, edge).values(), strict=False):
-                    outputs.append(operation(states[edge]))
-                    weights.append(weight)
-            mixed = mix(outputs, weights)
-            for state in states[: node.index]:
-                mixed = with_identity(mixed, state, self._binding.auxiliary)
-            states.append(mixed)
+            node_of = self._kept_node if self._binding.kept is not None else self._mixed_node
+            states.append(node_of(node, states, parts, ops))
         merged = torch.cat(states[self.num_predecessors :], self.concat_dim)
         return self.postprocessor(merged, given)
+
+    def _fused_nodes(self) -> FusedNodes:
+        parts, ops = self._now()
+        form = parts, self._binding.pruned
+        if self._fused is None or self._fused[0] != form:
+            operations = functools.partial(self._of_edge, ops)
+            self._fused = form, FusedNodes(self.nodes, operations, parts=parts, pruned=self._binding.pruned)
+        return self._fused[1]
+
+    def _kept_node(self, node: law.Node, states: list[Any], parts: int, ops: Any) -> Any:
+        pairs, names = self._binding.kept[node.label], node.operations  # type: ignore[index]
+        inputs = {edge: parted(states[edge], parts) if parts > 1 else (states[edge], None) for edge, _ in pairs}
+        terms = [self._of_edge(ops, node, edge)[names[o]](inputs[edge][0]) for edge, o in pairs]
+        total = functools.reduce(torch.add, terms)
+        others = [rest for _, rest in inputs.values() if rest is not None]
+        return rejoined(total, others, [total.new_ones(())] * len(others)) if parts > 1 else total
+
+    def _mixed_node(self, node: law.Node, states: list[Any], parts: int, ops: Any) -> Any:
+        by_edge = self._binding.weights[node.label].unbind(-2)
+        pruned = self._binding.pruned.get(node.label, frozenset())
+        inputs = [parted(state, parts) if parts > 1 else (state, None) for state in states[: node.index]]
+        outputs, weights = [], []
+        for edge, edge_weights in enumerate(by_edge):
+            candidates = self._of_edge(ops, node, edge).values()
+            for i, (weight, operation) in enumerate(zip(edge_weights.unbind(-1), candidates, strict=False)):
+                if (edge, i) not in pruned:
+                    outputs.append(operation(inputs[edge][0]))
+                    weights.append(weight)
+        mixed = mix(outputs, weights)
+        for state, _ in inputs:
+            mixed = with_identity(mixed, state, self._binding.auxiliary)
+        if parts > 1:
+            return rejoined(mixed, [rest for _, rest in inputs if rest is not None], [w.sum(-1) for w in by_edge])
+        return mixed
 
     def freeze(self, sample: dict[str, Any]) -> Cell:
         """The cell of an architecture, with the operations trained in this supernet (the same modules)."""

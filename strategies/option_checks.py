@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -47,6 +48,14 @@ def check_options(
         raise ConfigError("passes are compiled or recorded, got compile true and cuda_graphs true; leave one out.")
     if step.cuda_graphs and step.order == 2:
         raise ConfigError("cuda_graphs needs order 1, got order 2: no graph has second derivatives; leave one out.")
+    if step.partial_channels < 1:
+        raise ConfigError(f"partial_channels must be at least 1, got {step.partial_channels}; 4 is usual.")
+    kept = list(step.keep_options)
+    if any(n < 1 for n in kept) or any(a <= b for a, b in itertools.pairwise(kept)):
+        raise ConfigError(f"keep_options must fall from stage to stage and be at least 1, got {kept}; [4, 2], say.")
+    for name, on in (("partial_channels", step.partial_channels > 1), ("keep_options", bool(kept))):
+        if on and (step.compile or step.cuda_graphs):
+            raise ConfigError(f"passes with {name} can be neither compiled nor recorded; leave one out.")
     _check_choice("relaxation", structure.get("relaxation", "softmax"), RELAXATIONS if bayesian else WITHOUT_PRIOR)
     _check_choice("mixing", structure.get("mixing", "probabilities"), ("probabilities", "marginals"))
     if (cost == "latency") != (latency_table is not None):

@@ -10,12 +10,15 @@ from torch import Tensor
 
 from nni_bayes_nas.bayes import concrete, dirichlet, law, logistic_normal, normal
 
+from .pruning import NEVER
+
 Relaxation = Literal["softmax", "gumbel", "sigmoid", "identity", "dirichlet", "logistic_normal"]
 RELAXATIONS: tuple[Relaxation, ...] = ("softmax", "gumbel", "sigmoid", "identity", "dirichlet", "logistic_normal")
 # Of strategies whose structure has no divergence to a prior.
 WITHOUT_PRIOR: tuple[Relaxation, ...] = ("softmax", "gumbel", "sigmoid", "identity")
 # Of a logistic-normal structure, as rho of `bayes.normal`, at the beginning of a search: a standard deviation of 1/2.
 FIRST_RHO = -0.7
+_NEXT_TO_ZERO, _NEXT_TO_INFINITE = 1e-6, 1e3
 Mixing = Literal["probabilities", "marginals"]
 TemperatureSchedule = Literal["geometric", "linear", "constant"]
 # Temperature from 1 to `last`, as the share of the search that is over goes from 0 to 1.
@@ -26,18 +29,24 @@ TEMPERATURE_SCHEDULES: dict[str, Callable[[float, float], float]] = {
 }
 
 
-def log_probabilities(logits: Tensor, relaxation: Relaxation) -> Tensor:
+def log_probabilities(logits: Tensor, relaxation: Relaxation, pruned: Tensor | None = None) -> Tensor:
     """Log-probabilities of the options, `(*batch, rows, width)`; their exponentials sum to one in every row.
+
+    Of options that are given up, `pruned`, `(rows, width)`, they are `NEVER`: the others have the probabilities that
+    they have if none of these is chosen; of a Dirichlet distribution, those of Dir(a) of the others.
 
     The sigmoids of "sigmoid" (Chu et al., 2020, arXiv 1911.12126) are independent of one another: their shares are
     taken. The raw weights of "identity" are no probabilities: their softmax is taken. Of "dirichlet" it is the mean, of
     "logistic_normal" the softmax of the mean logits, which has its median in the place of each ratio of probabilities.
     """
     if relaxation == "dirichlet":
-        return dirichlet.mean(dirichlet.concentration(logits)).log()
+        a = dirichlet.concentration(logits)
+        if pruned is None:
+            return dirichlet.mean(a).log()
+        return (a.log() - a.masked_fill(pruned, 0.0).sum(-1, keepdim=True).log()).masked_fill(pruned, NEVER)
     if relaxation == "sigmoid":
         return torch.nn.functional.logsigmoid(logits).log_softmax(-1)
-    return logits.log_softmax(-1)
+    return (logits if pruned is None else logits.masked_fill(pruned, NEVER)).log_softmax(-1)
 
 
 def log_probabilities_of_node(logits: Tensor) -> Tensor:
@@ -59,7 +68,12 @@ def log_probabilities_of_node(logits: Tensor) -> Tensor:
 
 
 def log_draw(
-    logits: Tensor, log_probs: Tensor, rho: Tensor | None, relaxation: Relaxation, generator: torch.Generator
+    logits: Tensor,
+    log_probs: Tensor,
+    rho: Tensor | None,
+    relaxation: Relaxation,
+    generator: torch.Generator,
+    pruned: Tensor | None = None,
 ) -> Tensor:
     """Logarithms of one draw of the probabilities, up to a constant per row; the mean where nothing is drawn.
 
@@ -69,18 +83,24 @@ def log_draw(
         rho: Of the logits' standard deviations, for "logistic_normal".
         relaxation: Its draws at temperature 1; `mixing_weights` divides by the temperature.
         generator: Of the noise, on the CPU.
+        pruned: Options that are given up. The shares of the others in a draw are a draw of theirs: those of Dir(a) are
+            Dir(a of the others).
     """
     if relaxation == "gumbel":
         return log_probs + concrete.gumbel(tuple(log_probs.shape), generator, log_probs)
     if relaxation == "dirichlet":
-        return dirichlet.rsample(dirichlet.concentration(logits), generator).log()
-    if relaxation == "logistic_normal":
+        drawn = dirichlet.rsample(dirichlet.concentration(logits), generator).log()
+    elif relaxation == "logistic_normal":
         assert rho is not None
-        return logistic_normal.log_rsample(logits, normal.sd(rho), 1.0, generator)
-    return log_probs
+        drawn = logistic_normal.log_rsample(logits, normal.sd(rho), 1.0, generator)
+    else:
+        return log_probs
+    return drawn if pruned is None else drawn.masked_fill(pruned, NEVER)
 
 
-def divergence(logits: Tensor, rho: Tensor | None, relaxation: Relaxation, prior: Tensor) -> Tensor:
+def divergence(
+    logits: Tensor, rho: Tensor | None, relaxation: Relaxation, prior: Tensor, pruned: Tensor | None = None
+) -> Tensor:
     """KL of every row to its prior, in nats; `(*batch, rows)`.
 
     "dirichlet": KL(Dir(a) || Dir(b)). "logistic_normal": to logits N(log b, 1). All others, "gumbel" among them: of the
@@ -91,13 +111,24 @@ def divergence(logits: Tensor, rho: Tensor | None, relaxation: Relaxation, prior
         rho: As for `log_draw`.
         relaxation: The family.
         prior: b, concentrations, `(rows, width)`.
+        pruned: Options that are given up, `(rows, width)`: posterior and prior are those of the others.
     """
+    gone = torch.zeros_like(prior, dtype=torch.bool) if pruned is None else pruned
     if relaxation == "dirichlet":
-        return dirichlet.kl(dirichlet.concentration(logits), prior.expand_as(logits))
+        # Equal concentrations next to zero cancel.
+        a = dirichlet.concentration(logits).masked_fill(gone, _NEXT_TO_ZERO)
+        return dirichlet.kl(a, prior.masked_fill(gone, _NEXT_TO_ZERO).expand_as(a))
     if relaxation == "logistic_normal":
         assert rho is not None
-        return logistic_normal.kl(logits, normal.sd(rho), prior.log(), 1.0)
-    return concrete.kl_categorical(log_probabilities(logits, relaxation), prior.log())
+        means = prior.log()
+        if pruned is None:
+            return logistic_normal.kl(logits, normal.sd(rho), means, 1.0)
+        # Logits that say nothing, in either, and none of them the last one, from which the differences are taken.
+        wide = torch.ones_like(means).masked_fill(gone, _NEXT_TO_INFINITE)
+        order = gone.int().argsort(dim=-1, descending=True, stable=True).expand_as(logits)
+        parts = torch.where(gone, means, logits), torch.where(gone, wide, normal.sd(rho)), means, wide
+        return logistic_normal.kl(*(x.expand_as(logits).gather(-1, order) for x in parts))
+    return concrete.kl_categorical(log_probabilities(logits, relaxation, pruned), prior.log().masked_fill(gone, NEVER))
 
 
 def mixing_weights(

@@ -28,11 +28,15 @@ class StepOptions:
         order: 1, or 2: the structure step differentiates through a virtual weight step (of the mixture, not clipped).
         second_order: "exact" or "finite_difference".
         execution: "plain": the supernet operation by operation; "fused": with what operations share computed once;
-            "auto": fused.
+            "auto": fused, but plain on a GPU where the passes are neither compiled nor recorded.
         compile: Whether the passes of the mixture run through `torch.compile`.
         cuda_graphs: Whether the passes of the mixture are recorded once and replayed on a GPU.
         draw_per: "object": every object of a mini-batch has mixing weights drawn for itself; "step": all share one
             draw. A structure with lambda per object draws so too.
+        partial_channels: Of so many equal parts of the channels, where operations keep their number, the operations see
+            the first; 1: all.
+        keep_options: How many options of every choice are left at the end of each stage but the last; the structure
+            steps are divided evenly.
     """
 
     lambda_per: Literal["object", "step"] = "step"
@@ -47,3 +51,5 @@ class StepOptions:
     compile: bool = False
     cuda_graphs: bool = False
     draw_per: Literal["object", "step"] = "step"
+    partial_channels: int = 1
+    keep_options: tuple[int, ...] = ()

@@ -15,6 +15,7 @@ from nni_bayes_nas.complexity.hypernet import Hypernet, HypernetKind
 from nni_bayes_nas.complexity.price import PriceHypernet
 from nni_bayes_nas.complexity.price_range import GRID_POINTS
 
+from .pruning import given_up
 from .relaxations import (
     FIRST_RHO,
     Mixing,
@@ -43,6 +44,7 @@ class Structure(nn.Module):
         axis: Range of lambda; None for a structure that does not depend on it.
         observed: Whether the search finds out what lambda means: its range, its positions, or both.
         automatic_range: Whether the ends of the range are among it; `axis` is where they begin.
+        prunes: Whether options may be given up during the search.
         seed: Of the initial logits, N(0, 1e-3^2) as in DARTS, equal at all u.
 
     Attributes:
@@ -51,6 +53,8 @@ class Structure(nn.Module):
     """
 
     table: Tensor
+    pruned: Tensor
+    stage: Tensor
 
     def __init__(
         self,
@@ -63,6 +67,7 @@ class Structure(nn.Module):
         axis: Axis | None = None,
         observed: bool = False,
         automatic_range: bool = False,
+        prunes: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -89,6 +94,10 @@ class Structure(nn.Module):
             for width in sorted({width for _, width in self.shapes})
         ]
         self._total = sum(rows * width for rows, width in self.shapes)
+        self._prunes = prunes
+        if prunes:
+            self.register_buffer("pruned", torch.zeros(self._total, dtype=torch.bool))
+            self.register_buffer("stage", torch.zeros((), dtype=torch.long))
         # A logistic-normal structure has a standard deviation beside every logit.
         self._with_rho = relaxation == "logistic_normal"
         self.logits = _hypernet(hypernet, self._total * (1 + self._with_rho), n_knots, axis, seed)
@@ -179,7 +188,29 @@ class Structure(nn.Module):
                 log_probabilities_of_node(x) if isinstance(unit, law.Node) else log_probabilities(x, self.relaxation)
                 for unit, x in zip(self.units, self._split(self._blocks(flat)), strict=True)
             ]
-        return self._split((log_probabilities(x, self.relaxation), members) for x, members in self._blocks(flat))
+        masks = self._blocks(self.pruned) if self._prunes else [(None, members) for _, members in self._groups]
+        return self._split(
+            (log_probabilities(x, self.relaxation, mask), members)
+            for (x, members), (mask, _) in zip(self._blocks(flat), masks, strict=True)
+        )
+
+    def _masks(self) -> Sequence[Tensor | None]:
+        """Options that are given up, `(rows, width)` a unit; None where none can be."""
+        return self._split(self._blocks(self.pruned)) if self._prunes else [None] * len(self.units)
+
+    @torch.no_grad()
+    def prune(self, keep: Sequence[int], n: int) -> None:
+        """Go through the first n stages, each of which leaves so many of the most probable options of every row."""
+        while int(self.stage) < n:
+            grid = torch.linspace(0, 1, GRID_POINTS if self.axis is not None else 1).to(self.reference)
+            going = [given_up(u, p, keep[int(self.stage)]) for u, p in zip(self.units, self.probs(grid), strict=True)]
+            self.pruned |= torch.cat([going[i].flatten() for _, members in self._groups for i in members])
+            self.stage += 1
+
+    def pruned_pairs(self) -> dict[str, frozenset[tuple[int, int]]]:
+        """What is given up, by label of the unit: (row, option) pairs."""
+        named = zip(self.units, self._masks(), strict=True)
+        return {u.label: frozenset((i, j) for i, j in m.nonzero().tolist()) for u, m in named if m is not None}
 
     def probs(self, u: Tensor) -> list[Tensor]:
         """Mean probabilities at u; `(*batch,)` -> one `(*batch, rows, width)` per unit."""
@@ -218,10 +249,10 @@ class Structure(nn.Module):
         """As `draw`, from outputs of the hypernetwork, `(*batch, n)`."""
         raw = self._split(self._blocks(flat))
         rho = self._split(self._blocks(flat[..., self._total :])) if self._with_rho else [None] * len(raw)
-        weights = {}
+        weights, masks = {}, self._masks()
         for i, (unit, log_probs) in enumerate(zip(self.units, self._log_probs(flat), strict=True)):
             if generator is not None:
-                log_probs = log_draw(raw[i], log_probs, rho[i], self.relaxation, generator)
+                log_probs = log_draw(raw[i], log_probs, rho[i], self.relaxation, generator, masks[i])
             factor = mixing_weights(unit, raw[i], log_probs, self.relaxation, self.mixing, temperature)
             if unit.label in self.squared:
                 marked = self.squared[unit.label][..., : factor.shape[-1]].to(factor.device)
@@ -240,11 +271,11 @@ class Structure(nn.Module):
         flat = self.logits(u)
         rho = self._split(self._blocks(flat[..., self._total :])) if self._with_rho else [None] * len(self.units)
         parts = []
-        for unit, x, r in zip(self.units, self._split(self._blocks(flat)), rho, strict=True):
+        for unit, x, r, mask in zip(self.units, self._split(self._blocks(flat)), rho, self._masks(), strict=True):
             b = x.new_full(x.shape[-2:], prior)
-            if none is not None and (column := _column_of_none(unit)) is not None:
+            if none is not None and (column := law.column_of_none(unit)) is not None:
                 b[:, column] = none
-            parts.append(divergence(x, r, self.relaxation, b).sum(-1))
+            parts.append(divergence(x, r, self.relaxation, b, mask).sum(-1))
         return torch.stack(parts).sum(0)
 
     def mean(self, lam: float | None = None, temperature: float = 1.0) -> dict[str, Tensor]:
@@ -285,7 +316,7 @@ class Structure(nn.Module):
 
     def sample(self, lam: float | None = None, n: int = 1, *, generator: torch.Generator) -> list[dict[str, Any]]:
         """`n` architectures drawn from the law at lambda."""
-        return _draws(self.units, [p.detach().cpu() for p in self.probs(self.position(lam))], n, generator)
+        return law.samples(self.units, [p.detach().cpu() for p in self.probs(self.position(lam))], n, generator)
 
     def random_samples(
         self, n: int, *, generator: torch.Generator, cost: CostModel | None = None, tilt: float = 0.0
@@ -295,7 +326,7 @@ class Structure(nn.Module):
         Without a tilt all options are equally probable. With one, an option's probability is multiplied by
         exp(-tilt * cost / mean cost), so that architectures of any size can be drawn.
         """
-        return _draws(self.units, self._tilted(cost, tilt), n, generator)
+        return law.samples(self.units, self._tilted(cost, tilt), n, generator)
 
     def tilt_for(self, cost: CostModel, target: float) -> float:
         """The tilt of `random_samples` whose expected cost is `target`, by bisection; clipped to [-50, 50]."""
@@ -356,20 +387,3 @@ def _hypernet(
     if isinstance(axis, LiteralAxis) and kind == "linear":
         kind = "linear_literal"
     return Hypernet(kind, n, n_knots=n_knots, domain=(0.0, 1.0) if axis is None else axis.domain, seed=seed)
-
-
-def _column_of_none(unit: law.Unit) -> int | None:
-    """Where the probability of no operation at all stands."""
-    if isinstance(unit, law.Node):
-        return -1
-    return unit.options.index("none") if isinstance(unit, law.Choice) and "none" in unit.options else None
-
-
-def _draws(
-    units: Sequence[law.Unit], probs: Sequence[Tensor], n: int, generator: torch.Generator
-) -> list[dict[str, Any]]:
-    def one() -> dict[str, Any]:
-        parts = [law.sample(unit, p, generator) for unit, p in zip(units, probs, strict=True)]
-        return {label: choice for part in parts for label, choice in part.items()}
-
-    return [one() for _ in range(n)]

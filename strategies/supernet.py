@@ -21,6 +21,7 @@ from nni_bayes_nas.bayes import law
 from nni_bayes_nas.errors import SpaceError
 from nni_bayes_nas.layers.combine import mix
 from nni_bayes_nas.layers.memory_format import is_batched
+from nni_bayes_nas.layers.narrow import Narrow, can_be_narrow, parted, rejoined
 
 from .expressions import ExpressionTable
 from .fused import Execution, FusedLayer, SharedHeads
@@ -46,13 +47,17 @@ class Binding:
         auxiliary: Weight, in the next pass with mixing weights, of the identity that `guards` may add to every edge.
         kind: Equal for supernets that one can stand for: they differ in their tensors alone.
         left_out: Options that the guards have kept out of choices.
+        parts: Of so many equal parts of the channels the operations see the first; 1: they see all.
+        pruned: By unit label the (row, option) pairs that are not evaluated any more.
     """
 
-    def __init__(self, execution: Execution = "auto", guards: Guards | None = None) -> None:
+    def __init__(self, execution: Execution = "auto", guards: Guards | None = None, parts: int = 1) -> None:
         self.execution: Execution = execution
         self.guards = guards or Guards()
         self.auxiliary = self.guards.auxiliary
-        self.kind: Hashable = (execution, self.guards)
+        self.parts = parts
+        self.pruned: dict[str, frozenset[tuple[int, int]]] = {}
+        self.kind: Hashable = (execution, self.guards, parts)
         self.left_out: set[str] = set()
         self.stack: bool | None = None
         self.heads = SharedHeads()
@@ -79,6 +84,10 @@ class Binding:
             yield
         finally:
             self.weights, self.kept = before, None
+
+    def fuses(self, x: Tensor) -> bool:
+        """Whether operations on a tensor run fused; alone on a GPU, neither recorded nor compiled, plain is faster."""
+        return self.execution == "fused" or (self.execution == "auto" and x.device.type == "cpu")
 
     def stacks(self, x: Tensor) -> bool:
         """Whether equal operations on a tensor run as one."""
@@ -129,12 +138,14 @@ class MixedLayer(LayerChoice, Mixed):  # type: ignore[misc]
     def __init__(self, candidates: Any, label: str, binding: Binding) -> None:
         super().__init__(candidates, label=label)
         self._binding = binding
-        self._fused: FusedLayer | None = None
+        self._fused: tuple[Any, FusedLayer] | None = None
+        self._narrow: Narrow | None = None
         self.options = binding.options(self.names, label)
         if binding.guards.normalize:
             for name in self.options:
                 if not has_normalization(self[name]):
                     self[name] = normalized(self[name])
+        self.partial = binding.parts > 1 and self._keeps_channels(binding.parts)
         binding.add(law.Choice(label, self.options))
 
     @classmethod
@@ -147,18 +158,41 @@ class MixedLayer(LayerChoice, Mixed):  # type: ignore[misc]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Weighted sum of the candidates' outputs."""
+        if not (self.partial and self._binding.parts > 1):
+            return self._of([self[name] for name in self.options], 1, *args, **kwargs)
+        if self._narrow is None:
+            self._narrow = Narrow(nn.ModuleList(self[name] for name in self.options), self._binding.parts)
+        # Layers on one tensor share its parts, and so what their candidates compute first.
+        known = self._binding.heads.of(args[0])
+        if "first part" not in known:
+            known["first part"], known["others"] = parted(args[0], self._binding.parts)
+        x, rest = known["first part"], known["others"]
+        result = self._of(self._narrow(), self._binding.parts, x)
+        kept = self._binding.kept is not None
+        return rejoined(result, [rest], [x.new_ones(()) if kept else self._binding.weights[self.label].sum(-1)])
+
+    def _of(self, candidates: Any, parts: int, *args: Any, **kwargs: Any) -> Any:
         if self._binding.kept is not None:
-            return self[self.options[self._binding.kept[self.label][0][1]]](*args, **kwargs)
-        weights = self._binding.weights[self.label]
-        if self._binding.execution != "plain" and len(args) == 1 and not kwargs and is_one(args[0]):
-            if self._fused is None:
-                self._fused = FusedLayer([self[name] for name in self.options])
-            if self._fused.recognized:
+            return candidates[self._binding.kept[self.label][0][1]](*args, **kwargs)
+        weights, pruned = self._binding.weights[self.label], self._binding.pruned.get(self.label, frozenset())
+        live = [i for i in range(len(self.options)) if (0, i) not in pruned]
+        if len(args) == 1 and not kwargs and is_one(args[0]) and self._binding.fuses(args[0]):
+            if self._fused is None or self._fused[0] != (parts, live):
+                self._fused = (parts, live), FusedLayer({i: candidates[i] for i in live})
+            if self._fused[1].recognized:
                 stack = self._binding.stacks(args[0])
-                result = self._fused(args[0], weights, self._binding.heads, stack=stack)
+                result = self._fused[1](args[0], weights, self._binding.heads, stack=stack)
                 return with_identity(result, args[0], self._binding.auxiliary)
-        result = mix([self[name](*args, **kwargs) for name in self.options], weights.unbind(-1))
+        by_option = weights.unbind(-1)
+        outputs = [candidates[i](*args, **kwargs) for i in live]
+        result = mix(outputs, [by_option[i] for i in live])
         return with_identity(result, args[0], self._binding.auxiliary) if args else result
+
+    def _keeps_channels(self, parts: int) -> bool:
+        """Whether all candidates can work on a part of the channels, and one of them says that there are any."""
+        candidates = [self[name] for name in self.options]
+        convolved = any(isinstance(m, nn.Conv2d) for candidate in candidates for m in candidate.modules())
+        return convolved and all(can_be_narrow(candidate, parts) for candidate in candidates)
 
 
 def with_identity(result: Any, x: Any, auxiliary: float) -> Any:

@@ -192,6 +192,23 @@ def sample(unit: Unit, probs: Tensor, generator: torch.Generator | None = None) 
     return unit.slots([(edge, subsets.sample(given_kept[edge], 1, generator)[0]) for edge in edges])
 
 
+def samples(units: Sequence[Unit], probs: Sequence[Tensor], n: int, generator: torch.Generator) -> list[Choices]:
+    """`n` draws of all units, from unbatched probabilities of each."""
+
+    def one() -> Choices:
+        parts = [sample(unit, p, generator) for unit, p in zip(units, probs, strict=True)]
+        return {label: choice for part in parts for label, choice in part.items()}
+
+    return [one() for _ in range(n)]
+
+
+def column_of_none(unit: Unit) -> int | None:
+    """Where the probability of no operation at all stands; None where there is none."""
+    if isinstance(unit, Node):
+        return -1
+    return unit.options.index("none") if isinstance(unit, Choice) and "none" in unit.options else None
+
+
 def derive(unit: Unit, probs: Tensor) -> Choices:
     """What DARTS reads off unbatched mean probabilities `(rows, width)`.
 

@@ -107,7 +107,7 @@ class ArchitecturePosterior:
 
     def sample(self, n: int, generator: torch.Generator) -> list[dict[str, Any]]:
         """`n` independent draws."""
-        return [self._joined(law.sample(u, p, generator) for u, p in self._parts()) for _ in range(n)]
+        return law.samples(self.units, self.probs, n, generator)
 
     def derived(self) -> dict[str, Any]:
         """What DARTS reads off the mean: best operation of every edge, the k best edges of every node."""

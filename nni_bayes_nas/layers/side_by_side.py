@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from nni_bayes_nas.layers.convolution import is_plain_convolution
 from nni_bayes_nas.layers.memory_format import channels_last, is_batched
 
 # Of a module: its dictionary of parameters or of buffers, and a name there.
@@ -82,22 +83,35 @@ def widened(module: nn.Module, n: int) -> nn.Module:
 
     Its parameters and buffers are to be put in their place by `place`; other layers must work on channels one by one.
     """
+    return resized(module, lambda channels: n * channels, grouped=True)
+
+
+def resized(module: nn.Module, size: Callable[[int], int], *, grouped: bool = False) -> nn.Module:
+    """A copy without storage of convolutions and normalizations with other numbers of channels.
+
+    Args:
+        module: Its other layers must work on channels one by one.
+        size: Of the channels, by those that there are.
+        grouped: Whether filters stay as they are, and their number and that of their groups change; else a filter sees
+            other numbers of channels too, unless it sees but one group.
+    """
     memo: dict[int, Any] = {}
-    for where, name in slots(module):
-        tensor = where[name]
-        shape = (n * tensor.shape[0], *tensor.shape[1:]) if tensor.dim() else ()
-        value = torch.empty(shape, dtype=tensor.dtype, device="meta")
-        memo[id(tensor)] = value
+    for layer in module.modules():
+        crossed = isinstance(layer, nn.Conv2d) and layer.groups == 1 and not grouped
+        for where in (layer._parameters, layer._buffers):
+            for tensor in (t for t in where.values() if t is not None):
+                shape = [size(n) if axis == 0 or (axis == 1 and crossed) else n for axis, n in enumerate(tensor.shape)]
+                memo[id(tensor)] = torch.empty(shape, dtype=tensor.dtype, device="meta")
     # A layer that is one of a template runs by a `WideLayer`, which the copy is for.
     memo.update((id(layer.forward), None) for layer in module.modules() if "forward" in layer.__dict__)
     wide = copy.deepcopy(module, memo)
     for layer in wide.modules():
         layer.__dict__.pop("forward", None)
         if isinstance(layer, nn.Conv2d):
-            for name in ("in_channels", "out_channels", "groups"):
-                setattr(layer, name, n * getattr(layer, name))
+            layer.in_channels, layer.out_channels = size(layer.in_channels), size(layer.out_channels)
+            layer.groups = size(layer.groups) if grouped or layer.groups > 1 else 1
         elif isinstance(layer, nn.BatchNorm2d):
-            layer.num_features *= n
+            layer.num_features = size(layer.num_features)
     return wide
 
 
@@ -114,8 +128,13 @@ def slots(module: nn.Module) -> list[Slot]:
 
 def place(tensors: Sequence[Tensor], into: Sequence[Slot]) -> None:
     """Put the tensors of n modules, `(n, ...)` each, into the slots of a widened one."""
+    place_as([tensor.flatten(0, 1) if tensor.dim() > 1 else tensor for tensor in tensors], into)
+
+
+def place_as(tensors: Sequence[Tensor], into: Sequence[Slot]) -> None:
+    """Put tensors into slots, as they are."""
     for tensor, (where, name) in zip(tensors, into, strict=True):
-        where[name] = tensor.flatten(0, 1) if tensor.dim() > 1 else tensor
+        where[name] = tensor
 
 
 class SameMode:
@@ -160,7 +179,7 @@ class WideLayer:
         if isinstance(layer, nn.BatchNorm2d):
             return forward is _BatchNorm.forward and layer.track_running_stats and layer.momentum is not None
         if isinstance(layer, nn.Conv2d):
-            return forward is nn.Conv2d.forward
+            return forward is nn.Conv2d.forward and is_plain_convolution(layer)
         if isinstance(layer, nn.MaxPool2d):
             return forward is nn.MaxPool2d.forward and not layer.return_indices
         return forward in (nn.AvgPool2d.forward, nn.AdaptiveAvgPool2d.forward)

@@ -117,6 +117,7 @@ def recorded(monkeypatch):
     [
         {"execution": "plain"},
         {"execution": "fused"},
+        {"execution": "fused", "normalize": True},
         {"execution": "fused", "lambda_per": "object", "hypernet": "linear"},
         {"order": 2},
         {"order": 2, "second_order": "finite_difference"},

@@ -5,6 +5,8 @@ import shutil
 
 import pytest
 import torch
+from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+from torch import nn
 
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.errors import ConfigError
@@ -52,6 +54,33 @@ def test_the_option_decides(strategy, monkeypatch):
         ran.clear()
         net(torch.randn(2, 1, 8, 8))
         assert len(ran) == times
+
+
+def test_alone_on_a_gpu_auto_is_plain():
+    elsewhere, here = torch.empty(1, device="meta"), torch.empty(1)
+    for options, on_gpu in (({}, False), ({"cuda_graphs": True}, True), ({"execution": "fused"}, True)):
+        made = RegularizedDARTS(**options)
+        made.mutate_model(CellSpace(width=4, n_nodes=1))
+        assert made._binding.fuses(here) and made._binding.fuses(elsewhere) == on_gpu
+
+
+def test_a_network_that_takes_images_apart_as_they_lie_gets_them_as_they_come():
+    """`view` works on one order in memory alone."""
+
+    class Viewing(ModelSpace):
+        def __init__(self):
+            super().__init__()
+            candidates = {str(k): nn.Conv2d(3, 2, k, padding=k // 2) for k in (1, 3)}
+            self.layer, self.head = LayerChoice(candidates, label="layer"), nn.Linear(2 * 5 * 5, 4)
+
+        def forward(self, x):
+            return self.head(self.layer(x).view(len(x), -1))
+
+    made = RegularizedDARTS()
+    net = made.mutate_model(Viewing())
+    assert made.measure(net, (3, 5, 5))["params"].constant == 204
+    made._binding.weights = made.structure.mean(None)
+    assert net(torch.randn(2, 3, 5, 5)).shape == (2, 4)
 
 
 @pytest.mark.parametrize("strategy", [HyperDARTS, RegularizedDARTS])

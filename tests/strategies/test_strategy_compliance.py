@@ -59,6 +59,15 @@ class TestHyperDARTSOrder2ByFiniteDifference(StrategyCompliance):
     args: ClassVar[dict[str, Any]] = {"order": 2, "second_order": "finite_difference", "one_hot_passes": 0}
 
 
+class TestDirichletDARTSThatPrunes(StrategyCompliance):
+    """What is given up is part of a checkpoint; operations see a part of the channels."""
+
+    name = "dirichlet_darts"
+    args: ClassVar[dict[str, Any]] = {"partial_channels": 2, "keep_options": [3, 2]}
+    space: ClassVar[dict[str, Any]] = {"name": "cell", "args": {"width": 4, "n_cells": 1, "n_nodes": 2}}
+    epochs = 4
+
+
 class TestHyperDARTSWithAnAutomaticRange(StrategyCompliance):
     """What lambda means is part of a checkpoint, as are prices."""
 
