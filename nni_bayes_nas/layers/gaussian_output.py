@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -15,6 +16,8 @@ ESTIMATORS: tuple[Estimator, ...] = ("local", "flipout")
 # Input, weight and bias to output, linear in the weight.
 Apply = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 _LEAST_VARIANCE = 1e-12
+# Numbers that are drawn at a time: what they are made of stays in the cache.
+_PART = 2**17
 
 
 def noisy_output(
@@ -45,14 +48,31 @@ def noisy_output(
 
 
 def gaussian_like(x: Tensor) -> Tensor:
-    """Standard normal numbers of the shape of x, in its order in memory.
+    """Standard normal numbers of the shape of x, from torch's own generator, in the order of x in memory.
 
-    On a CPU torch fills a tensor that is channels_last one number after the other, in seven times the time.
+    On a CPU by a table of 2^16 quantiles of equal probability, of variance 1 and at most 4.3: torch draws normal
+    numbers there with one thread, and fills a tensor that is channels_last one after the other, which takes longer than
+    the convolution that they are for. Of the table only the random bits, 16 for a number, are drawn so.
     """
-    if x.dim() == 4 and not is_batched(x) and x.is_contiguous(memory_format=torch.channels_last):
+    if is_batched(x) or x.device.type != "cpu":
+        return torch.randn_like(x)
+    flat, table = torch.empty(x.numel(), dtype=x.dtype), _quantiles(x.dtype)
+    for part in flat.tensor_split(tuple(range(_PART, len(flat), _PART))):
+        bits = torch.empty((len(part) + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+        torch.index_select(table, 0, bits.view(torch.int16)[: len(part)].int().add_(2**15), out=part)
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
         n, c, h, w = x.shape
-        return torch.randn(n, h, w, c, dtype=x.dtype, device=x.device).permute(0, 3, 1, 2)
-    return torch.randn_like(x)
+        return flat.reshape(n, h, w, c).permute(0, 3, 1, 2)
+    return flat.reshape(x.shape)
+
+
+@functools.lru_cache
+def _quantiles(dtype: torch.dtype) -> Tensor:
+    """Those of a normal distribution, in order."""
+    levels = (torch.arange(2**16, dtype=torch.float64) + 0.5) / 2**16
+    quantiles = torch.special.ndtri(levels)
+    result: Tensor = (quantiles / quantiles.square().mean().sqrt()).to(dtype)
+    return result
 
 
 class _AddNoise(torch.autograd.Function):
@@ -64,7 +84,8 @@ class _AddNoise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, mean: Tensor, variance: Tensor, noise: Tensor) -> Tensor:
         ctx.save_for_backward(variance, noise)
-        return variance.clamp_min(_LEAST_VARIANCE).sqrt_().mul_(noise).add_(mean)
+        ctx.mark_dirty(mean)  # nobody else's: another tensor of its size costs as much as filling it
+        return mean.addcmul_(variance.clamp_min(_LEAST_VARIANCE).sqrt_(), noise)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

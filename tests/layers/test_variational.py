@@ -172,6 +172,20 @@ def test_noise_is_standard_normal_in_every_order_in_memory():
         assert abs(float(noise.square().mean()) - 1) < 4 * (2 / x.numel()) ** 0.5
 
 
+def test_noise_has_the_quantiles_of_a_normal_distribution():
+    """The largest distance of the distribution functions (Kolmogorov), for a p of .0001; draws repeat with the seed."""
+    torch.manual_seed(0)
+    x = torch.empty(1_000_003)
+    noise = gaussian_like(x)
+    ours = torch.special.ndtr(noise.double()).sort().values
+    distance = (ours - torch.arange(1, len(x) + 1) / len(x)).abs().max()
+    assert float(distance) < 2.23 / len(x) ** 0.5
+    assert abs(float(torch.corrcoef(noise[: 10**6].reshape(4, -1)).fill_diagonal_(0).abs().max())) < 4 / 500
+    torch.manual_seed(0)
+    assert torch.equal(gaussian_like(x), noise) and not torch.equal(gaussian_like(x), noise)
+    assert gaussian_like(x.double()).unique().numel() > 60_000
+
+
 def test_noise_can_be_differentiated_twice():
     found = layer(lambda: nn.Conv2d(2, 2, 2))
     x = torch.randn(2, 2, 3, 3, dtype=torch.float64)

@@ -1,0 +1,62 @@
+"""Two operations that must fit each other: a softmax ends near where it starts, a posterior finds the best pair.
+
+loss(p, q) = -sum_ij p_i q_j G_ij over mixing weights p and q, with G diagonal: every pair (i, i) is a local optimum,
+from which no small step leads away, and (0, 0) the best one, known by enumeration.
+"""
+
+import itertools
+
+import torch
+
+from nni_bayes_nas.bayes import elbo, law, objective
+from nni_bayes_nas.strategies.structure import Structure
+
+GAINS = torch.tensor([1.0, 0.7, 0.6, 0.5], dtype=torch.float64)
+OPTIONS = ("a", "b", "c", "d")
+UNITS = [law.Choice("first", OPTIONS), law.Choice("second", OPTIONS)]
+STARTS, STEPS, OBJECTS, SPREAD = 24, 400, 20, 1.0
+
+
+def loss(weights):
+    return -(weights["first"] * weights["second"] * GAINS.to(weights["first"])).sum(-1).mean()
+
+
+def ends_at(relaxation, seed, objects=OBJECTS):
+    """A search from random logits: the structure, and the derived pair."""
+    structure = Structure(UNITS, relaxation=relaxation, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in structure.parameters():
+            parameter.add_(SPREAD * torch.randn(parameter.shape, generator=generator))
+    optimizer = torch.optim.Adam(structure.parameters(), 0.05, betas=(0.5, 0.999))
+    for _ in range(STEPS):
+        draws = structure.draw(torch.zeros(16), 1.0, generator if relaxation == "dirichlet" else None)
+        terms = {"task": loss(draws)}
+        if relaxation == "dirichlet":
+            terms |= elbo.divergence_terms({"structure_kl": structure.divergence(torch.zeros(()))}, objects)
+        optimizer.zero_grad()
+        objective.total(terms).backward()
+        optimizer.step()
+    return structure, structure.export()
+
+
+def test_the_best_pair_is_the_known_one():
+    pairs = {(i, j): float(GAINS[i]) if i == j else 0.0 for i, j in itertools.product(range(4), repeat=2)}
+    assert max(pairs, key=pairs.get) == (0, 0)
+
+
+def test_share_of_starts_that_find_the_best_pair():
+    found = {
+        relaxation: sum(ends_at(relaxation, seed)[1] == {"first": "a", "second": "a"} for seed in range(STARTS))
+        for relaxation in ("softmax", "dirichlet")
+    }
+    assert found["dirichlet"] >= 0.9 * STARTS and found["softmax"] <= 0.7 * STARTS
+
+
+def test_concentrations_grow_with_the_objects():
+    """The more objects there are, the surer the posterior is: the divergence is paid once, the data every time."""
+    sums = []
+    for objects in (5, 50, 500):
+        structure, _ = ends_at("dirichlet", 0, objects)
+        sums.append(float(structure.entropy().detach()))
+    assert sums[0] > sums[1] > sums[2]
