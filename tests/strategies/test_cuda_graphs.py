@@ -1,5 +1,7 @@
 """Recorded passes of a search step against those that are not."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
@@ -224,3 +226,28 @@ def test_a_recorded_search_finds_what_another_finds(tmp_path, strategy, precisio
     ours, theirs = (found[graphs]["search"]["terms"] for graphs in (True, False))
     # Kernels that add up in another order each time, and bfloat16, grow apart from step to step.
     assert ours == pytest.approx(theirs, rel=2e-2, abs=2e-2)
+
+
+@NEEDS_GPU
+@pytest.mark.parametrize("name", ["NasBench201", "DARTS"])
+def test_recorded_passes_are_those_of_plain_execution_on_spaces_of_the_hub(name, example):
+    """Recorded, fused and stacked against operation by operation: outputs, gradients and statistics of two steps."""
+    x = torch.randn(2, 4, 3, *[example.SPACES[name][1]] * 2, dtype=torch.float64).cuda()
+    found = []
+    for execution in ("plain", "fused"):
+        torch.manual_seed(0)
+        made = RegularizedDARTS(execution=execution)
+        net = made.mutate_model(example.fresh(name)).double().cuda().train()
+        results = []
+        with graphed(net, made._binding) if execution == "fused" else contextlib.nullcontext():
+            for i in range(2):
+                weights = made._binding.weights = mixing(made._binding, (), "cuda", learn=False, seed=i)
+                net.zero_grad()
+                output = net(x[i])
+                output = output[0] if isinstance(output, (tuple, list)) else output
+                output.square().sum().backward()
+                results += [output.detach().clone(), *(p.grad.clone() for p in net.parameters() if p.grad is not None)]
+                assert all(not w.requires_grad for w in weights.values())
+        found.append([*results, *(b.clone() for b in net.buffers())])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
