@@ -99,6 +99,7 @@ def write_result(
     seconds: float,
     workers: int,
     complete: bool = True,
+    intervals: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     """Write and give back the result; a row a line, so that a long file stays readable."""
     command = shlex.join(["python", f"examples/benchmarks/{name}.py", *sys.argv[1:]])
@@ -115,6 +116,8 @@ def write_result(
         "seconds": round(seconds, 1),
     }
     lists = {"rows": rows, "targets": [target.row() for target in targets]}
+    if intervals:
+        lists["intervals"] = list(intervals)
     head = json.dumps(result, indent=1)[:-2]
     body = ",\n".join(
         f' "{key}": [\n' + ",\n".join(f"  {json.dumps(item, allow_nan=False)}" for item in items) + "\n ]"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from contract import Target
-from scipy.stats import rankdata
+from scipy.stats import rankdata, t
 from workers import Outcome
 
 from nni_bayes_nas.bayes.posterior import ArchitecturePosterior
@@ -114,6 +114,47 @@ def above(name: str, rows: list[dict[str, Any]], higher: str, lower: str) -> Tar
     both = sorted(set(a) & set(b))
     paired = statistics.fmean(a[s] - b[s] for s in both) if both else None
     return Target(name, f"mean difference, {higher} - {lower}", paired, 0.01 / max(1, len(both)), "higher")
+
+
+KNOWN = ("expected_accuracy", "probability_good", "spearman", "spearman_given_parameters")
+"""What a row says of a posterior."""
+
+
+def intervals(rows: list[dict[str, Any]], pairs: Sequence[tuple[str, str]], arm: str) -> list[dict[str, Any]]:
+    """Student's 95 % intervals over seeds: of paired differences in accuracy, and of what an arm's posteriors know.
+
+    Args:
+        rows: Of the benchmark.
+        pairs: (higher, lower) arms.
+        arm: Whose posteriors are meant.
+    """
+    found = []
+    for higher, lower in pairs:
+        a, b = by_seed(rows, higher), by_seed(rows, lower)
+        found.append(_interval(f"accuracy, {higher} - {lower}", [a[s] - b[s] for s in sorted(set(a) & set(b))]))
+    found += [_interval(f"{name}, {arm}", list(by_seed(rows, arm, name).values())) for name in KNOWN]
+    return found
+
+
+def _interval(what: str, values: list[float]) -> dict[str, Any]:
+    n = len(values)
+    if n < 2:
+        return {"what": what, "mean": values[0] if values else None, "low": None, "high": None, "n": n}
+    middle, half = statistics.fmean(values), t.ppf(0.975, n - 1) * statistics.stdev(values) / math.sqrt(n)
+    return {
+        "what": what,
+        "mean": round(middle, 4),
+        "low": round(middle - half, 4),
+        "high": round(middle + half, 4),
+        "n": n,
+    }
+
+
+def print_intervals(found: list[dict[str, Any]]) -> None:
+    """A line each."""
+    for one in found:
+        if one["low"] is not None:
+            print(f"{one['what']:<64}{one['mean']:>9.3f}  ({one['low']:.3f} ... {one['high']:.3f}, n = {one['n']})")
 
 
 def coverage(rows: list[dict[str, Any]], arm: str) -> float | None:

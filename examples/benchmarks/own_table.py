@@ -155,16 +155,14 @@ def search_job(setting: Setting, arm: str, seed: int) -> Job:
 def targets(rows: list[dict[str, Any]], random_regret: float) -> list[Target]:
     """What is asked for, as regrets."""
     from judged import above, by_seed, mean
-    from nasbench201 import OURS, REFINED, SOFTMAX
+    from nasbench201 import OURS, PAIRS, REFINED
 
     refined, ours = REFINED["posterior"], mean(by_seed(rows, OURS, "regret"))
     return [
         Target("2c", "mean regret, Dirichlet on a single level", ours, random_regret / 2, "lower"),
-        above("2c", rows, OURS, SOFTMAX),
+        above("2c", rows, *PAIRS[0]),
         Target("2c", "mean regret, refined", mean(by_seed(rows, refined, "regret")), random_regret / 2, "lower"),
-        above("2c", rows, refined, OURS),
-        above("2c", rows, refined, REFINED["flat"]),
-        above("2c", rows, refined, REFINED["parameters"]),
+        *(above("2c", rows, *pair) for pair in PAIRS[1:]),
     ]
 
 
@@ -186,8 +184,8 @@ def baselines(table: Any, seeds: list[int]) -> list[dict[str, Any]]:
 def main() -> int:
     """Train what the file of finished jobs does not hold yet, then search and refine."""
     options: argparse.Namespace = parse(__doc__, PRESETS, SEEDS, data_sets=("digits",))
-    from judged import Judge, print_table, search_row
-    from nasbench201 import OURS, REFINED
+    from judged import Judge, intervals, print_intervals, print_table, search_row
+    from nasbench201 import OURS, PAIRS, REFINED
     from refinement import Refinements
 
     from nni_bayes_nas.experiment.benchmark_table import BenchmarkTable
@@ -216,8 +214,12 @@ def main() -> int:
     rows += baselines(table, seeds)
     regret = next(row["regret"] for row in rows if row["arm"] == "mean of all cells")
     found, complete = targets(rows, regret), all("error" not in row for row in rows)
-    write_result(options, NAME, rows, found, seconds=store.seconds, workers=workers.n, complete=complete)
+    spread = intervals(rows, PAIRS, OURS)
+    write_result(
+        options, NAME, rows, found, seconds=store.seconds, workers=workers.n, complete=complete, intervals=spread
+    )
     print_table(rows)
+    print_intervals(spread)
     print(*found, sep="\n")
     return 0 if complete else 1
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from nni.nas.nn.pytorch import Cell, LayerChoice
+from nni.nas.nn.pytorch import Cell, LayerChoice, Repeat
 from torch import Tensor, nn
 
 from nni_bayes_nas.errors import ConfigError
@@ -33,7 +33,20 @@ def edges(space: nn.Module, network: nn.Module) -> list[str]:
     for name, module in space.named_modules():
         if isinstance(module, LayerChoice) and not any(name.startswith(f"{cell}.") for cell in cells):
             names.append(name)
-    return [name for name in names if _get(network, name) is not None]
+    return [name for name in map(_namer(space), names) if _get(network, name) is not None]
+
+
+def _namer(space: nn.Module) -> Callable[[str], str]:
+    """From names in a space to those in a network: a Repeat becomes the chain of its blocks."""
+    repeats = sorted((name for name, m in space.named_modules() if isinstance(m, Repeat)), key=len, reverse=True)
+
+    def in_network(name: str) -> str:
+        for repeat in repeats:  # the inner one first, whose own name the outer one changes
+            if name.startswith(f"{repeat}.blocks."):
+                name = f"{repeat}.{name.removeprefix(f'{repeat}.blocks.')}"
+        return name
+
+    return in_network
 
 
 def _get(network: nn.Module, name: str) -> Any:

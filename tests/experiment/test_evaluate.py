@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from nni.nas.hub.pytorch import DARTS
+from nni.nas.nn.pytorch import LayerChoice, ModelSpace, Repeat
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -70,6 +71,27 @@ def test_the_edges_of_a_cell_and_of_layers():
     # Six cells of six edges.
     assert len(edges(benchmark(), Architecture(arch).build(benchmark()))) == 36
     assert edges(nn.Linear(2, 2), nn.Linear(2, 2)) == []
+
+
+def test_edges_inside_of_repeats():
+    class Repeated(ModelSpace):
+        def __init__(self):
+            super().__init__()
+            self.layers = Repeat(self.block, (1, 3), label="depth")
+            self.fixed = Repeat(lambda i: nn.Sequential(Repeat(self.inner(i), (1, 2), label=f"inner{i}")), 2)
+
+        def block(self, i):
+            return nn.Sequential(LayerChoice([nn.Linear(3, 3), nn.Identity()], label=f"layer{i}"), nn.ReLU())
+
+        def inner(self, i):
+            return lambda j: LayerChoice([nn.Linear(3, 3), nn.Identity()], label=f"inner{i}_{j}")
+
+        def forward(self, x):
+            return self.fixed(self.layers(x))
+
+    sample = {label: spec.values[0] for label, spec in Repeated().simplify().items()} | {"depth": 2, "inner0": 2}
+    network = Architecture(sample).build(Repeated())
+    assert edges(Repeated(), network) == ["layers.0.0", "layers.1.0", "fixed.0.0.0", "fixed.0.0.1", "fixed.1.0.0"]
 
 
 def test_damage_takes_edges_away_and_gives_them_back():
