@@ -11,7 +11,7 @@ them); nothing is chosen by the table. Arms, one row a seed:
     Dirichlet ...                    single level or bilevel; weights that are points, gated or scaled Gaussians
     concrete, logistic-normal        other families, as the Dirichlet on a single level
     refined                          the posterior of "Dirichlet, single level", by short trainings of 16 cells and
-                                     longer ones of three (`refinement.py`); and that from two priors without a search
+                                     longer ones of five (`refinement.py`); and that from two priors without a search
     random                           cells without "none": one of them; the best of 10 by validation after 12 epochs
     3x3 everywhere                   counts parameters
 
@@ -64,7 +64,7 @@ class Setting:
     probe_cells: int
 
 
-_REFINE = {"candidates": 512, "finalists": 3, "parallel": 2, "evaluations": 16}
+_REFINE = {"candidates": 512, "finalists": 5, "parallel": 2, "evaluations": 16}
 PRESETS = {
     "smoke": Setting(
         4, 1, 1, 192, 64, 2, 1, 32, {**_REFINE, "candidates": 16, "evaluations": 6, "epochs": 1, "final_epochs": 2}, 1

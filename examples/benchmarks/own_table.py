@@ -47,7 +47,7 @@ class Setting:
     refine: dict[str, int]
 
 
-_REFINE = {"candidates": 512, "finalists": 3, "parallel": 2, "evaluations": 16}
+_REFINE = {"candidates": 512, "finalists": 5, "parallel": 2, "evaluations": 16}
 PRESETS = {
     "smoke": Setting(2, 1, 1, 2, 1, 2, {**_REFINE, "evaluations": 6, "epochs": 1, "final_epochs": 1}),
     "cpu": Setting(8, 3, 12, 40, 16, 3, {**_REFINE, "epochs": 2, "final_epochs": 8}),

@@ -15,7 +15,9 @@ from nni_bayes_nas.config import Config
 from nni_bayes_nas.errors import ConfigError, SpaceError
 from nni_bayes_nas.experiment.build import validate
 from nni_bayes_nas.experiment.evaluator import ClassificationModule
+from nni_bayes_nas.experiment.replicas import run_searches
 from nni_bayes_nas.experiment.search import run_search
+from nni_bayes_nas.layers import gaussian_output
 from nni_bayes_nas.layers.variational import VariationalConv2d, collect_kl, variational_layers
 from nni_bayes_nas.search_spaces.cell import CellSpace
 from nni_bayes_nas.search_spaces.chain import ChainSpace
@@ -347,3 +349,20 @@ def test_mixing_weights_count_twice_for_single_linear_layers_alone():
 
     made = strategy(Two(), (1, 8, 8), dependence="scaled")
     assert made.module_options()["linear"] == {"layer": {0}}
+
+
+def test_searches_with_gaussian_weights_side_by_side(tmp_path, monkeypatch):
+    """With one noise for all they are what they are alone; their layers are stacked like any others."""
+    monkeypatch.setattr(gaussian_output, "gaussian_like", torch.ones_like)
+    args = {"weights": "variational", "dependence": "gated", "rho": -3.0}
+    search = {**SEARCH["search"], "searches": 2, "replicas": 2}
+    config = Config.from_dict({**SEARCH, "search": search, "strategy": {"name": "dirichlet_darts", "args": args}})
+    seeds = {"search-s0": 0, "search-s1": 1}
+    together = run_searches(config, {"trial": "t", "seeds": seeds}, tmp_path / "t", lambda row: None)
+    assert together["failures"] == []
+    for name, seed in seeds.items():
+        folder = tmp_path / "alone" / name
+        folder.mkdir(parents=True)
+        alone = run_search(config, {"trial": name, "seed": seed}, folder, lambda row: None)
+        ours, theirs = together["searches"][name]["search"]["terms"], alone["search"]["terms"]
+        assert ours == pytest.approx(theirs, rel=2e-2, abs=2e-2) and theirs["structure_weight_kl"] > 0
