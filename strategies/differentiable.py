@@ -15,6 +15,7 @@ from nni_bayes_nas.bayes import law
 from nni_bayes_nas.complexity.expected import CostModel
 from nni_bayes_nas.complexity.latency import read_latency_table
 from nni_bayes_nas.errors import ConfigError, SpaceError
+from nni_bayes_nas.layers.memory_format import images_channels_last
 from nni_bayes_nas.layers.replicas import Alone, Replica, Stacked
 from nni_bayes_nas.lockstep import Member
 
@@ -23,13 +24,13 @@ from .compiled import check_compiler, compiled
 from .costs import CostKind, NetworkCounts, cost_models, extreme_architecture
 from .cuda_graphs import check_cuda_graphs, graphed
 from .family import DerivedFamily
-from .fused import Execution, images_channels_last
+from .fused import Execution
 from .guards import Guards
 from .mixed_cell import MixedCell
 from .mutation import check_relaxable, if_mutable, refuse_the_rest
 from .option_checks import check_options
 from .passes import object_shape
-from .pruning import check_keep
+from .pruning import check_keep, left_of
 from .relaxations import TEMPERATURE_SCHEDULES
 from .replicas import SupernetTemplate
 from .second_order import check_double_backward
@@ -293,6 +294,11 @@ class DifferentiableStrategy(DerivedFamily, DARTS):  # type: ignore[misc]
         if self._structure is None:
             raise RuntimeError("the structure exists only after the model space was mutated; run the strategy first.")
         return self._structure
+
+    def units_at_the_end(self) -> list[law.Unit]:
+        """What is chosen, with as many options as the search leaves."""
+        keep = self.step.keep_options
+        return [left_of(unit, keep[-1]) if keep else unit for unit in self.structure.units]
 
     @property
     def _depends_on_lambda(self) -> bool:

@@ -70,7 +70,8 @@ class DirichletDARTS(DifferentiableStrategy):
         cost: What complexity counts.
         latency_table: File of the table, for cost "latency".
         partial_channels: Of so many equal parts of the channels the operations see the first, the others pass them by
-            (Xu et al., 2020, arXiv 1907.05737): less time and memory. 1: they see all; 4 is usual.
+            (Xu et al., 2020, arXiv 1907.05737). 1: they see all; 4 is usual. For weights that are points. What is
+            derived must be trained anew: the weights of the other channels have not learned.
         keep_options: Progressive pruning (Chen et al., 2021, arXiv 2006.10355): the structure steps are divided into
             one stage more than there are numbers here, and after each stage but the last every choice keeps so many of
             its most probable options. What is left is the posterior given that one of these is chosen.
@@ -155,6 +156,11 @@ class DirichletDARTS(DifferentiableStrategy):
             raise ConfigError(
                 "cuda_graphs needs weights that are points, got weights='variational', whose noise has a generator of "
                 "its own; leave one out."
+            )
+        if partial_channels > 1 and weights == "variational":
+            raise ConfigError(
+                "partial_channels needs weights that are points: a divergence would count those that no object sees; "
+                f"got {partial_channels} and weights='variational'; leave one out."
             )
         super().__init__(
             structure={

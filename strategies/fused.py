@@ -25,7 +25,7 @@ from nni_bayes_nas.bayes import law, normal
 from nni_bayes_nas.layers.combine import combine
 from nni_bayes_nas.layers.convolution import pointwise_conv2d
 from nni_bayes_nas.layers.gaussian_output import noisy_output
-from nni_bayes_nas.layers.memory_format import channels_last, is_batched
+from nni_bayes_nas.layers.memory_format import is_batched
 from nni_bayes_nas.layers.narrow import parted, rejoined
 from nni_bayes_nas.layers.variational import Variational
 from nni_bayes_nas.precision import in_full
@@ -135,13 +135,18 @@ class FusedNodes:
         sums = [_Sum() for _ in self.nodes]
         # Taken apart at once: a gradient of its own for every single weight costs more than the sum of all of them.
         by_node = [[row.unbind(-1) for row in weights[node.label].unbind(-2)] for node in self.nodes]
+        seen: list[Tensor] = []
         others: list[Tensor] = []
 
         def state(i: int) -> Tensor:
+            if auxiliary:
+                for x, by_edge in zip(seen, by_node[i], strict=False):
+                    sums[i].add_identity(x, auxiliary, by_edge[0])
             if self._parts == 1:
                 return sums[i].result()
             node = self.nodes[i]
-            return rejoined(sums[i].result(), others[: node.index], list(weights[node.label].sum(-1).unbind(-1)))
+            kept = weights[node.label][..., : len(node.operations)].sum(-1)
+            return rejoined(sums[i].result(), others[: node.index], list(kept.unbind(-1)))
 
         for source, groups in enumerate(self._groups):
             if source >= self.n_inputs:
@@ -150,19 +155,12 @@ class FusedNodes:
             if self._parts > 1:
                 x, rest = parted(x, self._parts)
                 others.append(rest)
+            seen.append(x)
             heads: dict[Hashable, Tensor] = {}
             for group in groups:
                 factors = [by_node[t.target][source][t.operation] for t in group]
                 _run(group, x, heads, factors, sums, stack)
-            if auxiliary:
-                for target in {term.target for group in groups for term in group}:
-                    sums[target].add_identity(x, auxiliary, by_node[target][source][0])
         return [*states, state(len(sums) - 1)]
-
-
-def images_channels_last(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Images with the channels of a pixel side by side on a CPU, where convolutions are faster; a forward pre-hook."""
-    return tuple(channels_last(x) if isinstance(x, Tensor) and x.dim() == 4 else x for x in args)
 
 
 class SharedHeads:
@@ -395,4 +393,4 @@ def _same_momenta(chains: Sequence[Chain]) -> bool:
     return len(momenta) == 1
 
 
-__all__ = ["Execution", "FusedLayer", "FusedNodes", "SharedHeads", "images_channels_last"]
+__all__ = ["Execution", "FusedLayer", "FusedNodes", "SharedHeads"]

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from nni_bayes_nas.bayes import law
 from nni_bayes_nas.errors import SpaceError
 from nni_bayes_nas.layers.combine import mix
-from nni_bayes_nas.layers.narrow import Narrow, can_be_narrow, parted, rejoined
+from nni_bayes_nas.layers.narrow import Narrow, parted, rejoined
 
 from .fused import FusedNodes
 from .guards import has_normalization, normalized
 from .stacked import StackedNodes
-from .supernet import Binding, Mixed, is_one, with_identity
+from .supernet import Binding, Mixed, can_be_partial, is_one, with_identity
 
 
 class MixedCell(PathSamplingCell):  # type: ignore[misc]
@@ -66,7 +66,7 @@ class MixedCell(PathSamplingCell):  # type: ignore[misc]
                     if not has_normalization(operations[name]):
                         operations[name] = normalized(operations[name])
         every = [operations[name] for node in self.ops for operations in node for name in self.options]
-        self.partial = self._binding.parts > 1 and all(can_be_narrow(m, self._binding.parts) for m in every)
+        self.partial = can_be_partial(every, self._binding.parts)
         for index in self.output_node_indices:
             if num_ops_per_node > index:
                 raise SpaceError(
@@ -162,7 +162,8 @@ class MixedCell(PathSamplingCell):  # type: ignore[misc]
         for state, _ in inputs:
             mixed = with_identity(mixed, state, self._binding.auxiliary)
         if parts > 1:
-            return rejoined(mixed, [rest for _, rest in inputs if rest is not None], [w.sum(-1) for w in by_edge])
+            kept = [w[..., : len(node.operations)].sum(-1) for w in by_edge]
+            return rejoined(mixed, [rest for _, rest in inputs if rest is not None], kept)
         return mixed
 
     def freeze(self, sample: dict[str, Any]) -> Cell:

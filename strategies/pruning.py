@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -34,6 +35,15 @@ def given_up(unit: law.Unit, probs: Tensor, keep: int) -> Tensor:
         return result
     order = best[:, :options].argsort(dim=-1, descending=True, stable=True)
     return result.scatter(-1, order[:, keep:], True)
+
+
+def left_of(unit: law.Unit, keep: int) -> law.Unit:
+    """A unit of as many options as are left of one, if `keep` stay in every row."""
+    if isinstance(unit, law.Subset):
+        return unit
+    if isinstance(unit, law.Node):
+        return dataclasses.replace(unit, operations=unit.operations[:keep])
+    return dataclasses.replace(unit, options=unit.options[:keep])
 
 
 def stages_over(progress: float, n: int) -> int:

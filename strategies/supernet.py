@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from nni.nas.nn.pytorch import InputChoice, LayerChoice, Repeat
+from nni.nas.nn.pytorch.base import MutableModule
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from nni.nas.oneshot.pytorch.supermodule.operation import MixedOperation, MixedOperationSamplingPolicy
 from torch import Tensor, nn
@@ -145,7 +146,7 @@ class MixedLayer(LayerChoice, Mixed):  # type: ignore[misc]
             for name in self.options:
                 if not has_normalization(self[name]):
                     self[name] = normalized(self[name])
-        self.partial = binding.parts > 1 and self._keeps_channels(binding.parts)
+        self.partial = can_be_partial([self[name] for name in self.options], binding.parts)
         binding.add(law.Choice(label, self.options))
 
     @classmethod
@@ -158,7 +159,8 @@ class MixedLayer(LayerChoice, Mixed):  # type: ignore[misc]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Weighted sum of the candidates' outputs."""
-        if not (self.partial and self._binding.parts > 1):
+        part = self.partial and self._binding.parts > 1
+        if not part or len(args) != 1 or kwargs or not isinstance(args[0], Tensor) or args[0].dim() != 4:
             return self._of([self[name] for name in self.options], 1, *args, **kwargs)
         if self._narrow is None:
             self._narrow = Narrow(nn.ModuleList(self[name] for name in self.options), self._binding.parts)
@@ -168,8 +170,15 @@ class MixedLayer(LayerChoice, Mixed):  # type: ignore[misc]
             known["first part"], known["others"] = parted(args[0], self._binding.parts)
         x, rest = known["first part"], known["others"]
         result = self._of(self._narrow(), self._binding.parts, x)
-        kept = self._binding.kept is not None
-        return rejoined(result, [rest], [x.new_ones(()) if kept else self._binding.weights[self.label].sum(-1)])
+        return rejoined(result, [rest], [self._passing(x)])
+
+    def _passing(self, x: Tensor) -> Tensor:
+        """Weight of the channels that pass the operations by: that of all of them but "none"."""
+        none = law.column_of_none(self._binding.units[self.label])
+        if self._binding.kept is not None:
+            return x.new_full((), float(self._binding.kept[self.label][0][1] != none))
+        weights = self._binding.weights[self.label]
+        return weights.sum(-1) if none is None else weights.sum(-1) - weights[..., none]
 
     def _of(self, candidates: Any, parts: int, *args: Any, **kwargs: Any) -> Any:
         if self._binding.kept is not None:
@@ -188,11 +197,16 @@ class MixedLayer(LayerChoice, Mixed):  # type: ignore[misc]
         result = mix(outputs, [by_option[i] for i in live])
         return with_identity(result, args[0], self._binding.auxiliary) if args else result
 
-    def _keeps_channels(self, parts: int) -> bool:
-        """Whether all candidates can work on a part of the channels, and one of them says that there are any."""
-        candidates = [self[name] for name in self.options]
-        convolved = any(isinstance(m, nn.Conv2d) for candidate in candidates for m in candidate.modules())
-        return convolved and all(can_be_narrow(candidate, parts) for candidate in candidates)
+
+def can_be_partial(candidates: Sequence[nn.Module], parts: int) -> bool:
+    """Whether all candidates can work on a part of the channels, and one of them says that there are any.
+
+    Not where choices are within: those are for themselves.
+    """
+    every = [m for candidate in candidates for m in candidate.modules()]
+    if parts == 1 or any(isinstance(m, MutableModule) and m.simplify() for m in every):
+        return False
+    return any(isinstance(m, nn.Conv2d) for m in every) and all(can_be_narrow(c, parts) for c in candidates)
 
 
 def with_identity(result: Any, x: Any, auxiliary: float) -> Any:
@@ -328,6 +342,7 @@ __all__ = [
     "MixedLayer",
     "MixedOperationPolicy",
     "MixedRepeat",
+    "can_be_partial",
     "is_one",
     "with_identity",
 ]

@@ -29,9 +29,9 @@ from torch.utils.data import TensorDataset  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from nni_bayes_nas.experiment.evaluator import quiet_lightning  # noqa: E402
+from nni_bayes_nas.layers.memory_format import images_channels_last  # noqa: E402
 from nni_bayes_nas.search_spaces.cell import CellSpace  # noqa: E402
 from nni_bayes_nas.strategies import DirichletDARTS, HyperDARTS, RegularizedDARTS  # noqa: E402
-from nni_bayes_nas.strategies.fused import images_channels_last  # noqa: E402
 
 SPACES: dict[str, tuple[Callable[..., Any], tuple[int, int, int]]] = {
     "digits": (CellSpace, (1, 8, 8)),

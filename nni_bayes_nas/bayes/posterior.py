@@ -126,7 +126,7 @@ class ArchitecturePosterior:
         return list(itertools.islice(self.by_probability(), k))
 
     def by_probability(self) -> Iterator[Weighted]:
-        """All architectures, the most probable first.
+        """All architectures whose probability is not 0, the most probable first.
 
         The best of a product of independent lists: after one come those that have the next part in one of the lists;
         which lists these may be is kept, so that each architecture comes once.
@@ -181,7 +181,12 @@ class ArchitecturePosterior:
                 f"at most {_MOST_PARTS} possibilities of one choice can be ranked, but {unit.label!r} has "
                 f"{law.count(unit)}; sample instead."
             )
-        rows = [(float(law.log_prob(unit, probs, part)), part) for part in law.enumerate_choices(unit)]
+        never = probs[:, : law.n_options(unit) // len(probs)] == 0
+        rows = [
+            (float(law.log_prob(unit, probs, part)), part)
+            for part in law.enumerate_choices(unit)
+            if not bool((never & (law.one_hot(unit, part) > 0)).any())
+        ]
         return sorted(rows, key=lambda row: -row[0])
 
     # -- files -----------------------------------------------------------------------------------------------------

@@ -230,11 +230,11 @@ def _check_samples(config: Config, strategy: Any) -> None:
             f"search.samples are of a posterior without lambda, got {wanted} for a strategy with a range of lambda; "
             "set search.samples to 0, or leave lambda_range out."
         )
-    others = math.prod(law.count(unit) for unit in strategy.structure.units) - 1
+    others = math.prod(law.count(unit) for unit in strategy.units_at_the_end()) - 1
     if wanted > others:
         raise ConfigError(
-            f"search.samples must be distinct architectures beside the derived one, of which the space has {others}, "
-            f"got {wanted}; lower it."
+            f"search.samples must be distinct architectures beside the derived one, of which there are {others} at the "
+            f"end of the search, got {wanted}; lower it."
         )
 
 

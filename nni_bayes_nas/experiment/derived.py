@@ -54,7 +54,8 @@ class SharedWeights:
     def one_hot(self, choices: dict[str, Any]) -> dict[str, float]:
         """Validation terms of one architecture with the weights of the search, normalization recalibrated.
 
-        Equal to those of NNI's weight-preserving freeze of the supernet, which shares the same modules.
+        Equal to those of NNI's weight-preserving freeze of the supernet, which shares the same modules; but where
+        operations see a part of the channels, which they do here too.
         """
         with self.binding.only(choices, self.structure.reference):
             return self._measure(self.calibration, self.validation)

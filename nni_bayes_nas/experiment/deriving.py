@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,7 +33,12 @@ def best_of(
     return min(every.values(), key=loss)
 
 
-def by_perturbation(units: Sequence[law.Unit], weights: Weights, loss: Callable[[Weights], float]) -> dict[str, Any]:
+def by_perturbation(
+    units: Sequence[law.Unit],
+    weights: Weights,
+    loss: Callable[[Weights], float],
+    pruned: Mapping[str, frozenset[tuple[int, int]]] | None = None,
+) -> dict[str, Any]:
     """The options whose removal from the supernet hurts most, choice after choice (Wang et al., 2021, DARTS-PT).
 
     At every edge of a node the operation without which the validation loss is largest is kept, alone; then of its edges
@@ -44,7 +49,9 @@ def by_perturbation(units: Sequence[law.Unit], weights: Weights, loss: Callable[
         units: Choices, in order.
         weights: Mixing weights by label: `(options,)`, or `(edges, operations)` and a column for "none".
         loss: Validation loss of the supernet with mixing weights.
+        pruned: Options that the search has given up, (row, option) pairs by label.
     """
+    gone = pruned or {}
     weights, choices = {label: w.clone() for label, w in weights.items()}, {}
 
     def without(label: str, at: tuple[int, ...]) -> float:
@@ -57,8 +64,9 @@ def by_perturbation(units: Sequence[law.Unit], weights: Weights, loss: Callable[
         if isinstance(unit, law.Node):
             kept = []
             for edge in range(unit.index):
-                hurt = [without(unit.label, (edge, o)) for o in range(len(unit.operations))]
-                kept.append(hurt.index(max(hurt)))
+                left = [o for o in range(len(unit.operations)) if (edge, o) not in gone.get(unit.label, ())]
+                hurts = {o: without(unit.label, (edge, o)) for o in left}
+                kept.append(max(left, key=hurts.__getitem__))
                 w[edge] = 0.0
                 w[edge, kept[-1]] = 1.0
             hurt = [without(unit.label, (edge,)) for edge in range(unit.index)]
@@ -69,9 +77,10 @@ def by_perturbation(units: Sequence[law.Unit], weights: Weights, loss: Callable[
                 w[edge, operation] = 1.0
             choices.update(unit.slots(pairs))
             continue
-        hurt = [without(unit.label, (o,)) for o in range(len(unit.options))]
+        left = [o for o in range(len(unit.options)) if (0, o) not in gone.get(unit.label, ())]
+        hurts = {o: without(unit.label, (o,)) for o in left}
         n = unit.n_chosen if isinstance(unit, law.Subset) else 1
-        chosen = sorted(sorted(range(len(hurt)), key=lambda o: -hurt[o])[:n])
+        chosen = sorted(sorted(left, key=lambda o: -hurts[o])[:n])
         w.zero_()
         w[chosen] = 1.0
         options = [unit.options[o] for o in chosen]

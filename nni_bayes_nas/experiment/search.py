@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,7 +37,6 @@ from nni_bayes_nas.variants import varied
 
 _CURVE_POINTS = 33
 _RANDOM_TRIES = 60
-_LEAST_LOG_PROB = math.log(sys.float_info.min)
 _CANDIDATES_LOOKED_AT = 20_000
 _DRAWS_PER_SAMPLE = 50
 
@@ -266,8 +263,6 @@ class Reader:
         """
         wanted, most, rows = int(parameters["candidates"]), parameters.get("max_params"), []
         for one in itertools.islice(self.strategy.posterior().by_probability(), _CANDIDATES_LOOKED_AT):
-            if one.log_prob <= _LEAST_LOG_PROB:  # of an option that the search has given up
-                break
             size = self.modelled_size(one.choices)
             if most is None or size["params"] <= most:
                 choices = Architecture(one.choices).canonical()
@@ -300,7 +295,8 @@ class Reader:
             structure = self.strategy.structure
             with torch.no_grad():
                 weights = structure.mean(lam, self.shared.temperature)
-                return by_perturbation(structure.units, weights, lambda w: self.shared.mixed(w)["loss"])
+                pruned = structure.pruned_pairs()
+                return by_perturbation(structure.units, weights, lambda w: self.shared.mixed(w)["loss"], pruned)
         return dict(self.strategy.export(lam))
 
     def derived(self, lam: float | None, wanted: SearchConfig) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def noisy_output(
         # Without the bias, which has no variance.
         variance = apply(x.square(), sd.square(), None)
         noise = gaussian_like(output)
-        if is_batched(output):
+        if torch._C._are_functorch_transforms_active():
             return output + variance.clamp_min(_LEAST_VARIANCE).sqrt() * noise
         noisy: Tensor = _AddNoise.apply(output, variance, noise)
         return noisy

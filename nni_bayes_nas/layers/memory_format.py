@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C import _functorch
 
 
@@ -22,3 +24,8 @@ def channels_last(x: Tensor) -> Tensor:
     if x.device.type != "cpu" or is_batched(x):
         return x
     return x.contiguous(memory_format=torch.channels_last)
+
+
+def images_channels_last(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Images with the channels of a pixel side by side on a CPU, where convolutions are faster; a forward pre-hook."""
+    return tuple(channels_last(x) if isinstance(x, Tensor) and x.dim() == 4 else x for x in args)

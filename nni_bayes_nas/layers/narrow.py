@@ -11,13 +11,18 @@ from torch.nn import functional as F
 from nni_bayes_nas.layers.combine import mix
 from nni_bayes_nas.layers.convolution import is_plain_convolution
 from nni_bayes_nas.layers.memory_format import channels_last
-from nni_bayes_nas.layers.side_by_side import SameMode, place_as, resized, slots
+from nni_bayes_nas.layers.side_by_side import place_as, resized, slots
+
+_LISTENERS = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
+_NUMBERS = (bool, int, float, type(None))
+_SIZES = ("in_channels", "out_channels", "groups", "num_features")
 
 
 class Narrow:
     """A module whose convolutions and normalizations work on the first channels alone.
 
-    Running statistics of these move with a pass, parameters get their gradients, as slices of those of the whole.
+    Running statistics of these move with a pass, parameters get their gradients, as slices of those of the whole; who
+    listens to a layer of the whole, or sets a number or a mode there, reaches that of the narrow one.
 
     Args:
         module: `can_be_narrow`.
@@ -29,11 +34,18 @@ class Narrow:
         self._narrow = resized(module, lambda n: n // parts)
         self._places = slots(self._narrow)
         self._shapes = [where[name].shape for where, name in self._places]
-        self._follow = SameMode(self._narrow, module)
+        self._numbers: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = []
+        for layer, whole in zip(self._narrow.modules(), module.modules(), strict=True):
+            ours, theirs = layer.__dict__, whole.__dict__
+            ours.update({name: value for name, value in theirs.items() if name.endswith(_LISTENERS)})
+            numbers = [n for n, value in theirs.items() if isinstance(value, _NUMBERS) and n not in _SIZES]
+            self._numbers.append((ours, theirs, numbers))
 
     def __call__(self) -> Any:
         """The narrow module, with what the whole one holds now; use it before the next call."""
-        self._follow()
+        for ours, theirs, names in self._numbers:
+            for name in names:
+                ours[name] = theirs[name]
         whole = [where[name] for where, name in self._slots]
         place_as([_first(x, shape) for x, shape in zip(whole, self._shapes, strict=True)], self._places)
         return self._narrow
@@ -54,7 +66,7 @@ def can_be_narrow(operation: nn.Module, parts: int) -> bool:
                 return False
             widths += [layer.in_channels, layer.out_channels]
         elif isinstance(layer, nn.BatchNorm2d):
-            widths += [layer.num_features, layer.num_features]
+            widths += [layer.num_features] * 2 if layer.num_features else []  # of any number, the guards'
         elif any(p is not None for p in (*layer._parameters.values(), *layer._buffers.values())):
             return False
     return all(n % parts == 0 for n in widths) and (not widths or widths[0] == widths[-1])

@@ -7,7 +7,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from nni_bayes_nas.layers.narrow import Narrow, can_be_narrow, parted, rejoined
-from nni_bayes_nas.layers.variational import to_variational
+from nni_bayes_nas.layers.normalization import recalibrated
+from nni_bayes_nas.layers.variational import to_variational, weight_noise
+from nni_bayes_nas.strategies.guards import BatchNormalize
 
 
 def operation(groups=1, channels=8):
@@ -50,11 +52,33 @@ def test_it_follows_the_whole_one():
     assert narrow()(x.float()).dtype == torch.float32
 
 
+def test_who_listens_to_a_layer_of_the_whole_or_sets_it_reaches_that_of_the_part():
+    whole = nn.Sequential(operation(), nn.Dropout(0.0))
+    narrow, x = Narrow(whole, 2), 3 + 2 * torch.randn(64, 4, 5, 5, dtype=torch.float64)
+    narrow()(x)
+    heard = []
+    with whole[0][1].register_forward_hook(lambda *_: heard.append(1)):
+        narrow()(x)
+    narrow()(x)
+    assert heard == [1]
+    whole[1].p = 1.0
+    assert not narrow()(x).any()
+    whole[1].p = 0.0
+    # Statistics of what runs: the mean over a few batches, from a hook before each pass of the whole layer.
+    with recalibrated(whole, lambda x: narrow()(x), x.chunk(8)), torch.no_grad():
+        output = narrow()(x)
+    assert bool((output.mean((0, 2, 3)).abs() < 0.05).all() and ((output.var((0, 2, 3)) - 1).abs() < 0.1).all())
+
+
 def test_gaussian_weights_and_operations_of_the_hub():
     whole = to_variational(operation(), rho=-1.0)
     x = torch.randn(4, 4, 5, 5, dtype=torch.float64)
     Narrow(whole, 2)()(x).square().sum().backward()
     assert whole[1].rho.grad[:4, :4].any() and not whole[1].rho.grad[4:].any() and not whole[1].rho.grad[:, 4:].any()
+    narrow = Narrow(whole.eval(), 2)
+    assert torch.equal(narrow()(x), narrow()(x))
+    with weight_noise(whole, True):
+        assert not torch.equal(narrow()(x), narrow()(x))
     reduce = FactorizedReduce(8, 8).double()
     assert can_be_narrow(reduce, 4) and Narrow(reduce, 4)()(x[:, :2]).shape == (4, 2, 3, 3)
 
@@ -70,6 +94,7 @@ def test_gaussian_weights_and_operations_of_the_hub():
         (nn.Conv2d(8, 8, 3, groups=8), 4, True),
         (nn.Linear(8, 8), 4, False),
         (nn.Sequential(nn.AvgPool2d(3, 1, 1), nn.BatchNorm2d(8, affine=False, track_running_stats=False)), 4, True),
+        (nn.Sequential(nn.Conv2d(8, 8, 1), BatchNormalize()), 4, True),
         (nn.Identity(), 4, True),
     ],
     ids=str,

@@ -186,6 +186,19 @@ def test_noise_has_the_quantiles_of_a_normal_distribution():
     assert gaussian_like(x.double()).unique().numel() > 60_000
 
 
+def test_functions_of_torch_func_see_through_noise():
+    found = layer(lambda: nn.Conv2d(2, 2, 2))
+    x = torch.randn(2, 2, 3, 3, dtype=torch.float64)
+
+    def output(rho):
+        torch.manual_seed(0)
+        return torch.func.functional_call(found, {"rho": rho}, (x,)).square().sum()
+
+    rho = found.rho.detach().clone().requires_grad_(True)
+    (expected,) = torch.autograd.grad(output(rho), rho)
+    torch.testing.assert_close(torch.func.grad(output)(rho.detach()), expected)
+
+
 def test_noise_can_be_differentiated_twice():
     found = layer(lambda: nn.Conv2d(2, 2, 2))
     x = torch.randn(2, 2, 3, 3, dtype=torch.float64)

@@ -8,32 +8,35 @@ import itertools
 
 import torch
 
-from nni_bayes_nas.bayes import elbo, law, objective
+from nni_bayes_nas.bayes import dirichlet, elbo, law, objective
 from nni_bayes_nas.strategies.structure import Structure
 
 GAINS = torch.tensor([1.0, 0.7, 0.6, 0.5], dtype=torch.float64)
 OPTIONS = ("a", "b", "c", "d")
+BEST = {"first": "a", "second": "a"}
 UNITS = [law.Choice("first", OPTIONS), law.Choice("second", OPTIONS)]
-STARTS, STEPS, OBJECTS, SPREAD = 24, 400, 20, 1.0
+STARTS, STEPS, OBJECTS = 24, 400, 20
 
 
 def loss(weights):
     return -(weights["first"] * weights["second"] * GAINS.to(weights["first"])).sum(-1).mean()
 
 
-def ends_at(relaxation, seed, objects=OBJECTS):
-    """A search from random logits: the structure, and the derived pair."""
+def ends_at(relaxation, seed, *, prior=1.0, objects=OBJECTS):
+    """A search from random probabilities, the same for all relaxations: the structure, and the derived pair."""
     structure = Structure(UNITS, relaxation=relaxation, seed=seed)
     generator = torch.Generator().manual_seed(seed)
+    probs = torch.randn(2, len(OPTIONS), generator=generator).softmax(-1)
+    (parameter,) = structure.parameters()
     with torch.no_grad():
-        for parameter in structure.parameters():
-            parameter.add_(SPREAD * torch.randn(parameter.shape, generator=generator))
+        # As surely as at the beginning of a search: concentrations of 4 in all.
+        start = dirichlet.raw_of((4 * probs).clamp_min(0.11)) if relaxation == "dirichlet" else probs.log()
+        parameter.copy_(start.reshape(parameter.shape))
     optimizer = torch.optim.Adam(structure.parameters(), 0.05, betas=(0.5, 0.999))
     for _ in range(STEPS):
-        draws = structure.draw(torch.zeros(16), 1.0, generator if relaxation == "dirichlet" else None)
-        terms = {"task": loss(draws)}
-        if relaxation == "dirichlet":
-            terms |= elbo.divergence_terms({"structure_kl": structure.divergence(torch.zeros(()))}, objects)
+        draws = structure.draw(torch.zeros(16), 1.0, generator if relaxation != "softmax" else None)
+        kl = {"structure_kl": structure.divergence(torch.zeros(()))}
+        terms = {"task": loss(draws), **elbo.divergence_terms(kl, objects, {"structure_kl": prior})}
         optimizer.zero_grad()
         objective.total(terms).backward()
         optimizer.step()
@@ -46,17 +49,25 @@ def test_the_best_pair_is_the_known_one():
 
 
 def test_share_of_starts_that_find_the_best_pair():
-    found = {
-        relaxation: sum(ends_at(relaxation, seed)[1] == {"first": "a", "second": "a"} for seed in range(STARTS))
-        for relaxation in ("softmax", "dirichlet")
+    """The prior is what does it: draws alone, and a Dirichlet without its divergence, end where softmax ends."""
+    arms = {
+        "softmax": ("softmax", 0.0),
+        "concrete, no prior": ("gumbel", 0.0),
+        "Dirichlet, no prior": ("dirichlet", 0.0),
+        "Dirichlet": ("dirichlet", 1.0),
     }
-    assert found["dirichlet"] >= 0.9 * STARTS and found["softmax"] <= 0.7 * STARTS
+    found = {
+        arm: sum(ends_at(relaxation, seed, prior=prior)[1] == BEST for seed in range(STARTS))
+        for arm, (relaxation, prior) in arms.items()
+    }
+    assert found["Dirichlet"] >= 0.9 * STARTS
+    assert max(found[arm] for arm in arms if arm != "Dirichlet") <= 0.8 * STARTS
 
 
 def test_concentrations_grow_with_the_objects():
     """The more objects there are, the surer the posterior is: the divergence is paid once, the data every time."""
     sums = []
     for objects in (5, 50, 500):
-        structure, _ = ends_at("dirichlet", 0, objects)
+        structure, _ = ends_at("dirichlet", 0, objects=objects)
         sums.append(float(structure.entropy().detach()))
     assert sums[0] > sums[1] > sums[2]

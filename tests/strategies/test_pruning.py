@@ -1,7 +1,10 @@
 """Searches on a part of the channels, and searches that give options up."""
 
+import math
+
 import pytest
 import torch
+from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 from plain_and_fused import built, compare, passed
 from torch import nn
 from torch.distributions import Dirichlet, kl_divergence
@@ -10,6 +13,8 @@ from nni_bayes_nas.bayes import dirichlet, law
 from nni_bayes_nas.bayes.posterior import ArchitecturePosterior
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.errors import ConfigError, SpaceError
+from nni_bayes_nas.experiment.build import validate
+from nni_bayes_nas.experiment.deriving import by_perturbation
 from nni_bayes_nas.experiment.search import run_search
 from nni_bayes_nas.search_spaces.nasbench201 import NasBench201Space
 from nni_bayes_nas.strategies import DirichletDARTS
@@ -54,6 +59,56 @@ def test_one_architecture_is_the_mixture_of_its_own_weights(example):
         binding.kept = None
         mixed = net(x)
     torch.testing.assert_close(alone, mixed)
+
+
+def test_an_edge_that_is_none_passes_nothing_by(example):
+    """As mixture and alone, in cells and in layers."""
+    made, net, shape = supernet("cell", example, partial_channels=2)
+    x = torch.randn(3, *shape, dtype=torch.float64)
+    made._binding.weights = {label: torch.zeros_like(w) for label, w in made.structure.mean().items()}
+    for w in made._binding.weights.values():
+        w[..., -1] = 1.0  # "none"
+    cell = next(m for m in net.modules() if getattr(m, "partial", False))
+    outputs = []
+    cell.register_forward_hook(lambda m, args, output: outputs.append(output))
+    for execution in ("plain", "fused"):
+        made._binding.execution = execution
+        net(x)
+    assert len(outputs) == 2 and not any(merged.any() for _, merged in outputs)
+
+    made, net, shape = supernet("nasbench201", example, partial_channels=2)
+    none = dict.fromkeys(made._binding.units, "none")
+    layer = next(m for m in net.modules() if getattr(m, "partial", False))
+    found = []
+    layer.register_forward_hook(lambda m, args, output: found.append(output))
+    with made._binding.only(none, x):
+        net(torch.randn(3, *shape, dtype=torch.float64))
+    made._binding.weights = {u.label: law.one_hot(u, none)[0].double() for u in made.structure.units}
+    net(torch.randn(3, *shape, dtype=torch.float64))
+    assert len(found) >= 2 and not any(output.any() for output in found)
+
+
+def test_choices_within_choices_are_for_themselves():
+    class Nested(ModelSpace):
+        def __init__(self):
+            super().__init__()
+            inner = LayerChoice([nn.Conv2d(4, 4, k, padding=k // 2) for k in (1, 3)], label="inner")
+            self.outer = LayerChoice([nn.Sequential(inner, nn.BatchNorm2d(4)), nn.Conv2d(4, 4, 1)], label="outer")
+
+        def forward(self, x):
+            return self.outer(x).mean((2, 3))
+
+    made = DirichletDARTS(partial_channels=2, draw_per="step")
+    net = made.mutate_model(Nested())
+    assert {m.label: m.partial for m in net.modules() if hasattr(m, "partial")} == {"inner": True, "outer": False}
+    x, outputs = torch.randn(2, 4, 5, 5), []
+    for first in (True, False):
+        made._binding.weights = {label: torch.tensor([float(first), float(not first)]) for label in ("inner", "outer")}
+        made._binding.weights["outer"] = torch.tensor([1.0, 0.0])
+        output = net(x)
+        output.sum().backward()
+        outputs.append(output)
+    assert not torch.equal(*outputs)
 
 
 def test_costs_are_those_of_whole_operations(example):
@@ -149,7 +204,8 @@ def test_a_structure_gives_options_up(relaxation):
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("name", SPACES)
 def test_options_that_are_given_up_are_not_run(name, parts, example):
-    made, net, shape = supernet(name, example, keep_options=(1,), partial_channels=parts)
+    auxiliary = float(parts > 1)
+    made, net, shape = supernet(name, example, keep_options=(1,), partial_channels=parts, auxiliary=auxiliary)
     x = torch.randn(3, *shape, dtype=torch.float64)
     binding = made._binding
 
@@ -183,14 +239,40 @@ def test_a_search_that_does_both(tmp_path, family):
     result = run_search(config, {"trial": "search-s0", "seed": 0}, tmp_path, lambda row: None)
     q = ArchitecturePosterior.from_dict(result["posterior"])
     assert all(int((p > 0).sum()) == 2 for p in q.probs)
-    top = q.top_k(65)
-    assert top[63].log_prob > -600 > top[64].log_prob
+    assert len(q.top_k(65)) == 64
+    assert sum(math.exp(one.log_prob) for one in q.top_k(64)) == pytest.approx(1.0)
+
+
+def test_what_hurts_most_is_not_what_was_given_up():
+    unit, node = law.Choice("c", ("a", "b", "d")), law.Node("cell", 2, ("a", "b"), 1)
+    weights = {"c": torch.tensor([0.0, 0.6, 0.4]), "cell/2": torch.tensor([[0.0, 1.0, 0.0], [0.0, 1.0, 0.0]])}
+    gone = {"c": frozenset({(0, 0)}), "cell/2": frozenset({(0, 0), (1, 0)})}
+    # Everything that is left is harmful: without it the loss is smaller.
+    found = by_perturbation([unit, node], weights, lambda w: float(sum(x.sum() for x in w.values())), gone)
+    assert found["c"] in ("b", "d") and found["cell/op_2_0"] == "b"
+
+
+def test_samples_are_of_what_is_left():
+    def config(samples):
+        return Config.from_dict(
+            {
+                "space": {"name": "chain", "args": {"width": 4, "depth": 2}},
+                "data": {"limit": 100},
+                "strategy": {"name": "dirichlet_darts", "args": {"keep_options": [2]}},
+                "search": {"samples": samples},
+            }
+        )
+
+    validate(config(3))
+    with pytest.raises(ConfigError, match="of which there are 3 at the end of the search, got 4"):
+        validate(config(4))
 
 
 @pytest.mark.parametrize(
     ("options", "match"),
     [
         ({"partial_channels": 0}, "partial_channels must be at least 1, got 0"),
+        ({"partial_channels": 2, "weights": "variational"}, "partial_channels needs weights that are points"),
         ({"keep_options": (2, 2)}, r"keep_options must fall from stage to stage and be at least 1, got \[2, 2\]"),
         ({"keep_options": (0,)}, "at least 1, got"),
         ({"keep_options": (2,), "cuda_graphs": True}, "passes with keep_options can be neither compiled nor recorded"),
