@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from nni_bayes_nas.bayes import elbo, law, normal, objective
 from nni_bayes_nas.layers.gaussian_output import Estimator
@@ -37,9 +38,9 @@ class BayesOptions:
         weights: "point" or "variational".
         dependence: Of the weights on the structure: "independent": q(w) does not know it; "gated": an operation's
             divergence counts as far as it is on (`normal.gated_kl`), for the structure too; "scaled": w = gamma v,
-            whose divergence to the prior N(0, gamma^2 s^2) is free of gamma, while the output of an operation that is
-            one linear layer gets its weight twice. Normalization behind a layer takes the scale of its weights away:
-            there, and in longer chains, the mixing weight counts once.
+            whose divergence to the prior N(0, gamma^2 s^2) is free of gamma, while an operation that ends in a
+            Gaussian layer gets its weight twice. Of a layer that normalization follows the weights are meant with the
+            scale of that folded in; normalization within an operation takes the factors of earlier layers away.
         weight_prior: See `normal.kl_to_prior`.
         weight_prior_sd: Of the prior "fixed".
         rho: Logarithm of the weights' standard deviations at first.
@@ -66,7 +67,7 @@ class GateWalk(CostWalk):
     Attributes:
         gates: Layer -> label -> flat positions of the options, one dict for every way in which it is there; an empty
             dict for what is always there.
-        linear: Label -> flat positions of the options that are one Gaussian layer and nothing else.
+        linear: Label -> flat positions of the options that end in a Gaussian layer, or in the normalization of one.
     """
 
     def __init__(self, supernet: nn.Module, units: Sequence[law.Unit]) -> None:
@@ -76,7 +77,7 @@ class GateWalk(CostWalk):
         self.visit(supernet, {})
 
     def _descend(self, candidate: Candidate, gates: Any, alternatives: list[Any]) -> None:
-        if isinstance(_only(candidate.module), Variational):
+        if _ends_in_gaussian(candidate.module):
             for extra in alternatives:
                 for label, options in extra.items():
                     self.linear.setdefault(label, set()).update(options)
@@ -188,8 +189,30 @@ class BayesianModule(BilevelModule):
     def _structure_kl(self, u: Tensor) -> Tensor:
         # Where all objects have one position, the divergence of one is that of all.
         at = u if self.structure.axis is not None else self.structure.reference.new_zeros(())
-        kl: Tensor = self.structure.divergence(at, self.bayes.prior, self.bayes.none_prior).mean()
+        by_label = self.structure.divergences(at, self.bayes.prior, self.bayes.none_prior)
+        kl = torch.stack(list(by_label.values())).sum(0).mean()
+        if not bool(torch.isfinite(kl)):
+            for label, value in by_label.items():
+                objective.check_finite(f"structure_kl of {label}", value, step=self.current_step)
         return kl
+
+    def divergence_of(self, choices: Mapping[str, Any]) -> float:
+        """What the bound takes for an architecture, per object of all data, beside its loss: see `BilevelModule`.
+
+        KL of the weights that are on, where they depend on the structure, and -log p(architecture).
+        """
+        units = self.structure.units
+        prior = [law.prior_probabilities(u, self.bayes.prior, self.bayes.none_prior) for u in units]
+        parts = [law.log_prob(u, p, dict(choices)) for u, p in zip(units, prior, strict=True)]
+        kl = -self.bayes.kl_structure * float(torch.stack(parts).sum())
+        if self.gates and self.bayes.dependence == "gated":
+            like = self.structure.reference
+            rows = {u.label: law.one_hot(u, dict(choices)).to(like) for u in units}
+            weights = {u.label: rows[u.label] if isinstance(u, law.Node) else rows[u.label][0] for u in units}
+            with torch.no_grad():
+                on = self.gate_table(weights)
+                kl += self.bayes.kl_weights * float((on * divergences(list(self.gates))).sum())
+        return kl / self.n_training("all")
 
     def weight_divergences(self, draws: list[dict[str, Tensor]], part: str) -> dict[str, Tensor]:
         """The divergence of the weights, per object of a part of the data, in the mean of some mixing weights."""
@@ -202,11 +225,16 @@ class BayesianModule(BilevelModule):
             objective.check_finite(f"weight_kl of {name}", each[bad], step=self.current_step)
         if self.bayes.dependence != "gated":
             return self._per_object({"weight_kl": each.sum()}, part)
-        if self._gate_table is None:
-            self._gate_table = GateTable(self.binding.units, self.gates.values())
-        gates = torch.stack([self._gate_table(weights) for weights in draws])
+        gates = torch.stack([self.gate_table(weights) for weights in draws])
         kl = normal.gated_kl(gates, each.expand_as(gates)) / len(draws)
         return self._per_object({"weight_kl": kl}, part)
+
+    @property
+    def gate_table(self) -> GateTable:
+        """How much of each Gaussian layer is there."""
+        if self._gate_table is None:
+            self._gate_table = GateTable(self.binding.units, self.gates.values())
+        return self._gate_table
 
     def _name_of(self, layer: Variational) -> str:
         return next(str(name) for name, module in self.training_module.named_modules() if module is layer)
@@ -225,6 +253,7 @@ class BayesianModule(BilevelModule):
     # -- steps -----------------------------------------------------------------------------------------------------
 
     def _step(self, batch: Any, batch_idx: int) -> None:
+        self.log("kl_warmth", elbo.warmth(self.progress, self.bayes.kl_warmup), on_step=False, on_epoch=True)
         if self.bayes.scheme == "bilevel":
             super()._step(batch, batch_idx)
             return
@@ -264,11 +293,12 @@ def _joined(first: Any, second: Any) -> Any:
     return [torch.cat(pair) for pair in zip(first, second, strict=True)]
 
 
-def _only(module: nn.Module) -> nn.Module:
-    """The one module that a chain of one consists of."""
-    while isinstance(module, nn.Sequential) and len(module) == 1:
-        module = module[0]
-    return module
+def _ends_in_gaussian(module: nn.Module) -> bool:
+    """Whether the last layer of an operation, normalization left aside, has Gaussian weights."""
+    leaves = [m for m in module.modules() if not list(m.children())]
+    while leaves and isinstance(leaves[-1], (_BatchNorm, nn.Identity)):
+        leaves.pop()
+    return bool(leaves) and isinstance(leaves[-1], Variational)
 
 
 def as_weights_lie(unit: law.Unit, options: set[int]) -> Tensor:

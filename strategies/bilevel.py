@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -185,7 +186,9 @@ class BilevelModule(SearchValidation, DartsLightningModule):  # type: ignore[mis
         with torch.no_grad():
             draws = self.draws(self.positions(n_objects(batch["train"]), step, 1), step, 1)
         loss = self.weight_loss(batch["train"], batch_idx, draws, step)
-        loss = objective.total({"train_loss": loss, **self.weight_divergences(draws, "train")}, step=step)
+        terms = self.weight_divergences(draws, "train")
+        loss = objective.total({"train_loss": loss, **terms}, step=step)
+        self.log_dict({f"weights_{k}": v.detach() for k, v in terms.items()}, on_step=False, on_epoch=True)
         self.advance_optimization(loss, batch_idx, self.gradient_clip_val)
         self.advance_lr_schedulers(batch_idx)
 
@@ -241,6 +244,10 @@ class BilevelModule(SearchValidation, DartsLightningModule):  # type: ignore[mis
     def divergences(self, positions: list[Tensor], part: str) -> dict[str, Tensor]:
         """What a Bayesian structure adds to the loss, by name; see `BayesianModule`."""
         return {}
+
+    def divergence_of(self, choices: Mapping[str, Any]) -> float:
+        """What a bound takes for an architecture, per object, beside its loss; see `BayesianModule`."""
+        return 0.0
 
     def weight_divergences(self, draws: _Draws, part: str) -> dict[str, Tensor]:
         """What Bayesian weights add to the loss, by name; see `BayesianModule`."""

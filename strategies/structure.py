@@ -261,7 +261,11 @@ class Structure(nn.Module):
         return weights
 
     def divergence(self, u: Tensor, prior: float = 1.0, none: float | None = None) -> Tensor:
-        """KL of the structure to its prior at u, summed over all rows, in nats; `(*batch,)`.
+        """KL of the structure to its prior at u, summed over all units, in nats; `(*batch,)`."""
+        return torch.stack(list(self.divergences(u, prior, none).values())).sum(0)
+
+    def divergences(self, u: Tensor, prior: float = 1.0, none: float | None = None) -> dict[str, Tensor]:
+        """KL of every unit to its prior at u, by label, summed over its rows, in nats; `(*batch,)`.
 
         Args:
             u: Positions of lambda.
@@ -270,13 +274,13 @@ class Structure(nn.Module):
         """
         flat = self.logits(u)
         rho = self._split(self._blocks(flat[..., self._total :])) if self._with_rho else [None] * len(self.units)
-        parts = []
+        parts = {}
         for unit, x, r, mask in zip(self.units, self._split(self._blocks(flat)), rho, self._masks(), strict=True):
             b = x.new_full(x.shape[-2:], prior)
             if none is not None and (column := law.column_of_none(unit)) is not None:
                 b[:, column] = none
-            parts.append(divergence(x, r, self.relaxation, b, mask).sum(-1))
-        return torch.stack(parts).sum(0)
+            parts[unit.label] = divergence(x, r, self.relaxation, b, mask).sum(-1)
+        return parts
 
     def mean(self, lam: float | None = None, temperature: float = 1.0) -> dict[str, Tensor]:
         """Mixing weights without noise at lambda, by unit label."""

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nni_bayes_nas.bayes import dirichlet
+from nni_bayes_nas.bayes import dirichlet, elbo, objective
 from nni_bayes_nas.errors import ConfigError
 
 CONCENTRATIONS = st.lists(st.floats(0.06, 30.0), min_size=2, max_size=6)
@@ -123,3 +123,31 @@ def test_priors_that_are_not_positive_are_refused(prior):
 def test_no_raw_value_gives_less_than_the_floor():
     with pytest.raises(ConfigError, match="above the floor"):
         dirichlet.raw_of(torch.tensor([0.1, 2.0]), 0.1)
+
+
+@pytest.mark.parametrize("counts", [(3, 1), (5, 0, 2), (40, 25, 10, 5)])
+def test_bound_of_a_categorical_likelihood_ends_in_the_exact_posterior_and_evidence(counts):
+    """n options counted, a prior Dir(b): the posterior is Dir(b + n), and the bound the log evidence.
+
+    So concentrations grow with the objects, one for each.
+    """
+    n = torch.tensor(counts, dtype=torch.float64)
+    b, m = torch.full_like(n, 0.7), int(n.sum())
+    raw = dirichlet.raw_of(torch.ones_like(n)).requires_grad_(True)
+    optimizer = torch.optim.LBFGS([raw], max_iter=500, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
+
+    def loss():
+        a = dirichlet.concentration(raw)
+        task = -(n * dirichlet.expected_log(a)).sum() / m
+        return objective.total({"task": task, **elbo.divergence_terms({"kl": dirichlet.kl(a, b)}, m)})
+
+    def closure():
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    torch.testing.assert_close(dirichlet.concentration(raw).detach(), b + n, rtol=1e-4, atol=1e-4)
+    evidence = torch.lgamma(b.sum()) - torch.lgamma(b.sum() + m) + (torch.lgamma(b + n) - torch.lgamma(b)).sum()
+    torch.testing.assert_close(-m * loss().detach(), evidence, rtol=1e-8, atol=1e-8)
