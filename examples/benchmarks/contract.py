@@ -128,7 +128,7 @@ def write_result(
 
 
 def _gpus(preset: str) -> int:
-    if preset != "gpu":
+    if preset not in ("gpu", "imagenet"):
         return 0
     import torch
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from contract import Target
-from scipy.stats import rankdata, t
+from scipy.stats import binomtest, rankdata, t
 from workers import Outcome
 
 from nni_bayes_nas.bayes.posterior import ArchitecturePosterior
@@ -71,7 +71,7 @@ def search_row(arm: str, seed: int, outcome: Outcome, judge: Judge) -> dict[str,
         "expected_accuracy": sum(w * a for w, a in zip(weights, accuracies, strict=True)),
         "probability_good": sum(w for w, a in zip(weights, accuracies, strict=True) if a >= judge.good),
         "entropy": q.entropy(),
-        "spearman": _spearman(logs, accuracies),
+        "spearman": rank_correlation(logs, accuracies),
         "spearman_given_parameters": _partial(logs, accuracies, sizes),
         "seconds": outcome["seconds"],
     }
@@ -150,11 +150,30 @@ def _interval(what: str, values: list[float]) -> dict[str, Any]:
     }
 
 
+def reliability(rows: list[dict[str, Any]], arm: str) -> list[dict[str, Any]]:
+    """Of pairs of architectures the share that is ordered rightly, by what an arm's processes say of it.
+
+    Wilson's 95 % interval, as if pairs were independent: they are not, and it is too narrow.
+    """
+    pooled: dict[int, list[float]] = {}
+    for claimed, share, n in (pair for row in rows if row["arm"] == arm for pair in row.get("pairs", [])):
+        bin_ = pooled.setdefault(min(int((claimed - 0.5) * 10), 4), [0.0, 0.0, 0.0])
+        for i, value in enumerate((claimed * n, share * n, n)):
+            bin_[i] += value
+    found = []
+    for claimed, right, n in (pooled[i] for i in sorted(pooled)):
+        interval = binomtest(round(right), round(n)).proportion_ci(method="wilson")
+        what = f"share of pairs rightly ordered, {arm}, claimed {claimed / n:.2f}"
+        bounds = {"low": round(interval.low, 4), "high": round(interval.high, 4)}
+        found.append({"what": what, "mean": round(right / n, 4), **bounds, "n": round(n)})
+    return found
+
+
 def print_intervals(found: list[dict[str, Any]]) -> None:
     """A line each."""
     for one in found:
         if one["low"] is not None:
-            print(f"{one['what']:<64}{one['mean']:>9.3f}  ({one['low']:.3f} ... {one['high']:.3f}, n = {one['n']})")
+            print(f"{one['what']:<72}{one['mean']:>9.3f}  ({one['low']:.3f} ... {one['high']:.3f}, n = {one['n']})")
 
 
 def coverage(rows: list[dict[str, Any]], arm: str) -> float | None:
@@ -189,7 +208,7 @@ def _ranks(values: list[float]) -> list[float]:
     return [float(r) for r in rankdata(values)]
 
 
-def _spearman(a: list[float], b: list[float]) -> float | None:
+def rank_correlation(a: list[float], b: list[float]) -> float | None:
     """Rank correlation; None where all of one are equal."""
     if len(set(a)) < 2 or len(set(b)) < 2:
         return None
@@ -198,7 +217,7 @@ def _spearman(a: list[float], b: list[float]) -> float | None:
 
 def _partial(a: list[float], b: list[float], given: list[float]) -> float | None:
     """Partial rank correlation of a and b, given a third; None where the third says all."""
-    ab, ac, bc = _spearman(a, b), _spearman(a, given), _spearman(b, given)
+    ab, ac, bc = rank_correlation(a, b), rank_correlation(a, given), rank_correlation(b, given)
     if ab is None or ac is None or bc is None:
         return None
     left = (1 - ac**2) * (1 - bc**2)

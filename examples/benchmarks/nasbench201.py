@@ -6,7 +6,8 @@ TABLE is a CSV file with the columns `arch`, `c10_test_200` (accuracy in %, 200 
 `params_M`. Searches see CIFAR-10 in a small supernet (width 8, one cell a stage, images averaged to 16x16, 10,000 of
 them); nothing is chosen by the table. Arms, one row a seed:
 
-    DARTS, order 1 and 2, Gumbel     as published: bilevel, "none" among the operations, no guards
+    DARTS, order 1 and 2, Gumbel     as published: bilevel, "none" among the operations, no guards; but for the rate of
+                                     the structure, which has a hundredth of the published steps, .02 for 3e-4
     softmax, guarded                 the guards, operations and single level of the Dirichlet arms, but one point
     Dirichlet ...                    single level or bilevel; weights that are points, gated or scaled Gaussians
     concrete, logistic-normal        other families, as the Dirichlet on a single level
@@ -14,14 +15,17 @@ them); nothing is chosen by the table. Arms, one row a seed:
                                      longer ones of five (`refinement.py`); and that from two priors without a search
     random                           cells without "none": one of them; the best of 10 by validation after 12 epochs
     3x3 everywhere                   counts parameters
+    uniform, cells without none      what a posterior that knows nothing says; and the rank correlation of counting
+                                     convolutions
 
 Guards: a constant auxiliary identity, normalization behind every operation, "none" kept out, 40 % of the search for
 weights alone (`strategies/guards.py`).
 
 Targets (issue "Bayesian choice of architecture"): 2a: Dirichlet on a single level, mean >= 93.6, minimum >= 93.2, above
-the guarded softmax in the paired mean. 2b: refined, mean >= 94.0, minimum >= 93.4, above 2a and above both other
-priors in the paired mean, five minutes in all. 3: what the posteriors know. "Above" is by the smallest difference that
-two seeds can make, .01 over their number.
+the guarded softmax in the paired mean (stretch: mean >= 94.0). 2b: refined, mean >= 94.0, minimum >= 93.4, above 2a and
+above both other priors in the paired mean, five minutes in all (stretch: 94.2 and 93.8; the full supernet, on a GPU:
+94.36). On a CPU two minutes a search, 90 for all. 3: what the posteriors know. "Above" is by the smallest difference
+that two seeds can make, .01 over their number.
 """
 
 from __future__ import annotations
@@ -39,6 +43,7 @@ from workers import Job, Store, Workers
 NAME = "nasbench201"
 COLUMN, BY_12_EPOCHS, SIZE = "c10_test_200", "c10_val_12", "params_M"
 GUARDED = {"auxiliary": 1.0, "normalize": True, "without": ["none"]}
+GOOD = 93.7
 ALL_3X3 = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|nor_conv_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|"
 FIRST_SEED = 31
 OURS, SOFTMAX = "Dirichlet, single level", "softmax, guarded"
@@ -157,6 +162,8 @@ def baselines(table: Any, seeds: list[int]) -> list[dict[str, Any]]:
     """Rows that need no search."""
     import random
 
+    from judged import rank_correlation
+
     cells = [arch for arch in table if "none" not in arch]
     rows = [{"arm": "3x3 everywhere", "seed": None, "arch": ALL_3X3, "accuracy": table.value(ALL_3X3, COLUMN)}]
     for seed in seeds:
@@ -165,23 +172,38 @@ def baselines(table: Any, seeds: list[int]) -> list[dict[str, Any]]:
         for arm, arch in (("random", drawn[0]), ("random, best of 10 after 12 epochs", best)):
             rows.append({"arm": arm, "seed": seed, "arch": arch, "accuracy": table.value(arch, COLUMN)})
     everything = [table.value(arch, COLUMN) for arch in cells]
-    rows.append({"arm": "mean of all cells without none", "seed": None, "accuracy": statistics.fmean(everything)})
-    return rows
+    uniform = {
+        "arm": "uniform, cells without none",
+        "seed": None,
+        "accuracy": statistics.fmean(everything),
+        "expected_accuracy": statistics.fmean(everything),
+        "probability_good": sum(value >= GOOD for value in everything) / len(everything),
+        "spearman": rank_correlation([float(arch.count("nor_conv")) for arch in cells], everything),
+    }
+    return [*rows, uniform]
 
 
-def targets(rows: list[dict[str, Any]]) -> list[Target]:
+def targets(rows: list[dict[str, Any]], preset: str, seconds: float) -> list[Target]:
     """What the issue asks for of the searches."""
     from judged import above, by_seed, coverage, mean
 
     refined = REFINED["posterior"]
+    if preset == "gpu":
+        return [Target("2b", "mean accuracy, refined, full supernet", mean(by_seed(rows, refined)), 94.36, "higher")]
+    longest = max((row["seconds"] for row in rows if row["arm"] in arms() and "seconds" in row), default=None)
     ours, better, covered = by_seed(rows, OURS), by_seed(rows, refined), coverage(rows, refined)
     return [
         Target("2a", "mean accuracy, Dirichlet on a single level", mean(ours), 93.6, "higher"),
         Target("2a", "smallest accuracy of a seed", min(ours.values(), default=None), 93.2, "higher"),
         above("2a", rows, *PAIRS[0]),
+        Target("2a", "mean accuracy, Dirichlet on a single level, stretch", mean(ours), 94.0, "higher"),
+        Target("2", "seconds of the longest search", longest, 120, "lower"),
+        Target("2", "minutes of the whole table", seconds / 60, 90, "lower"),
         Target("2b", "mean accuracy, refined", mean(better), 94.0, "higher"),
         Target("2b", "smallest accuracy of a seed, refined", min(better.values(), default=None), 93.4, "higher"),
         *(above("2b", rows, *pair) for pair in PAIRS[1:]),
+        Target("2b", "mean accuracy, refined, stretch", mean(better), 94.2, "higher"),
+        Target("2b", "smallest accuracy, refined, stretch", min(better.values(), default=None), 93.8, "higher"),
         Target("2b", "seconds of search and refinement", mean(by_seed(rows, refined, "seconds")), 300, "lower"),
         Target("3", "E_q[accuracy]", mean(by_seed(rows, OURS, "expected_accuracy")), 93.2, "higher"),
         Target("3", "P_q(accuracy >= 93.7)", mean(by_seed(rows, OURS, "probability_good")), 0.15, "higher"),
@@ -198,7 +220,7 @@ def main() -> int:
         parser.add_argument("--table", type=Path, required=True, metavar="FILE", help="of NAS-Bench-201, see above")
 
     options = parse(__doc__, PRESETS, SEEDS, more)
-    from judged import Judge, intervals, print_intervals, print_table, search_row
+    from judged import Judge, intervals, print_intervals, print_table, reliability, search_row
     from refinement import Refinements
 
     from nni_bayes_nas.errors import NniBayesNasError
@@ -212,7 +234,7 @@ def main() -> int:
     except NniBayesNasError as error:
         print(error, file=sys.stderr)
         return 2
-    judge = Judge(table, to_arch_string, COLUMN, SIZE, 93.7)
+    judge = Judge(table, to_arch_string, COLUMN, SIZE, GOOD)
     seeds = list(range(FIRST_SEED, FIRST_SEED + options.seeds))
     store = Store(options.output)
     jobs = {(arm, seed): job(options, arm, seed) for seed in seeds for arm in arms()}
@@ -225,9 +247,9 @@ def main() -> int:
     searched = {seed: outcomes[name].get("seconds", 0.0) for name, seed in seed_of.items()}
     rows += refined.rows(REFINED, searched, judge)
     rows += baselines(table, seeds)
-    found = targets(rows)
+    found = targets(rows, options.preset, store.seconds)
     complete = all("error" not in row for row in rows)
-    spread = intervals(rows, PAIRS, OURS)
+    spread = [*intervals(rows, PAIRS, OURS), *reliability(rows, REFINED["posterior"])]
     write_result(
         options, NAME, rows, found, seconds=store.seconds, workers=workers.n, complete=complete, intervals=spread
     )

@@ -2,8 +2,8 @@
 
     python examples/benchmarks/robustness.py --preset cpu --data mnist --root DATA --output robustness.json
 
-Four ways to choose a cell, ten seeds each: DARTS and Gumbel as published, Dirichlet (single level, guarded), and random
-cells. Every cell is trained from scratch in the same way, at the width at which it comes nearest to one size; then
+Five ways to choose a cell, ten seeds each: DARTS and Gumbel as published, Dirichlet (single level, guarded), a softmax
+with the same guards, operations and single level, and random cells. Every cell is trained from scratch in the same way, at the width at which it comes nearest to one size; then
 attacked: FGSM, PGD of 20 steps, a black-box attack, noise, and edges missing at random in every batch.
 
 Tests, named before the first run: per seed, Dirichlet less DARTS, one-sided paired t-tests of (1) accuracy under FGSM
@@ -25,7 +25,7 @@ from scipy.stats import ttest_rel
 from workers import Job, Outcome, Store, Workers
 
 NAME = "robustness"
-EPSILONS, DAMAGES = (0.1, 0.2, 0.3, 0.5), (0.1, 0.2, 0.3, 0.5)
+EPSILONS, DAMAGES = (0.1, 0.2, 0.3, 0.5, 1.0), (0.1, 0.2, 0.3, 0.4, 0.5)
 FIRST_SEED = 71
 GUARDED = {"auxiliary": 1.0, "normalize": True}
 ARMS: dict[str, dict[str, Any]] = {
@@ -33,6 +33,10 @@ ARMS: dict[str, dict[str, Any]] = {
     "Gumbel": {
         "name": "regularized_darts",
         "args": {"arc_learning_rate": 0.02, "relaxation": "gumbel", "mixing_temperature": 0.2},
+    },
+    "softmax, guarded": {
+        "name": "dirichlet_darts",
+        "args": {"arc_learning_rate": 0.06, "family": "softmax", "kl_structure": 0.0, **GUARDED},
     },
     "Dirichlet": {"name": "dirichlet_darts", "args": {"arc_learning_rate": 0.06, **GUARDED}},
 }
@@ -110,7 +114,7 @@ def trained_and_attacked(config: Any, parameters: dict[str, Any], directory: Pat
     result = run_retrain(config, parameters, directory, report)
     data = load_data(config.data)
     retraining = Retraining(config, {"id": directory.name, **parameters}, {"seed": parameters["seed"]}, directory)
-    settings = Settings(EPSILONS, DAMAGES, int(parameters["objects"]), restarts=1)
+    settings = Settings(EPSILONS, DAMAGES, int(parameters["objects"]), restarts=2)
     row, _ = evaluated(retraining, data.test[:], box_of(data), settings)
     return {**result, "evaluated": row}
 
