@@ -10,8 +10,8 @@ at which it comes nearest to one size, beside five random cells of that size, dr
     imagenet    an image folder of ImageNet's, at 64 pixels, in memory (of 1.3 million images about 120 GiB); --data
                 image_folder --root FOLDER
 
-The last two are for GPUs and were not run; on a generated image folder a test goes through the last one. A benchmark that was killed goes on where it was,
-trainings from their last epoch.
+The last two are for GPUs and were not run; on a generated image folder a test goes through the last one. A benchmark
+that was killed goes on where it was, trainings from their last epoch.
 
 Targets (issue "Bayesian choice of architecture", 5): the mean test accuracy of the searched cells above that of the
 random ones by more than the half width of the 95 % interval of the difference (Welch).

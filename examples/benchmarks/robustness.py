@@ -3,8 +3,9 @@
     python examples/benchmarks/robustness.py --preset cpu --data mnist --root DATA --output robustness.json
 
 Five ways to choose a cell, ten seeds each: DARTS and Gumbel as published, Dirichlet (single level, guarded), a softmax
-with the same guards, operations and single level, and random cells. Every cell is trained from scratch in the same way, at the width at which it comes nearest to one size; then
-attacked: FGSM, PGD of 20 steps, a black-box attack, noise, and edges missing at random in every batch.
+with the same guards, operations and single level, and random cells. Every cell is trained from scratch in the same way,
+at the width at which it comes nearest to one size; then attacked: FGSM, PGD of 20 steps, a black-box attack, noise, and
+edges missing at random in every batch.
 
 Tests, named before the first run: per seed, Dirichlet less DARTS, one-sided paired t-tests of (1) accuracy under FGSM
 at epsilon .1, (2) at .2, (3) mean accuracy with .1, .2 and .3 of the edges missing, (4) the gap from mixture to

@@ -85,10 +85,10 @@ def test_own_table(tmp_path: Path) -> None:
 def test_robustness(tmp_path: Path) -> None:
     said, result = run("robustness", tmp_path / "robustness.json", 2)
     rows = [row for row in result["rows"] if "arm" in row]
-    arms = ("DARTS", "Dirichlet", "Gumbel", "random cells")
+    arms = ("DARTS", "Dirichlet", "Gumbel", "random cells", "softmax, guarded")
     assert sorted(row["arm"] for row in rows) == [arm for arm in arms for _ in (0, 1)]
     for row in rows:
-        assert all(p <= f + 1e-9 for p, f in zip(row["pgd"], row["fgsm"], strict=True)) and len(row["damaged"]) == 4
+        assert all(p <= f + 1e-9 for p, f in zip(row["pgd"], row["fgsm"], strict=True)) and len(row["damaged"]) == 5
         assert ("gap" in row) == (row["arm"] != "random cells")
     tests = [row for row in result["rows"] if "test" in row and "p" in row]
     assert len(tests) == 4 and all(row["p"] <= row["p_holm"] <= min(1.0, 4 * row["p"]) for row in tests)
