@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +28,9 @@ from nni_bayes_nas.errors import ConfigError, SpaceError
 from nni_bayes_nas.layers.convolution import is_plain_convolution
 from nni_bayes_nas.layers.gaussian_output import ESTIMATORS, Apply, Estimator, noisy_output
 
+Normalized = Literal["filters", "layer"] | None
+# What a factor of its input goes through, if it is positive.
+_TRANSPARENT = (nn.ReLU, nn.LeakyReLU, nn.Identity, nn.MaxPool2d, nn.AvgPool2d, nn.Flatten, nn.Dropout)
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -40,8 +42,9 @@ class Variational(nn.Module):
         prior: See `normal.kl_to_prior`.
         prior_sd: Of the prior "fixed".
         estimator: How the noise comes into the output.
-        normalized: Whether the scale of the weights means nothing, since normalization follows: the divergence is then
-            that of weights whose means have a root mean square of 1 in every filter.
+        normalized: Where the scale of the weights means nothing, since normalization follows: of every one of the
+            "filters", or of the "layer"; None: nowhere. The divergence is that of weights whose means have there a root
+            mean square of 1.
         noisy: Whether the output has noise; None: in training.
     """
 
@@ -51,7 +54,7 @@ class Variational(nn.Module):
     prior: normal.Prior
     prior_sd: float
     estimator: Estimator
-    normalized: bool
+    normalized: Normalized
     noisy: bool | None
 
     def kl(self) -> Tensor:
@@ -126,7 +129,7 @@ def to_variational(
             f"weights of Linear and Conv2d layers alone can be variational, but the model has {', '.join(others)}\n"
             "name these in skip, to keep them as they are"
         )
-    normalized = {id(layer) for m in modules.values() for layer in _before_normalization(m)}
+    normalized = {k: v for m in modules.values() for k, v in _before_normalization(m).items()}
 
     def converted(layer: nn.Module) -> nn.Module:
         kind = None if id(layer) in kept else _kind(layer)
@@ -135,7 +138,7 @@ def to_variational(
         new: Any = _recast(layer, kind)
         new.rho = nn.Parameter(torch.full_like(new.weight, rho))
         new.prior, new.prior_sd, new.estimator, new.noisy = prior, prior_sd, estimator, None
-        new.normalized = id(layer) in normalized
+        new.normalized = normalized.get(id(layer))
         return new  # type: ignore[no-any-return]
 
     return _replaced(model, converted)
@@ -199,10 +202,11 @@ def weight_noise(model: nn.Module, on: bool) -> Iterator[None]:
             layer.noisy = noisy
 
 
-def _kl(mean: Tensor, rho: Tensor, prior: normal.Prior, prior_sd: float, normalized: bool) -> Tensor:
+def _kl(mean: Tensor, rho: Tensor, prior: normal.Prior, prior_sd: float, normalized: Normalized) -> Tensor:
     sd = normal.sd(rho)
-    if normalized:
-        scale = mean.flatten(1).square().mean(1).clamp_min(1e-24).rsqrt().reshape(-1, *[1] * (mean.dim() - 1))
+    if normalized is not None:
+        rows = mean.flatten(1) if normalized == "filters" else mean.reshape(1, -1)
+        scale = rows.square().mean(1).clamp_min(1e-24).rsqrt().reshape(-1, *[1] * (mean.dim() - 1))
         mean, sd = mean * scale, sd * scale
     return normal.kl_to_prior(mean, sd, prior, prior_sd)
 
@@ -238,12 +242,26 @@ def _odd(module: nn.Module, kept: set[int]) -> bool:
     return any(p is not None and p.dim() > 1 for p in own)
 
 
-def _before_normalization(module: nn.Module) -> list[nn.Module]:
-    """Layers of a chain whose outputs are normalized next."""
+def _before_normalization(module: nn.Module) -> dict[int, Normalized]:
+    """By id, layers of a chain whose scale a normalization behind them takes away."""
     if not isinstance(module, nn.Sequential):
-        return []
-    layers = list(module)
-    return [a for a, b in itertools.pairwise(layers) if isinstance(b, _BatchNorm)]
+        return {}
+    found: dict[int, Normalized] = {}
+    # What normalization there is behind the layer at hand: none, one directly, or one through other layers.
+    behind: Normalized = None
+    for layer in reversed(list(module)):
+        if isinstance(layer, _BatchNorm):
+            behind = "filters"
+        elif _kind(layer) is not None:
+            if behind == "filters" or (behind == "layer" and layer.bias is None):
+                found[id(layer)] = behind
+            behind = "layer" if behind is not None and (behind == "filters" or layer.bias is None) else None
+        elif isinstance(layer, _TRANSPARENT):
+            # Of several filters that meet in one place, none has a scale of its own to lose.
+            behind = "layer" if behind is not None else None
+        else:
+            behind = None
+    return found
 
 
 def _recast(layer: nn.Module, kind: type[nn.Module]) -> nn.Module:

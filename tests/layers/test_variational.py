@@ -228,6 +228,53 @@ def test_before_normalization_the_scale_of_the_weights_costs_nothing(prior):
     torch.testing.assert_close(model[0].kl(), value)
 
 
+CHAINS = {
+    "depthwise separable": lambda: [nn.Conv2d(4, 4, 3, groups=4, bias=False), nn.Conv2d(4, 6, 1, bias=False)],
+    "of low rank": lambda: [nn.Flatten(), nn.Linear(100, 2, bias=False), nn.Linear(2, 6)],
+    "ReLU and pooling between": lambda: [
+        nn.Conv2d(4, 3, 3, bias=False),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(3, 6, 1),
+    ],
+}
+
+
+@pytest.mark.parametrize("prior", normal.PRIORS)
+@pytest.mark.parametrize("name", CHAINS)
+def test_through_other_layers_the_scale_of_all_filters_costs_nothing(name, prior):
+    layers = CHAINS[name]()
+    norm = nn.BatchNorm1d(6, eps=1e-12) if name == "of low rank" else nn.BatchNorm2d(6, eps=1e-12)
+    model = to_variational(nn.Sequential(*layers, norm).double(), prior=prior, rho=-2.0)
+    first, last = list(variational_layers(model).values())
+    assert (first.normalized, last.normalized) == ("layer", "filters")
+    x = torch.randn(6, 4, 5, 5, dtype=torch.float64)
+    torch.manual_seed(1)
+    output, values = model(x), [layer.kl() for layer in (first, last)]
+    with torch.no_grad():
+        first.weight.mul_(7.0)
+        first.rho.add_(math.log(7.0))
+        last.weight.mul_(0.3)
+        last.rho.add_(math.log(0.3))
+    torch.manual_seed(1)
+    torch.testing.assert_close(model(x), output, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close([layer.kl() for layer in (first, last)], values)
+
+
+def test_scales_that_nothing_takes_away():
+    kinds = [
+        nn.Conv2d(2, 2, 1),
+        nn.Sigmoid(),
+        nn.Conv2d(2, 2, 1),
+        nn.Conv2d(2, 2, 1),
+        nn.BatchNorm2d(2),
+        nn.Conv2d(2, 2, 1),
+    ]
+    found = variational_layers(to_variational(nn.Sequential(*kinds)))
+    # The first is behind a sigmoid, the second has a bias, nothing follows the last.
+    assert [layer.normalized for layer in found.values()] == [None, None, "filters", None]
+
+
 def test_without_normalization_a_fixed_prior_knows_the_scale():
     model = to_variational(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), prior="fixed")
     before = float(model[0].kl().detach())
