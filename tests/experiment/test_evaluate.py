@@ -163,11 +163,16 @@ def test_ensembles_by_hand():
     # Both seeds are equal: the interval is a point.
     assert weighted["difference"] == pytest.approx({k: nll - math.log(2) for k in ("mean", "low", "high")})
     assert found["posterior of s0, equal weights"]["scores"]["nll"] < math.log(2)
-    # A seed that one member lacks says nothing.
+    # "b" is the best by validation, and its seeds are equal.
+    same = found["2 seeds of the best member of s0"]
+    assert same["networks"] == 2 and same["scores"]["nll"] == pytest.approx(math.log(2))
+    assert same["difference"] == pytest.approx(dict.fromkeys(("mean", "low", "high"), 0.0), abs=1e-6)
+    # A seed that one member lacks says nothing; one seed gives no two of an architecture.
     some = [pair for pair in rows if (pair[0]["id"], pair[1]["seed"]) != ("b", 1)]
     found = {one["name"]: one for one in ensembles(some, logs, y, "val_accuracy")}
     assert found["posterior of s0, weighted"]["seeds"] == [0]
     assert found["posterior of s0, weighted"]["difference"] is None
+    assert "2 seeds of the best member of s0" not in found
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
@@ -190,6 +195,7 @@ def test_a_run_is_evaluated(run, capsys):
         "posterior of s0, weighted",
         "posterior of s0, equal weights",
         "best member of s0 by validation",
+        "2 seeds of the best member of s0",
     ]
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "Under attack, damaged, and how sure" in page and "posterior of s0, weighted (2 networks)" in page
