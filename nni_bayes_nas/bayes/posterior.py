@@ -31,6 +31,15 @@ class Weighted:
     log_prob: float
 
 
+@dataclass(frozen=True)
+class Merged:
+    """Architectures that are one network: the most probable of them, how many they are, and their probability."""
+
+    choices: dict[str, Any]
+    members: int
+    probability: float
+
+
 class ArchitecturePosterior:
     """q(architecture).
 
@@ -147,8 +156,8 @@ class ArchitecturePosterior:
                     following = (*ranks[:i], ranks[i] + 1, *ranks[i + 1 :])
                     heapq.heappush(waiting, (-value(following), following, i))
 
-    def merged(self, key: Callable[[dict[str, Any]], Hashable], limit: int = 100_000) -> dict[Hashable, float]:
-        """Probabilities of classes of architectures, isomorphic ones say: key -> probability, the largest first.
+    def merged(self, key: Callable[[dict[str, Any]], Hashable], limit: int = 100_000) -> dict[Hashable, Merged]:
+        """Classes of architectures, isomorphic ones say, by key, the most probable first.
 
         Args:
             key: Equal for architectures that are one.
@@ -162,10 +171,14 @@ class ArchitecturePosterior:
                 f"classes need all architectures listed, at most {limit}, got {math.exp(self.log_count):.3g}; "
                 "take those of top_k."
             )
-        classes: dict[Hashable, float] = defaultdict(float)
+        classes: dict[Hashable, list[Weighted]] = defaultdict(list)
         for one in self.by_probability():
-            classes[key(one.choices)] += math.exp(one.log_prob)
-        return dict(sorted(classes.items(), key=lambda item: -item[1]))
+            classes[key(one.choices)].append(one)
+        found = {
+            name: Merged(members[0].choices, len(members), sum(math.exp(one.log_prob) for one in members))
+            for name, members in classes.items()
+        }
+        return dict(sorted(found.items(), key=lambda item: -item[1].probability))
 
     def _parts(self) -> Iterator[tuple[law.Unit, Tensor]]:
         return zip(self.units, self.probs, strict=True)

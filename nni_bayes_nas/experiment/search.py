@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ from nni_bayes_nas.variants import varied
 _CURVE_POINTS = 33
 _RANDOM_TRIES = 60
 _NOISE_OF_BOUNDS = 0
+_MERGED_AT_MOST, _NETWORKS = 20_000, 20
 _CANDIDATES_LOOKED_AT = 20_000
 _DRAWS_PER_SAMPLE = 50
 
@@ -118,7 +120,7 @@ def run_search(
     # Where it depends on lambda, that of the large end is the prior of a refinement.
     posterior = {"posterior": strategy.posterior().to_dict()} if axis is None or candidates else {}
     if posterior:
-        write_json(directory / "posterior.json", posterior["posterior"])
+        write_json(directory / "posterior.json", {**posterior["posterior"], **reader.networks()})
     return {
         "default": terms.get(score, 0.0),
         "search": {
@@ -218,6 +220,7 @@ class Reader:
         self.watch = watch
         self.shape = data.shape
         self.space = build_space(config, data, seed)
+        self.isomorphism_key = getattr(self.space, "isomorphism_key", None)
         for tensor in (*self.space.parameters(), *self.space.buffers()):
             # NNI copies what it freezes, which takes most of the time: sizes do not depend on weights.
             tensor.__deepcopy__ = partial(_itself, tensor)
@@ -264,7 +267,12 @@ class Reader:
             SpaceError: None of the most probable ones is so small.
         """
         wanted, most, rows = int(parameters["candidates"]), parameters.get("max_params"), []
+        seen: set[Any] = set()
         for one in itertools.islice(self.strategy.posterior().by_probability(), _CANDIDATES_LOOKED_AT):
+            if self.isomorphism_key is not None:
+                if (key := self.isomorphism_key(one.choices)) in seen:
+                    continue
+                seen.add(key)
             size = self.modelled_size(one.choices)
             if most is None or size["params"] <= most:
                 choices = Architecture(one.choices).canonical()
@@ -277,6 +285,18 @@ class Reader:
                 f"has at most {most} parameters; raise it, or search with a cost penalty."
             )
         return rows
+
+    def networks(self) -> dict[str, Any]:
+        """Of a space that says which of its architectures compute the same, and is small: the most probable networks.
+
+        "networks": how many there are, and rows "probability", "forms" and "choices" of the first ones.
+        """
+        q = self.strategy.posterior()
+        if self.isomorphism_key is None or q.log_count > math.log(_MERGED_AT_MOST):
+            return {}
+        merged = list(q.merged(self.isomorphism_key).values())
+        rows = [{"probability": m.probability, "forms": m.members, "choices": m.choices} for m in merged[:_NETWORKS]]
+        return {"networks": {"count": len(merged), "most_probable": rows}}
 
     def one_hot_score(self, choices: dict[str, Any]) -> float:
         """Validation score of an architecture with the weights of the search."""

@@ -64,6 +64,12 @@ def _described(trial: str, read: Row) -> Posterior:
             f"The most probable architecture has {_share(math.exp(ranked[0].log_prob))}; what is read off the mean has "
             f"{_share(math.exp(derived))}."
         )
+    if merged := read.get("networks"):
+        first = merged["most_probable"][0]
+        sentences.append(
+            f"Counting architectures that compute the same as one, there are {_about(merged['count'])} networks; the "
+            f"most probable one, of {plural(first['forms'], 'form')}, has {_share(first['probability'])}."
+        )
     top = [[_share(math.exp(one.log_prob)), _difference(one.choices, ranked[0].choices)] for one in ranked]
     return Posterior(trial, sentences, rows, top)
 

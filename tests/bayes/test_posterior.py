@@ -103,11 +103,14 @@ def test_what_is_derived_need_not_be_the_most_probable():
 def test_classes_of_architectures():
     q = posterior()
     classes = q.merged(lambda choices: choices["layer"])
-    assert classes == {
-        option if option != "3" else 3: pytest.approx(p)
-        for option, p in sorted(q.mean()["layer"].items(), key=lambda item: -item[1])
+    shares = q.mean()["layer"]
+    assert {name: one.probability for name, one in classes.items()} == {
+        option if option != "3" else 3: pytest.approx(p) for option, p in shares.items()
     }
-    assert list(classes.values()) == sorted(classes.values(), reverse=True)
+    assert {one.members for one in classes.values()} == {144}
+    assert all(one.choices["layer"] == name for name, one in classes.items())
+    found = [one.probability for one in classes.values()]
+    assert found == sorted(found, reverse=True)
     with pytest.raises(ConfigError, match="at most 100, got 432"):
         q.merged(lambda choices: 0, limit=100)
 

@@ -1,5 +1,6 @@
 """The space of NAS-Bench-201: sizes of the benchmark's own networks, its arch strings, NASLib's indices."""
 
+import re
 from itertools import product
 from typing import Any
 
@@ -19,6 +20,7 @@ from nni_bayes_nas.search_spaces.nasbench201 import (
     NasBench201Space,
     from_arch_string,
     from_naslib,
+    isomorphism_key,
     to_arch_string,
     to_naslib,
 )
@@ -191,3 +193,44 @@ def test_choices_that_are_no_cell_are_refused(change: dict[str, Any], message: s
 def test_impossible_spaces_are_refused(args: dict[str, Any], message: str) -> None:
     with pytest.raises(SpaceError, match=message):
         NasBench201Space(**args)
+
+
+def every_cell() -> list[dict[str, str]]:
+    labels = [f"cell/{i}_{j}" for i, j in EDGES]
+    return [dict(zip(labels, operations, strict=True)) for operations in product(OPERATIONS, repeat=6)]
+
+
+def test_cells_that_compute_the_same() -> None:
+    cells = every_cell()
+    keys = {isomorphism_key(cell) for cell in cells}
+    assert len(cells) == 15_625 and len(keys) == 5_545
+    by_skip = from_arch_string("|skip_connect~0|+|none~0|nor_conv_3x3~1|+|none~0|none~1|skip_connect~2|")
+    direct = from_arch_string("|none~0|+|none~0|none~1|+|nor_conv_3x3~0|none~1|none~2|")
+    assert isomorphism_key(by_skip) == isomorphism_key(direct) == "nor_conv_3x3(x)"
+
+
+def test_cells_of_one_key_are_one_network() -> None:
+    """With one weight for an operation on every edge, outputs are equal where keys are, and hardly anywhere else."""
+    space = NasBench201Space(width=2, cells_per_stage=1)
+    generator = torch.Generator().manual_seed(0)
+    first: dict[str, torch.Tensor] = {}
+    with torch.no_grad():
+        for name, value in space.state_dict().items():
+            # blocks.0.edges.3.nor_conv_3x3.1.weight: the same for every edge of a cell
+            alike = re.sub(r"edges\.\d+", "edges", name)
+            if value.is_floating_point() and "running" not in name:
+                value.copy_(first.setdefault(alike, torch.randn(value.shape, generator=generator)))
+    space, x = space.double(), torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=generator)
+    cells = every_cell()
+    chosen = [cells[i] for i in torch.randperm(len(cells), generator=generator)[:300].tolist()]
+    outputs: dict[str, torch.Tensor] = {}
+    for cell in chosen:
+        with torch.no_grad():
+            output = space.freeze(cell).eval()(x)
+        known = outputs.setdefault(isomorphism_key(cell), output)
+        torch.testing.assert_close(output, known, rtol=1e-9, atol=1e-9)
+    assert len(outputs) < len(chosen)
+    different = torch.stack(list(outputs.values())).flatten(1)
+    # A pooling of a constant is that constant, and that of a sum a sum of poolings, which keys do not say.
+    alike = torch.cdist(different, different).fill_diagonal_(1.0).amin(1) < 1e-9
+    assert float(alike.double().mean()) < 0.1

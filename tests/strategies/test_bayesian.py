@@ -15,13 +15,14 @@ from nni_bayes_nas.config import Config
 from nni_bayes_nas.errors import ConfigError, SpaceError
 from nni_bayes_nas.experiment.build import validate
 from nni_bayes_nas.experiment.evaluator import ClassificationModule
+from nni_bayes_nas.experiment.packed import unpack
 from nni_bayes_nas.experiment.replicas import run_searches
 from nni_bayes_nas.experiment.search import run_search
 from nni_bayes_nas.layers import gaussian_output
 from nni_bayes_nas.layers.variational import variational_layers
 from nni_bayes_nas.search_spaces.cell import CellSpace
 from nni_bayes_nas.search_spaces.chain import ChainSpace
-from nni_bayes_nas.search_spaces.nasbench201 import NasBench201Space
+from nni_bayes_nas.search_spaces.nasbench201 import OPERATIONS, NasBench201Space, isomorphism_key
 from nni_bayes_nas.strategies import DirichletDARTS
 from nni_bayes_nas.strategies.bayesian import GateWalk
 from nni_bayes_nas.strategies.structure import Structure
@@ -328,3 +329,18 @@ def test_searches_with_gaussian_weights_side_by_side(tmp_path, monkeypatch):
         alone = run_search(config, {"trial": name, "seed": seed}, folder, lambda row: None)
         ours, theirs = together["searches"][name]["search"]["terms"], alone["search"]["terms"]
         assert ours == pytest.approx(theirs, rel=2e-2, abs=2e-2) and theirs["structure_weight_kl"] > 0
+
+
+def test_a_posterior_counts_cells_that_compute_the_same_as_one(tmp_path):
+    space = {"name": "nasbench201", "args": {"width": 4, "cells_per_stage": 1, "operations": OPERATIONS[:3]}}
+    config = Config.from_dict({**SEARCH, "space": space, "strategy": {"name": "dirichlet_darts"}})
+    result = run_search(config, {"trial": "search-s0", "seed": 0, "candidates": 500}, tmp_path, lambda row: None)
+    read = json.loads((tmp_path / "posterior.json").read_text())
+    q = ArchitecturePosterior.from_dict(read)
+    merged = q.merged(isomorphism_key)
+    assert read["networks"]["count"] == len(merged) < 3**6
+    first = read["networks"]["most_probable"][0]
+    assert first["probability"] == pytest.approx(next(iter(merged.values())).probability)
+    assert isomorphism_key(first["choices"]) == next(iter(merged))
+    keys = [isomorphism_key(row["choices"]) for row in unpack(result["candidates"])]
+    assert len(keys) == len(set(keys)) == min(500, len(merged))
