@@ -214,7 +214,7 @@ class RefineConfig:
     ``candidates`` are its most probable architectures, of at most ``max_params`` parameters. ``evaluations`` of them
     are trained for ``epochs``, ``parallel`` at a time, as a Gaussian process proposes whose prior mean is
     ``prior_weight`` times the posterior's log-probability: by Thompson sampling or expected improvement. The
-    ``finalists`` best are trained for ``final_epochs``, and the best of these is retrained.
+    ``finalists`` best are trained for ``final_epochs``, and what the process then thinks best of these is retrained.
     """
 
     candidates: int = 512

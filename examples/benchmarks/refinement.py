@@ -152,7 +152,13 @@ class Refinement:
             one = seen[at]
             predicted += 1
             covered += abs(one.score - mean[one.candidate]) <= norm.ppf(0.95) * sd[one.candidate]
-        mean, covariance = surrogate.posterior(seen)
+        longer = [
+            Observation(c, -self.results[name]["val_loss"])
+            for c in range(len(self.rows))
+            if (name := f"final-s0-c{c}") in self.results
+        ]
+        refine = self.plan.refine
+        mean, covariance = surrogate.posterior(seen, longer, refine.final_epochs / refine.epochs)
         accuracies = np.array([accuracy(row["choices"]) for row in self.rows])
         generator = np.random.default_rng(seed)
         a, b = generator.integers(len(self.rows), size=(2, _PAIRS))

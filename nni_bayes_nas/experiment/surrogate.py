@@ -8,6 +8,10 @@ with b what makes the mean difference to the prior 0, z the standardization over
 places in which two architectures differ: on one-hot features the squared distance of a radial kernel is 2 h. The
 search says which kinds of operation are good, and the trainings where they belong; and they say how far the search is
 to be believed: what is tried is much alike, and its scores vary less than those of all candidates would.
+
+Longer trainings see the same f with less noise, at a level of their own that nothing is known of:
+
+    y'(a) = d + f'(a) + noise',    f' = w z + f, as above,    var(noise') = var(noise) / (how much longer)
 """
 
 from __future__ import annotations
@@ -28,6 +32,8 @@ _FEW = 4
 _NOISE = 0.1
 _JITTER = 1e-6
 _SLOPE = 0.5
+# Variance of the level of longer trainings, in units of that of scores.
+_ANY_LEVEL = 1e4
 
 
 def features(units: Sequence[law.Unit], architectures: Sequence[dict[str, Any]]) -> Array:
@@ -82,10 +88,25 @@ class Surrogate:
         self.seed = seed
         self._fits: dict[tuple[Observation, ...], _Fit] = {}
 
-    def posterior(self, observed: Sequence[Observation]) -> tuple[Array, Array]:
-        """Mean `(n,)` and covariance `(n, n)` of the standardized score, noise left out, given observations."""
+    def posterior(
+        self, observed: Sequence[Observation], longer: Sequence[Observation] = (), times: float = 1.0
+    ) -> tuple[Array, Array]:
+        """Mean `(n,)` and covariance `(n, n)` of the standardized score, noise left out, given observations.
+
+        Args:
+            observed: Scores of short trainings.
+            longer: Of trainings that were longer; of one alone nothing is learned.
+            times: How many times as long they were.
+        """
         fit = self._fit(observed)
-        return fit.mean, fit.covariance
+        if not longer or not fit.unit > 0:
+            return fit.mean, fit.covariance
+        at = np.array([o.candidate for o in longer])
+        scores = np.array([o.score for o in longer])
+        difference = (scores - scores.mean()) / fit.unit - fit.mean[at]
+        seen = fit.covariance[np.ix_(at, at)] + fit.noise / times * np.eye(len(at)) + _ANY_LEVEL
+        gain = np.linalg.solve(seen, fit.covariance[at]).T
+        return fit.mean + gain @ difference, fit.covariance - gain @ fit.covariance[at]
 
     def predict(self, observed: Sequence[Observation]) -> tuple[Array, Array]:
         """Mean and standard deviation of what a training of each candidate would score, noise included; `(n,)` each.
@@ -157,9 +178,15 @@ class Surrogate:
         order = [int(i) for i in np.argsort(-gain, kind="stable") if int(i) not in without]
         return order[:n]
 
-    def probability_best(self, observed: Sequence[Observation], draws: int = 1000) -> Array:
+    def probability_best(
+        self,
+        observed: Sequence[Observation],
+        longer: Sequence[Observation] = (),
+        times: float = 1.0,
+        draws: int = 1000,
+    ) -> Array:
         """How often each candidate is the best one of a draw: the posterior over the best architecture; `(n,)`."""
-        mean, covariance = self.posterior(observed)
+        mean, covariance = self.posterior(observed, longer, times)
         generator = np.random.default_rng([self.seed, 2**31])
         best = np.argmax(_draws(mean, covariance, draws, generator), axis=1)
         counts: Array = np.bincount(best, minlength=len(mean)).astype(np.float64)

@@ -276,7 +276,9 @@ def test_by_a_real_manager(pipeline):
     assert sum(row["probability_best"] for row in account["posterior"]) <= 1 + 1e-9
     origins = [row["origin"] for row in run.summary["architectures"]]
     assert origins[0] == "refined" and "mean" in origins
-    best = min(account["finals"], key=lambda row: row["val_loss"])["candidate"]
+    process = account["process"]
+    assert {len(values) for values in process.values()} == {len(process["mean"])}
+    best = max((row["candidate"] for row in account["finals"]), key=process["mean"].__getitem__)
     chosen = next(row for row in account["probes"] if row["candidate"] == best)
     assert run.summary["architectures"][0]["choices"] == chosen["choices"]
     jobs = [name for _, name in run.records()["jobs"]]

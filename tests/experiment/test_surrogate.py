@@ -154,3 +154,24 @@ def test_covariances_are_what_they_say():
     moved = [(Places(2.0 * np.exp(e)) + slope)(x) for e in (eps, -eps)]
     np.testing.assert_allclose(gradient[..., 0], (moved[0] - moved[1]) / (2 * eps), atol=1e-8)
     assert np.array_equal(value, (places + slope)(x)) and not slope.is_stationary()
+
+
+def test_longer_trainings_update_what_short_ones_have_said():
+    """By hand, for two of them: the difference of a pair alone is seen, with so much less noise; its level is not."""
+    surrogate = Surrogate(X, LOG_PROB, 1.0, 0)
+    seen = [Observation(0, 1.0), Observation(1, 2.0), Observation(2, 0.5), Observation(3, 1.5)]
+    mean, covariance = surrogate.posterior(seen)
+    fit = surrogate._fit(seen)
+    for level in (0.0, 100.0):
+        longer = [Observation(1, 3.0 + level), Observation(4, 4.0 + level)]
+        after, narrower = surrogate.posterior(seen, longer, 4.0)
+        c = np.zeros(len(X))
+        c[1], c[4] = -1.0, 1.0
+        variance = c @ covariance @ c + 2 * fit.noise / 4.0
+        moved = mean + covariance @ c / variance * (1.0 / fit.unit - c @ mean)
+        np.testing.assert_allclose(after, moved, atol=2e-3)
+        expected = covariance - np.outer(covariance @ c, covariance @ c) / variance
+        np.testing.assert_allclose(narrower, expected, atol=2e-3)
+    alone, same = surrogate.posterior(seen, [Observation(4, 9.0)], 4.0)
+    np.testing.assert_allclose(alone, mean, atol=2e-3)
+    np.testing.assert_allclose(same, covariance, atol=2e-3)

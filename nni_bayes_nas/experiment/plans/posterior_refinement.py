@@ -19,7 +19,8 @@ class PosteriorRefinement(SearchAndRetrain):
 
     Trials: ``search-s0`` ... as in ``search_and_retrain``; for each search that is done ``probe-s0-c17`` ... (17: the
     candidate), in rounds, each of which waits for the one before; then ``final-s0-c17`` ..., the best ones trained
-    longer; then the best of these is retrained, beside what was derived from the posterior of the search.
+    longer; then what the process, having seen both, thinks best of these is retrained, beside what was derived from the
+    posterior of the search.
 
     What is proposed depends on all scores so far. A result that comes in late, of a trial that was given up, may change
     the rounds after it; names bear their candidate, so that no result is ever taken for that of another architecture,
@@ -94,10 +95,21 @@ class PosteriorRefinement(SearchAndRetrain):
             return None
         if not observed:  # what the search derived is left
             return raw
-        best = max(finals or observed, key=lambda o: o.score).candidate
+        best = self._best(raw, i, observed, finals)
         stem = f"retrain-s{i}-c{best}"
         row = {**self._candidates(raw)[best], "lambda": None, "origin": "refined", "stem": stem}
         return {**raw, "architectures": [row, *raw["architectures"]]}
+
+    def _best(self, raw: Result, i: int, observed: list[Observation], finals: list[Observation]) -> int:
+        """Of the finalists what the process thinks best that has seen both; without any, the best score."""
+        if not finals:
+            return max(observed, key=lambda o: o.score).candidate
+        mean, _ = self._surrogate(raw, i).posterior(observed, finals, self._times)
+        return max(finals, key=lambda o: (mean[o.candidate], o.score)).candidate
+
+    @property
+    def _times(self) -> float:
+        return self.refine.final_epochs / self.refine.epochs
 
     def _candidates(self, raw: Result) -> list[dict[str, Any]]:
         text = raw["candidates"]
@@ -216,15 +228,21 @@ class PosteriorRefinement(SearchAndRetrain):
         }
         if done and observed:
             surrogate = self._surrogate(raw, i)
-            mean, covariance = surrogate.posterior(observed)
-            best = surrogate.probability_best(observed)
+            mean, covariance = surrogate.posterior(observed, finals, self._times)
+            best = surrogate.probability_best(observed, finals, self._times)
+            sd = np.sqrt(np.clip(np.diag(covariance), 0.0, None))
+            # Of all candidates, in the order of the search's result.
+            part["process"] = {
+                name: [round(float(v), 4) for v in values]
+                for name, values in (("mean", mean), ("sd", sd), ("probability_best", best))
+            }
             order = sorted(range(len(rows)), key=lambda c: (-best[c], -mean[c], c))[:_SHOWN]
             part["posterior"] = [
                 {
                     "candidate": c,
                     "choices": rows[c]["choices"],
                     "mean": round(float(mean[c]), 4),
-                    "sd": round(float(max(covariance[c, c], 0.0) ** 0.5), 4),
+                    "sd": round(float(sd[c]), 4),
                     "probability_best": round(float(best[c]), 4),
                 }
                 for c in order
