@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from nni_bayes_nas.experiment.data import DataSplits, batches, halves, load_data
 from nni_bayes_nas.experiment.derived import SharedWeights
 from nni_bayes_nas.experiment.deriving import best_of, by_perturbation
 from nni_bayes_nas.experiment.packed import pack
+from nni_bayes_nas.experiment.posterior_file import posterior_file
 from nni_bayes_nas.experiment.record import write_json
 from nni_bayes_nas.experiment.stopwatch import Stopwatch
 from nni_bayes_nas.experiment.tasks import evaluation_module, task_of
@@ -40,7 +40,6 @@ from nni_bayes_nas.variants import varied
 _CURVE_POINTS = 33
 _RANDOM_TRIES = 60
 _NOISE_OF_BOUNDS = 0
-_MERGED_AT_MOST, _NETWORKS = 20_000, 20
 _CANDIDATES_LOOKED_AT = 20_000
 _DRAWS_PER_SAMPLE = 50
 
@@ -119,8 +118,8 @@ def run_search(
     (directory / "architecture.json").write_text(Architecture(architectures[0]["choices"]).to_json(), encoding="utf-8")
     # Where it depends on lambda, that of the large end is the prior of a refinement.
     posterior = {"posterior": strategy.posterior().to_dict()} if axis is None or candidates else {}
-    if posterior:
-        write_json(directory / "posterior.json", {**posterior["posterior"], **reader.networks()})
+    if posterior or strategy.bayesian:
+        write_json(directory / "posterior.json", posterior_file(strategy, architectures, reader.isomorphism_key))
     return {
         "default": terms.get(score, 0.0),
         "search": {
@@ -285,18 +284,6 @@ class Reader:
                 f"has at most {most} parameters; raise it, or search with a cost penalty."
             )
         return rows
-
-    def networks(self) -> dict[str, Any]:
-        """Of a space that says which of its architectures compute the same, and is small: the most probable networks.
-
-        "networks": how many there are, and rows "probability", "forms" and "choices" of the first ones.
-        """
-        q = self.strategy.posterior()
-        if self.isomorphism_key is None or q.log_count > math.log(_MERGED_AT_MOST):
-            return {}
-        merged = list(q.merged(self.isomorphism_key).values())
-        rows = [{"probability": m.probability, "forms": m.members, "choices": m.choices} for m in merged[:_NETWORKS]]
-        return {"networks": {"count": len(merged), "most_probable": rows}}
 
     def one_hot_score(self, choices: dict[str, Any]) -> float:
         """Validation score of an architecture with the weights of the search."""

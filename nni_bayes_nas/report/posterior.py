@@ -36,8 +36,13 @@ class Posterior:
 
 
 def posteriors(run: RunFolder) -> list[Posterior]:
-    """One for each search that left a posterior."""
-    return [_described(trial, read) for trial, read in sorted(run.posteriors.items())]
+    """One for each search that left a posterior; of one that depends on lambda three, from end to end."""
+    found = []
+    for trial, read in sorted(run.posteriors.items()):
+        rows = read.get("by_lambda") or []
+        shown = [rows[i] for i in sorted({0, len(rows) // 2, len(rows) - 1})] if rows else []
+        found += [_described(f"{trial}, λ = {row['lambda']:.3g}", row) for row in shown] or [_described(trial, read)]
+    return found
 
 
 def _described(trial: str, read: Row) -> Posterior:

@@ -42,6 +42,18 @@ def test_what_is_decided_and_what_is_probable(folder):
     assert "What the search is sure of" in page and "Under attack" not in page
 
 
+def test_a_posterior_at_every_lambda(folder):
+    path = folder / "trials" / "search-s0" / "posterior.json"
+    rows = []
+    for i in range(5):
+        probs = [PROBS[0], torch.tensor([[0.55 + 0.1 * i, 0.27 - 0.06 * i, 0.18 - 0.04 * i]])]
+        rows.append({"lambda": 10.0**-i, **ArchitecturePosterior(UNITS, probs).to_dict()})
+    path.write_text(json.dumps({**rows[0], "by_lambda": rows}), encoding="utf-8")
+    said = posterior.posteriors(read_run(folder))
+    assert [one.trial for one in said] == [f"search-s0, λ = {x}" for x in ("1", "0.01", "0.0001")]
+    assert [one.choices[1][-1] for one in said] == ["open", "open", "decided"]
+
+
 def test_what_short_trainings_added(folder, edit_summary):
     account = {
         "probes": [{"candidate": 3, "val_loss": 0.5}, {"candidate": 4, "val_loss": 0.6}],

@@ -344,3 +344,12 @@ def test_a_posterior_counts_cells_that_compute_the_same_as_one(tmp_path):
     assert isomorphism_key(first["choices"]) == next(iter(merged))
     keys = [isomorphism_key(row["choices"]) for row in unpack(result["candidates"])]
     assert len(keys) == len(set(keys)) == min(500, len(merged))
+
+
+def test_a_posterior_over_lambda_is_kept_at_every_lambda(tmp_path):
+    result, _ = searched(tmp_path / "search-s0", **CASES["over lambda"])
+    read = json.loads((tmp_path / "search-s0" / "posterior.json").read_text())
+    assert [row["lambda"] for row in read["by_lambda"]] == [row["lambda"] for row in result["architectures"]]
+    for row, derived in zip(read["by_lambda"], result["architectures"], strict=True):
+        q = ArchitecturePosterior.from_dict(row)
+        assert q.log_prob(derived["choices"]) == pytest.approx(derived["log_prob"], abs=1e-4)

@@ -1,0 +1,35 @@
+"""What a search leaves of its posterior, `posterior.json`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from nni_bayes_nas.bayes.posterior import ArchitecturePosterior
+
+_MERGED_AT_MOST, _NETWORKS = 20_000, 20
+Key = Callable[[dict[str, Any]], Hashable]
+
+
+def posterior_file(strategy: Any, derived: list[dict[str, Any]], key: Key | None) -> dict[str, Any]:
+    """The posterior; over lambda that of the large end, and "by_lambda" those at which architectures were read off.
+
+    Args:
+        strategy: That has searched.
+        derived: What was read off.
+        key: Equal for architectures of the space that compute the same; None where it does not say. With it, in a small
+            space, "networks" says how many there are, and rows "probability", "forms" and "choices" of the first ones.
+    """
+    q = strategy.posterior()
+    lambdas = [row["lambda"] for row in derived if row["lambda"] is not None]
+    rows = [{"lambda": lam, **strategy.posterior(lam).to_dict()} for lam in lambdas]
+    return {**q.to_dict(), **_networks(q, key), **({"by_lambda": rows} if rows else {})}
+
+
+def _networks(q: ArchitecturePosterior, key: Key | None) -> dict[str, Any]:
+    if key is None or q.log_count > math.log(_MERGED_AT_MOST):
+        return {}
+    merged = list(q.merged(key).values())
+    rows = [{"probability": m.probability, "forms": m.members, "choices": m.choices} for m in merged[:_NETWORKS]]
+    return {"networks": {"count": len(merged), "most_probable": rows}}
