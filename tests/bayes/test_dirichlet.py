@@ -49,23 +49,27 @@ def test_moments_by_monte_carlo():
     drawn = dirichlet.rsample(a, torch.Generator().manual_seed(1), (200_000,))
     error = dirichlet.variance(a).sqrt() / len(drawn) ** 0.5
     assert bool(((drawn.mean(0) - dirichlet.mean(a)).abs() < 4 * error).all())
-    torch.testing.assert_close(drawn.var(0), dirichlet.variance(a), rtol=0.02, atol=0)
+    squares = (drawn - dirichlet.mean(a)).square()
+    assert bool(((squares.mean(0) - dirichlet.variance(a)).abs() < 4 * squares.std(0) / len(drawn) ** 0.5).all())
 
 
 def test_pathwise_gradient_is_that_of_the_expectation():
     """d E[x_0^2] / d a against the closed form E[x_0^2] = a_0 (a_0 + 1) / (s (s + 1))."""
     a = tensor([0.8, 1.7, 0.4]).requires_grad_(True)
-    drawn = dirichlet.rsample(a, torch.Generator().manual_seed(2), (100_000,))
-    (ours,) = torch.autograd.grad(drawn[:, 0].square().mean(), a)
+    each = a.expand(100_000, 3).detach().requires_grad_(True)
+    drawn = dirichlet.rsample(each, torch.Generator().manual_seed(2))
+    (ours,) = torch.autograd.grad(drawn[:, 0].square().sum(), each)
     s = a.sum()
     (expected,) = torch.autograd.grad(a[0] * (a[0] + 1) / (s * (s + 1)), a)
-    torch.testing.assert_close(ours, expected, rtol=0.05, atol=2e-3)
+    assert bool(((ours.mean(0) - expected).abs() < 4 * ours.std(0) / len(ours) ** 0.5).all())
 
 
 def test_gradients_of_closed_forms():
     a = tensor([[0.8, 1.7, 0.4], [3.0, 0.2, 9.0]]).requires_grad_(True)
     for function in (dirichlet.entropy, lambda x: dirichlet.kl(x, 0.5), dirichlet.mean, dirichlet.expected_log):
         assert torch.autograd.gradcheck(function, a)
+    x = tensor([[0.2, 0.5, 0.3], [0.6, 0.3, 0.1]])
+    assert torch.autograd.gradcheck(lambda a: dirichlet.log_density(x, a), a)
     assert torch.autograd.gradcheck(
         lambda r: dirichlet.concentration(r, 0.1), tensor([-3.0, 0.0, 2.0]).requires_grad_()
     )

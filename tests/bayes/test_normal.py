@@ -79,6 +79,8 @@ def test_gradients(prior):
     rho = sd.log()
     inputs = [x.requires_grad_(True) for x in (mean, rho)]
     assert torch.autograd.gradcheck(lambda m, r: normal.kl_to_prior(m, normal.sd(r), prior, 0.5), inputs)
+    x = torch.linspace(-1, 1, len(mean), dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda m, r: normal.log_density(x, m, normal.sd(r)), inputs)
 
 
 def test_the_standard_deviation_keeps_its_range():
