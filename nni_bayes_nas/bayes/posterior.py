@@ -85,8 +85,13 @@ class ArchitecturePosterior:
             result.update(law.named(unit, law.marginals(unit, probs)))
         return result
 
-    def probability(self, option: str, label: str) -> float:
+    def probability(self, option: str, label: str, *, given_kept: bool = False) -> float:
         """Probability that an option, an operation say, is part of the architecture at a label, or at an edge.
+
+        Args:
+            option: Of the choice.
+            label: Of the choice, or `cell/node_edge`.
+            given_kept: P(operation | edge): given that the edge is kept; of a LayerChoice that is the same.
 
         Raises:
             ConfigError: A label or option that there is not.
@@ -96,7 +101,7 @@ class ArchitecturePosterior:
             raise ConfigError(f"label must be one of {', '.join(sorted(found))}, got {label!r}.")
         if option not in found[label]:
             raise ConfigError(f"option of {label} must be one of {', '.join(found[label])}, got {option!r}.")
-        return found[label][option]
+        return found[label][option] / (sum(found[label].values()) if given_kept else 1.0)
 
     def entropy(self) -> float:
         """Of the architecture, in nats; at most `log_count`."""

@@ -100,6 +100,17 @@ def test_what_is_derived_need_not_be_the_most_probable():
     assert q.top_k(1)[0].log_prob == pytest.approx(math.log(0.4 / 1.3))
 
 
+def test_probability_of_an_operation_given_its_edge():
+    """Of a node that keeps one of two edges: by hand, and by enumeration."""
+    node = law.Node("cell", 2, ("conv", "skip"), 1)
+    q = ArchitecturePosterior([node], [torch.tensor([[0.6, 0.2, 0.2], [0.1, 0.1, 0.8]], dtype=torch.float64)])
+    assert q.probability("conv", "cell/2_0") == pytest.approx(0.8 * 0.75)
+    assert q.probability("conv", "cell/2_0", given_kept=True) == pytest.approx(0.75)
+    every = [(node.kept(one.choices)[0], math.exp(one.log_prob)) for one in q.by_probability()]
+    on_edge = {operation: sum(p for kept, p in every if kept == (1, operation)) for operation in (0, 1)}
+    assert q.probability("skip", "cell/2_1", given_kept=True) == pytest.approx(on_edge[1] / sum(on_edge.values()))
+
+
 def test_classes_of_architectures():
     q = posterior()
     classes = q.merged(lambda choices: choices["layer"])

@@ -96,6 +96,19 @@ def test_size_budget(tmp_path: Path) -> None:
     assert trained is not None and int(trained[2]) <= int(trained[1]) and float(trained[3]) > 0.8
 
 
+@pytest.mark.slow
+def test_posterior(tmp_path: Path) -> None:
+    """Draws are trained as trials, and their ensemble stands beside its best member and as many seeds of that."""
+    changes = ["search.samples=1", "search.epochs=3", "search.warmup_epochs=1", "retrain.epochs=2"]
+    changes += ["retrain.repeats=2", "retrain.replicas=1", "experiment.concurrency=2"]
+    sets = [part for change in changes for part in ("--set", change)]
+    out = run(str(EXAMPLES / "05_posterior.py"), *sets, "--output", "mine", cwd=tmp_path, home=tmp_path / "home")
+    assert len(re.findall(r"^  cell0/\d_\d +\w+ +[01]\.\d\d$", out, re.MULTILINE)) == 5
+    for name in ("posterior of s0, weighted", "best member of s0 by validation", "2 seeds of the best member of s0"):
+        assert re.search(rf"^{name} +2 +0\.\d{{4}} +\d\.\d{{4}} +0\.\d{{4}}", out, re.MULTILINE), name
+    assert (tmp_path / "mine" / "report.html").exists()
+
+
 def test_the_example_fits_a_page() -> None:
     assert len((EXAMPLES / "01_nas_experiment.py").read_text(encoding="utf-8").splitlines()) <= 80
 
