@@ -244,6 +244,9 @@ class BayesianModule(BilevelModule):
         warmth = elbo.warmth(self.progress, self.bayes.kl_warmup)
         return elbo.divergence_terms(divergences, self.n_training(part), weights, warmth)
 
+    def _log_warmth(self) -> None:
+        self.log("kl_warmth", elbo.warmth(self.progress, self.bayes.kl_warmup), on_step=False, on_epoch=True)
+
     def n_training(self, part: str) -> int:
         """Objects of the data of one of the steps, "train" or "val", or of both, "all"."""
         loaders = self.trainer.train_dataloader
@@ -253,11 +256,12 @@ class BayesianModule(BilevelModule):
     # -- steps -----------------------------------------------------------------------------------------------------
 
     def _step(self, batch: Any, batch_idx: int) -> None:
-        self.log("kl_warmth", elbo.warmth(self.progress, self.bayes.kl_warmup), on_step=False, on_epoch=True)
         if self.bayes.scheme == "bilevel":
             super()._step(batch, batch_idx)
+            self._log_warmth()
             return
         step = self._begin_step(batch_idx)
+        self._log_warmth()
         learning = self.trainer.current_epoch >= self.warmup_epochs
         joined = _joined(batch["train"], batch["val"])
         optimizer = self.architecture_optimizers()
