@@ -6,6 +6,7 @@ from which no small step leads away, and (0, 0) the best one, known by enumerati
 
 import itertools
 
+import pytest
 import torch
 
 from nni_bayes_nas.bayes import dirichlet, elbo, law, objective
@@ -48,6 +49,7 @@ def test_the_best_pair_is_the_known_one():
     assert max(pairs, key=pairs.get) == (0, 0)
 
 
+@pytest.mark.slow
 def test_share_of_starts_that_find_the_best_pair():
     """The prior is what does it: draws alone, and a Dirichlet without its divergence, end where softmax ends."""
     arms = {
