@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nni_bayes_nas.bayes import elbo, law, normal, objective
+from nni_bayes_nas.bayes import dirichlet, elbo, law, normal, objective
 from nni_bayes_nas.layers.gaussian_output import Estimator
 from nni_bayes_nas.layers.variational import Variational, divergences
 
@@ -189,10 +189,10 @@ class BayesianModule(BilevelModule):
     def _structure_kl(self, u: Tensor) -> Tensor:
         # Where all objects have one position, the divergence of one is that of all.
         at = u if self.structure.axis is not None else self.structure.reference.new_zeros(())
-        by_label = self.structure.divergences(at, self.bayes.prior, self.bayes.none_prior)
-        kl = torch.stack(list(by_label.values())).sum(0).mean()
+        prior = self.bayes.prior, self.bayes.none_prior
+        kl: Tensor = self.structure.divergence(at, *prior).mean()
         if not bool(torch.isfinite(kl)):
-            for label, value in by_label.items():
+            for label, value in self.structure.divergences(at, *prior).items():
                 objective.check_finite(f"structure_kl of {label}", value, step=self.current_step)
         return kl
 
@@ -202,13 +202,11 @@ class BayesianModule(BilevelModule):
         KL of the weights that are on, where they depend on the structure, and -log p(architecture).
         """
         units = self.structure.units
-        prior = [law.prior_probabilities(u, self.bayes.prior, self.bayes.none_prior) for u in units]
+        prior = [dirichlet.mean(law.prior_concentrations(u, self.bayes.prior, self.bayes.none_prior)) for u in units]
         parts = [law.log_prob(u, p, dict(choices)) for u, p in zip(units, prior, strict=True)]
         kl = -self.bayes.kl_structure * float(torch.stack(parts).sum())
         if self.gates and self.bayes.dependence == "gated":
-            like = self.structure.reference
-            rows = {u.label: law.one_hot(u, dict(choices)).to(like) for u in units}
-            weights = {u.label: rows[u.label] if isinstance(u, law.Node) else rows[u.label][0] for u in units}
+            weights = self.binding.weights_of(choices, self.structure.reference)
             with torch.no_grad():
                 on = self.gate_table(weights)
                 kl += self.bayes.kl_weights * float((on * divergences(list(self.gates))).sum())

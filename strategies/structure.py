@@ -276,9 +276,7 @@ class Structure(nn.Module):
         rho = self._split(self._blocks(flat[..., self._total :])) if self._with_rho else [None] * len(self.units)
         parts = {}
         for unit, x, r, mask in zip(self.units, self._split(self._blocks(flat)), rho, self._masks(), strict=True):
-            b = x.new_full(x.shape[-2:], prior)
-            if none is not None and (column := law.column_of_none(unit)) is not None:
-                b[:, column] = none
+            b = law.prior_concentrations(unit, prior, none).to(x)
             parts[unit.label] = divergence(x, r, self.relaxation, b, mask).sum(-1)
         return parts
 

@@ -78,13 +78,18 @@ class Binding:
             like: Gives device and dtype of the weights for modules that know no shortcut.
         """
         before = self.weights
-        one_hot = {label: law.one_hot(unit, dict(choices)) for label, unit in self.units.items()}
-        self.weights = {k: (w if isinstance(self.units[k], law.Node) else w[0]).to(like) for k, w in one_hot.items()}
-        self.kept = {k: [(i, j) for i, j in w.nonzero().tolist()] for k, w in one_hot.items()}
+        self.weights = self.weights_of(choices, like)
+        rows = {k: w if w.dim() == 2 else w.unsqueeze(0) for k, w in self.weights.items()}
+        self.kept = {k: [(i, j) for i, j in w.nonzero().tolist()] for k, w in rows.items()}
         try:
             yield
         finally:
             self.weights, self.kept = before, None
+
+    def weights_of(self, choices: Mapping[str, Any], like: Tensor) -> dict[str, Tensor]:
+        """Mixing weights, 0 or 1, of one architecture, an NNI sample, as `weights` are; of the type of a tensor."""
+        one_hot = {label: law.one_hot(unit, dict(choices)).to(like) for label, unit in self.units.items()}
+        return {k: w if isinstance(self.units[k], law.Node) else w[0] for k, w in one_hot.items()}
 
     def fuses(self, x: Tensor) -> bool:
         """Whether operations on a tensor run fused; alone on a GPU, neither recorded nor compiled, plain is faster."""

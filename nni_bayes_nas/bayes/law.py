@@ -209,12 +209,12 @@ def column_of_none(unit: Unit) -> int | None:
     return unit.options.index("none") if isinstance(unit, Choice) and "none" in unit.options else None
 
 
-def prior_probabilities(unit: Unit, prior: float = 1.0, none: float | None = None) -> Tensor:
-    """Mean probabilities of a Dirichlet prior, `(rows, width)`: equal but for "none", whose may differ."""
+def prior_concentrations(unit: Unit, prior: float = 1.0, none: float | None = None) -> Tensor:
+    """Concentrations of a Dirichlet prior, `(rows, width)`: equal but for that of "none", if one is given."""
     b = torch.full(unit.shape, prior, dtype=torch.float64)
     if none is not None and (column := column_of_none(unit)) is not None:
         b[:, column] = none
-    return b / b.sum(-1, keepdim=True)
+    return b
 
 
 def derive(unit: Unit, probs: Tensor) -> Choices:

@@ -58,11 +58,8 @@ def can_be_narrow(operation: nn.Module, parts: int) -> bool:
     """
     widths: list[int] = []
     for layer in operation.modules():
-        if not (layer._parameters or layer._buffers):
-            continue
         if isinstance(layer, nn.Conv2d) and is_plain_convolution(layer):
-            by_group = layer.in_channels // layer.groups
-            if layer.groups > 1 and (layer.groups % parts or by_group * parts > layer.in_channels):
+            if layer.groups > 1 and layer.groups % parts:
                 return False
             widths += [layer.in_channels, layer.out_channels]
         elif isinstance(layer, nn.BatchNorm2d):
