@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import re
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -62,6 +64,11 @@ class CellSpace(ModelSpace):  # type: ignore[misc]
     Raises:
         SpaceError: On an unknown operation or a size that makes no network.
     """
+
+    @staticmethod
+    def isomorphism_key(choices: Mapping[str, Any]) -> str:
+        """See the function of this name: architectures of one key are counted as one."""
+        return isomorphism_key(choices)
 
     def __init__(
         self,
@@ -146,6 +153,41 @@ class CellSpace(ModelSpace):  # type: ignore[misc]
     def drop_training_parts(self) -> None:
         """Takes the auxiliary classifier away; what remains is the network that counts."""
         self.auxiliary, self.auxiliary_logits = None, None
+
+
+def isomorphism_key(choices: Mapping[str, Any]) -> str:
+    """Equal for cells alone that are one graph: with the nodes of a cell in another order, the edges of a node too.
+
+    A cell gives its nodes side by side, so that their order is that of weights behind it. Nodes are ordered by what
+    they are in terms of the inputs; between those that are the same in that, by trying all orders.
+
+    Args:
+        choices: An NNI sample of `CellSpace`, or of another space of `nni.nas.nn.pytorch.Cell`s alone.
+    """
+    cells: dict[str, dict[int, list[tuple[str, int]]]] = {}
+    for label, operation in choices.items():
+        if match := re.fullmatch(r"(.*)/op_(\d+)_(\d+)", label):
+            name, node, slot = match.groups()
+            chosen = choices[f"{name}/input_{node}_{slot}"]
+            source = int(chosen[0] if isinstance(chosen, Sequence) else chosen)
+            cells.setdefault(name, {}).setdefault(int(node), []).append((str(operation), source))
+    return ";".join(f"{name}:{_smallest_form(nodes)}" for name, nodes in sorted(cells.items()))
+
+
+def _smallest_form(nodes: dict[int, list[tuple[str, int]]]) -> str:
+    """The edges of every node, the nodes in that order among the admissible ones which gives the smallest text."""
+    terms: dict[int, str] = {}
+    for node in sorted(nodes):
+        inside = sorted(f"{operation}({terms.get(source, source)})" for operation, source in nodes[node])
+        terms[node] = "+".join(inside)
+    alike = [list(group) for _, group in itertools.groupby(sorted(nodes, key=terms.__getitem__), terms.__getitem__)]
+    first = min(nodes)
+    forms = []
+    for orders in itertools.product(*map(itertools.permutations, alike)):
+        place = {node: first + i for i, node in enumerate(itertools.chain.from_iterable(orders))}
+        edges = (sorted(f"{operation}({place.get(source, source)})" for operation, source in nodes[n]) for n in place)
+        forms.append("|".join("+".join(each) for each in edges))
+    return min(forms)
 
 
 def _check(operations: Sequence[str], width: int, n_cells: int, n_nodes: int) -> None:
