@@ -5,7 +5,8 @@
 Five ways to choose a cell, ten seeds each: DARTS and Gumbel as published, Dirichlet (single level, guarded), a softmax
 with the same guards, operations and single level, and random cells. Every cell is trained from scratch in the same way,
 at the width at which it comes nearest to one size; then attacked: FGSM, PGD of 20 steps, a black-box attack, noise, and
-edges missing at random in every batch.
+edges missing at random in every batch. FGSM also meets the searched networks as the search leaves them, one-hot with
+its weights, and after one epoch of training more.
 
 Tests, named before the first run: per seed, Dirichlet less DARTS, one-sided paired t-tests of (1) accuracy under FGSM
 at epsilon .1, (2) at .2, (3) mean accuracy with .1, .2 and .3 of the edges missing, (4) the gap from mixture to
@@ -55,14 +56,15 @@ class Setting:
     epochs: int
     warmup_epochs: int
     train_epochs: int
+    tune_rate: float
     size: int
     widths: tuple[int, ...]
     objects: int
 
 
 PRESETS = {
-    "smoke": Setting(2, 2, 200, 80, 2, 1, 1, 600, (2, 3, 4), 16),
-    "cpu": Setting(8, 3, 10_000, 2_000, 5, 2, 3, 12_000, tuple(range(4, 65)), 512),
+    "smoke": Setting(2, 2, 200, 80, 2, 1, 1, 0.025, 600, (2, 3, 4), 16),
+    "cpu": Setting(8, 3, 10_000, 2_000, 5, 2, 3, 0.025, 12_000, tuple(range(4, 65)), 512),
 }
 SEEDS = {"smoke": 2, "cpu": 10}
 
@@ -90,7 +92,9 @@ def search(options: argparse.Namespace, arm: str, seed: int) -> Job:
         "random": 0,
     }
     config = {**common(options), "strategy": ARMS[arm], "search": section}
-    return Job(f"s{seed}-{arm}", "search", config, {"trial": f"search-{arm}-{seed}", "seed": seed}, (0, seed))
+    parameters = {"trial": f"search-{arm}-{seed}", "seed": seed, "objects": setting.objects}
+    parameters["tune_rate"] = setting.tune_rate
+    return Job(f"s{seed}-{arm}", f"{NAME}:searched_and_attacked", config, parameters, (0, seed))
 
 
 def training(options: argparse.Namespace, arm: str, seed: int, choices: dict[str, Any]) -> Job:
@@ -103,6 +107,44 @@ def training(options: argparse.Namespace, arm: str, seed: int, choices: dict[str
     parameters = {"trial": f"train-{arm}-{seed}", "choices": choices, "seed": seed, "objects": setting.objects}
     config = {**common(options), "retrain": section}
     return Job(f"s{seed}-{arm}/train", f"{NAME}:trained_and_attacked", config, parameters, (1, seed))
+
+
+def searched_and_attacked(config: Any, parameters: dict[str, Any], directory: Path, report: Any) -> dict[str, Any]:
+    """A kind of job: `run_search`, then FGSM on its one-hot network, as it is and after an epoch on the training set.
+
+    The epoch is one of SGD with momentum, of a constant rate. Accuracies are of test objects: clean, then by epsilon.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    from nni_bayes_nas.experiment import attacks
+    from nni_bayes_nas.experiment.data import batches, load_data
+    from nni_bayes_nas.experiment.evaluate import box_of
+    from nni_bayes_nas.experiment.search import run_search
+
+    data, seed = load_data(config.data), int(parameters["seed"])
+    order = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))[: int(parameters["objects"])]
+    (x, y), box, found = data.test[order], box_of(data), {}
+
+    def attacked(shared: Any, choices: dict[str, Any]) -> list[float]:
+        with shared.alone(choices) as network:
+            images = [attacks.fgsm(network, x, y, epsilon, box) for epsilon in (0.0, *EPSILONS)]
+            return [attacks.accuracy(network, changed, y) for changed in images]
+
+    def inspect(reader: Any, architectures: list[dict[str, Any]]) -> None:
+        shared, choices = reader.shared, architectures[0]["choices"]
+        found["one_hot_attacked"] = attacked(shared, choices)
+        network = shared.network.train()
+        optimizer = torch.optim.SGD(network.parameters(), lr=parameters["tune_rate"], momentum=0.9, nesterov=True)
+        with shared.binding.only(choices, shared.structure.reference):
+            for images, classes in batches(data.train, config.search.batch_size, seed=seed):
+                optimizer.zero_grad()
+                cross_entropy(network(images), classes).backward()
+                optimizer.step()
+        found["tuned_attacked"] = attacked(shared, choices)
+
+    result = run_search(config, parameters, directory, report, inspect=inspect)
+    return {**result, "architectures": [{**result["architectures"][0], **found}]}
 
 
 def trained_and_attacked(config: Any, parameters: dict[str, Any], directory: Path, report: Any) -> dict[str, Any]:
@@ -130,6 +172,7 @@ def row_of(arm: str, seed: int, found: dict[str, Any] | None, outcome: Outcome) 
     if found is not None and arm != RANDOM:
         row |= {"mixture": found["mixture_accuracy"], "one_hot": found["one_hot_accuracy"]}
         row["gap"] = found["mixture_accuracy"] - found["one_hot_accuracy"]
+        row |= {name: found[name] for name in ("one_hot_attacked", "tuned_attacked")}
     row |= {"test": 100 * evaluated["scores"]["accuracy"], "clean": evaluated["clean"], **evaluated["attacked"]}
     return {**row, "damaged": evaluated["damaged"], "masked": evaluated["masked"], "seconds": outcome["seconds"]}
 
@@ -182,13 +225,15 @@ def targets(rows: list[dict[str, Any]], tests: list[dict[str, Any]]) -> list[Tar
 def print_table(rows: list[dict[str, Any]], tests: list[dict[str, Any]]) -> None:
     """Accuracy by epsilon and by damage, a line an arm: means over seeds."""
     done = [row for row in rows if "error" not in row]
-    for kind in ("fgsm", "pgd", "square", "noise", "damaged"):
+    for kind in ("one_hot_attacked", "tuned_attacked", "fgsm", "pgd", "square", "noise", "damaged"):
         values = DAMAGES if kind == "damaged" else EPSILONS
-        print(f"\n{kind:<14}{'n':>3}{'clean':>16}" + "".join(f"{value:>16g}" for value in values))
+        print(f"\n{kind:<18}{'n':>3}{'clean':>16}" + "".join(f"{value:>16g}" for value in values))
         for arm in dict.fromkeys(row["arm"] for row in done):
             mine = [row for row in done if row["arm"] == arm and row.get(kind) is not None]
-            columns = [[row["clean"] for row in mine], *([row[kind][i] for row in mine] for i in range(len(values)))]
-            print(f"{arm:<14}{len(mine):>3}" + "".join(f"{_spread(column):>16}" for column in columns))
+            # Those of the search begin with their own clean accuracy.
+            lines = [row[kind] if len(row[kind]) > len(values) else [row["clean"], *row[kind]] for row in mine]
+            columns = [list(column) for column in zip(*lines, strict=True)] or [[]] * (1 + len(values))
+            print(f"{arm:<18}{len(mine):>3}" + "".join(f"{_spread(column):>16}" for column in columns))
     print()
     for one in tests:
         print(f"{one['test']:<22} difference {one['difference']:+.4f}, p {one['p']:.4f}, Holm {one['p_holm']:.4f}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -51,14 +52,23 @@ class SharedWeights:
         self.calibration = [x for x, _ in _first(calibration, _CALIBRATION, device)]
         self.validation = _first(validation, _EVALUATION, device)
 
-    def one_hot(self, choices: dict[str, Any]) -> dict[str, float]:
-        """Validation terms of one architecture with the weights of the search, normalization recalibrated.
+    @contextmanager
+    def alone(self, choices: Mapping[str, Any]) -> Iterator[nn.Module]:
+        """One architecture with the weights of the search, normalization recalibrated: a network inside the block.
 
-        Equal to those of NNI's weight-preserving freeze of the supernet, which shares the same modules; but where
-        operations see a part of the channels, which they do here too.
+        Equal to NNI's weight-preserving freeze of the supernet, which shares the same modules; but where operations see
+        a part of the channels, which they do here too.
         """
-        with self.binding.only(choices, self.structure.reference):
-            return self._measure(self.calibration, self.validation)
+        with (
+            self.binding.only(choices, self.structure.reference),
+            recalibrated(self.network, self.network, self.calibration),
+        ):
+            yield self.network
+
+    def one_hot(self, choices: Mapping[str, Any]) -> dict[str, float]:
+        """Validation terms of one architecture with the weights of the search, normalization recalibrated."""
+        with self.alone(choices) as network:
+            return measure(self.module, network, self.validation)
 
     def mixture(self, lam: float | None) -> dict[str, float]:
         """Validation terms of the mixture at lambda, at the temperature at which the search ended."""
@@ -69,11 +79,8 @@ class SharedWeights:
         """Validation terms of the supernet with mixing weights."""
         self.binding.weights = weights
         calibration, validation = _CALIBRATION_OF_MIXTURE // _BATCH, -(-_EVALUATION_OF_MIXTURE // _BATCH)
-        return self._measure(self.calibration[:calibration], self.validation[:validation])
-
-    def _measure(self, calibration: list[Tensor], validation: list[list[Tensor]]) -> dict[str, float]:
-        with recalibrated(self.network, self.network, calibration):
-            return measure(self.module, self.network, validation)
+        with recalibrated(self.network, self.network, self.calibration[:calibration]):
+            return measure(self.module, self.network, self.validation[:validation])
 
     def price(self, lam: float | None) -> float | None:
         """The implied price -dL_val / dE[cost] along the family at lambda, in nats per unit of normalized cost.

@@ -72,6 +72,7 @@ def run_search(
     directory: Path,
     report: Callable[[dict[str, Any]], None],
     meeting: tuple[Member, dict[str, Any]] | None = None,
+    inspect: Callable[[Reader, list[dict[str, Any]]], None] | None = None,
 ) -> dict[str, Any]:
     """Search, then read the architectures off; goes on from the checkpoint in `directory`, if there is one.
 
@@ -81,6 +82,7 @@ def run_search(
         directory: Where checkpoint, metrics and architectures are written.
         report: Called after every epoch with the intermediate result.
         meeting: Of searches side by side: which member this one is, and what the strategies of all share.
+        inspect: Called last, with the finished search and its architectures; it may change the weights.
 
     Returns:
         The trial's result: search, architectures, random architectures, curve; see DESIGN of the run folder.
@@ -120,6 +122,8 @@ def run_search(
     posterior = {"posterior": strategy.posterior().to_dict()} if axis is None or candidates else {}
     if posterior or strategy.bayesian:
         write_json(directory / "posterior.json", posterior_file(strategy, architectures, reader.isomorphism_key))
+    if inspect is not None:
+        inspect(reader, architectures)
     return {
         "default": terms.get(score, 0.0),
         "search": {
