@@ -67,17 +67,17 @@ class Setting:
     epochs: int
     warmup_epochs: int
     batch_size: int
-    refine: dict[str, int]
+    refine: dict[str, Any]
     probe_cells: int
 
 
-_REFINE = {"candidates": 512, "finalists": 5, "parallel": 2, "evaluations": 16}
+_REFINE = {"candidates": 512, "parallel": 2, "evaluations": 16}
 PRESETS = {
     "smoke": Setting(
-        4, 1, 1, 192, 64, 2, 1, 32, {**_REFINE, "candidates": 16, "evaluations": 6, "epochs": 1, "final_epochs": 2}, 1
+        4, 1, 1, 192, 64, 2, 1, 32, {**_REFINE, "candidates": 16, "evaluations": 6, "epochs": 1, "rungs": ((5, 2),)}, 1
     ),
-    "cpu": Setting(8, 1, 2, 10_000, 1_000, 5, 2, 32, {**_REFINE, "epochs": 1, "final_epochs": 4}, 3),
-    "gpu": Setting(16, 5, 1, 50_000, 5_000, 50, 20, 32, {**_REFINE, "epochs": 2, "final_epochs": 6}, 5),
+    "cpu": Setting(8, 1, 2, 10_000, 1_000, 5, 2, 32, {**_REFINE, "epochs": 1, "rungs": ((5, 4),)}, 3),
+    "gpu": Setting(16, 5, 1, 50_000, 5_000, 50, 20, 32, {**_REFINE, "epochs": 2, "rungs": ((5, 6),)}, 5),
 }
 SEEDS = {"smoke": 1, "cpu": 6, "gpu": 3}
 
@@ -277,7 +277,7 @@ def main() -> int:
     searched = {seed: outcomes[name].get("seconds", 0.0) for name, seed in seed_of.items()}
     rows += refined.rows(REFINED, searched, judge)
     rows += baselines(table, seeds)
-    rows += by_nni(options.table, seeds, setting.refine["evaluations"] + setting.refine["finalists"])
+    rows += by_nni(options.table, seeds, setting.refine["evaluations"] + setting.refine["rungs"][0][0])
     found = targets(rows, options.preset, store.seconds)
     complete = all("error" not in row for row in rows)
     spread = [*intervals(rows, PAIRS, OURS), *reliability(rows, REFINED["posterior"])]

@@ -44,13 +44,13 @@ class Setting:
     search_epochs: int
     warmup_epochs: int
     operations: int
-    refine: dict[str, int]
+    refine: dict[str, Any]
 
 
-_REFINE = {"candidates": 512, "finalists": 5, "parallel": 2, "evaluations": 16}
+_REFINE = {"candidates": 512, "parallel": 2, "evaluations": 16}
 PRESETS = {
-    "smoke": Setting(2, 1, 1, 2, 1, 2, {**_REFINE, "evaluations": 6, "epochs": 1, "final_epochs": 1}),
-    "cpu": Setting(8, 3, 12, 40, 16, 3, {**_REFINE, "epochs": 2, "final_epochs": 8}),
+    "smoke": Setting(2, 1, 1, 2, 1, 2, {**_REFINE, "evaluations": 6, "epochs": 1, "rungs": ((5, 2),)}),
+    "cpu": Setting(8, 3, 12, 40, 16, 3, {**_REFINE, "epochs": 2, "rungs": ((5, 8),)}),
 }
 SEEDS = {"smoke": 1, "cpu": 6}
 

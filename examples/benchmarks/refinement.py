@@ -158,7 +158,8 @@ class Refinement:
             if (name := f"final-s0-c{c}") in self.results
         ]
         refine = self.plan.refine
-        mean, covariance = surrogate.posterior(seen, longer, refine.final_epochs / refine.epochs)
+        (_, epochs), *_ = refine.rungs
+        mean, covariance = surrogate.posterior(seen, [(longer, epochs / refine.epochs)])
         accuracies = np.array([accuracy(row["choices"]) for row in self.rows])
         generator = np.random.default_rng(seed)
         a, b = generator.integers(len(self.rows), size=(2, _PAIRS))

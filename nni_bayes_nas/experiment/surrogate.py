@@ -9,7 +9,7 @@ places in which two architectures differ: on one-hot features the squared distan
 search says which kinds of operation are good, and the trainings where they belong; and they say how far the search is
 to be believed: what is tried is much alike, and its scores vary less than those of all candidates would.
 
-Longer trainings see the same f with less noise, at a level of their own that nothing is known of:
+Longer trainings, of every rung, see the same f with less noise, at a level of their own that nothing is known of:
 
     y'(a) = d + f'(a) + noise',    f' = w z + f, as above,    var(noise') = var(noise) / (how much longer)
 """
@@ -57,6 +57,10 @@ class Observation:
     score: float
 
 
+Rung = tuple[Sequence[Observation], float]
+"""Scores of trainings that were longer, and how many times as long as those that the process was fitted to."""
+
+
 @dataclass(frozen=True)
 class _Fit:
     """The process given observations; a score is centre + unit * (standardized score + offset)."""
@@ -88,25 +92,25 @@ class Surrogate:
         self.seed = seed
         self._fits: dict[tuple[Observation, ...], _Fit] = {}
 
-    def posterior(
-        self, observed: Sequence[Observation], longer: Sequence[Observation] = (), times: float = 1.0
-    ) -> tuple[Array, Array]:
+    def posterior(self, observed: Sequence[Observation], longer: Sequence[Rung] = ()) -> tuple[Array, Array]:
         """Mean `(n,)` and covariance `(n, n)` of the standardized score, noise left out, given observations.
 
         Args:
             observed: Scores of short trainings.
-            longer: Of trainings that were longer; of one alone nothing is learned.
-            times: How many times as long they were.
+            longer: Rungs of longer trainings; of one training alone nothing is learned.
         """
         fit = self._fit(observed)
-        if not longer or not fit.unit > 0:
-            return fit.mean, fit.covariance
-        at = np.array([o.candidate for o in longer])
-        scores = np.array([o.score for o in longer])
-        difference = (scores - scores.mean()) / fit.unit - fit.mean[at]
-        seen = fit.covariance[np.ix_(at, at)] + fit.noise / times * np.eye(len(at)) + _ANY_LEVEL
-        gain = np.linalg.solve(seen, fit.covariance[at]).T
-        return fit.mean + gain @ difference, fit.covariance - gain @ fit.covariance[at]
+        mean, covariance = fit.mean, fit.covariance
+        for rung, times in longer if fit.unit > 0 else ():
+            if not rung:
+                continue
+            at = np.array([o.candidate for o in rung])
+            scores = np.array([o.score for o in rung])
+            difference = (scores - scores.mean()) / fit.unit - mean[at]
+            seen = covariance[np.ix_(at, at)] + fit.noise / times * np.eye(len(at)) + _ANY_LEVEL
+            gain = np.linalg.solve(seen, covariance[at]).T
+            mean, covariance = mean + gain @ difference, covariance - gain @ covariance[at]
+        return mean, covariance
 
     def predict(self, observed: Sequence[Observation]) -> tuple[Array, Array]:
         """Mean and standard deviation of what a training of each candidate would score, noise included; `(n,)` each.
@@ -181,12 +185,11 @@ class Surrogate:
     def probability_best(
         self,
         observed: Sequence[Observation],
-        longer: Sequence[Observation] = (),
-        times: float = 1.0,
+        longer: Sequence[Rung] = (),
         draws: int = 1000,
     ) -> Array:
         """How often each candidate is the best one of a draw: the posterior over the best architecture; `(n,)`."""
-        mean, covariance = self.posterior(observed, longer, times)
+        mean, covariance = self.posterior(observed, longer)
         generator = np.random.default_rng([self.seed, 2**31])
         best = np.argmax(_draws(mean, covariance, draws, generator), axis=1)
         counts: Array = np.bincount(best, minlength=len(mean)).astype(np.float64)

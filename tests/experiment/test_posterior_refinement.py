@@ -42,7 +42,7 @@ def truth(choices):
 
 
 def plan(**refine):
-    values = {"evaluations": 6, "parallel": 2, "finalists": 2, **refine}
+    values = {"evaluations": 6, "parallel": 2, **refine}
     config = {"experiment": {"plan": "posterior_refinement"}, "refine": values, "search": {"random": 0}}
     return PosteriorRefinement(Config.from_dict(config))
 
@@ -81,6 +81,34 @@ def test_rounds_then_finalists_then_retraining():
     assert ledger.spec("search-s0").parameters["candidates"] == 512
 
 
+def test_rungs_train_ever_fewer_for_ever_longer():
+    ledger = Ledger(plan(evaluations=10, rungs=[[5, 4], [3, 8], [1, 16]]), retries=0)
+    names = [name for name in run(ledger) if name.startswith("final")]
+    by_word = {
+        word: [n.split("-c")[1] for n in names if n.startswith(f"{word}-")] for word in ("final", "final2", "final3")
+    }
+    assert [len(found) for found in by_word.values()] == [5, 3, 1] and names == sorted(
+        names, key=lambda n: n.split("-")[0]
+    )
+    assert set(by_word["final3"]) < set(by_word["final2"]) < set(by_word["final"])
+    assert [ledger.spec(f"{word}-s0-c{found[0]}").parameters["epochs"] for word, found in by_word.items()] == [4, 8, 16]
+    summary = ledger.summary()
+    assert [row["epochs"] for row in summary["refinement"]["s0"]["finals"]] == [4] * 5 + [8] * 3 + [16]
+    assert summary["architectures"][0]["retrain"][0]["name"] == f"retrain-s0-c{by_word['final3'][0]}-seed0"
+    only = Ledger(plan(rungs=[]), retries=0)
+    assert not any(name.startswith("final") for name in run(only)) and only.finished
+    assert only.summary()["architectures"][0]["origin"] == "refined"
+
+
+def test_a_rung_that_failed_is_the_last_one():
+    ledger = Ledger(plan(evaluations=8, rungs=[[4, 4], [2, 8], [1, 16]]), retries=0)
+    run_with(ledger, {"final2": {0, 1}})
+    finals = ledger.summary()["refinement"]["s0"]["finals"]
+    assert len(finals) == 4 and not any(name.startswith("final3") for name in ledger.entries) and ledger.finished
+    best = ledger.summary()["architectures"][0]
+    assert best["origin"] == "refined" and best["retrain"]
+
+
 def test_a_round_waits_for_the_one_before_and_stays_as_it_was():
     p = plan()
     results = {"search-s0": search_result()}
@@ -96,7 +124,7 @@ def test_a_round_waits_for_the_one_before_and_stays_as_it_was():
 
 
 def p_config(p):
-    values = {"evaluations": p.refine.evaluations, "parallel": p.refine.parallel, "finalists": p.refine.finalists}
+    values = {"evaluations": p.refine.evaluations, "parallel": p.refine.parallel, "rungs": p.refine.rungs}
     return Config.from_dict({"experiment": {"plan": "posterior_refinement"}, "refine": values, "search": {"random": 0}})
 
 
@@ -108,7 +136,7 @@ def test_the_order_in_which_results_come_in_changes_nothing():
 
 
 def test_what_comes_out_is_better_than_what_the_search_derived():
-    ledger = Ledger(plan(evaluations=10, parallel=2, finalists=3))
+    ledger = Ledger(plan(evaluations=10, parallel=2, rungs=[[3, 8]]))
     run(ledger)
     summary = ledger.summary()
     refined, derived = summary["architectures"]
@@ -158,7 +186,7 @@ def test_all_probes_failed_is_the_end():
 
 
 def test_one_search_without_probes_leaves_the_others():
-    values = {"evaluations": 4, "finalists": 1}
+    values = {"evaluations": 4, "rungs": [[1, 8]]}
     config = {"experiment": {"plan": "posterior_refinement"}, "refine": values, "search": {"random": 0, "searches": 2}}
     ledger = Ledger(PosteriorRefinement(Config.from_dict(config)), retries=0)
     while specs := ledger.take(2):
@@ -173,7 +201,7 @@ def test_one_search_without_probes_leaves_the_others():
 
 def test_a_late_result_is_never_that_of_another_architecture():
     """A probe that was given up reports after the rounds that went on without it, and after the retraining."""
-    ledger = Ledger(plan(evaluations=8, finalists=2), retries=0)
+    ledger = Ledger(plan(evaluations=8), retries=0)
     (late, *_) = run_with(ledger, {"probe": {0}})
     # It says that it was the best of all.
     ledger.done(late.name, {"default": 0.9, "val_loss": -5.0}, "job")
@@ -223,7 +251,12 @@ def test_both_acquisitions(how):
     [
         ({"evaluations": 0}, "refine.evaluations` must be at least 1"),
         ({"prior_weight": -1.0}, "refine.prior_weight` must not be negative"),
-        ({"finalists": 9, "evaluations": 5}, "refine.finalists` must be at most"),
+        ({"rungs": [[9, 8]], "evaluations": 5}, r"rungs` must be pairs, of a number at most the one before \(5\)"),
+        ({"rungs": [[4, 8], [5, 16]]}, r"must be pairs, .* got \(\(4, 8\), \(5, 16\)\)"),
+        ({"rungs": [[4, 8], [2, 8]]}, "of more epochs than before"),
+        ({"rungs": [[4, 3]]}, r"of more epochs than before \(3\)"),
+        ({"rungs": [[0, 8]]}, "must be pairs"),
+        ({"rungs": [4, 8]}, "rungs"),
         ({"acquisition": "ucb"}, "acquisition"),
         ({"epoch": 3}, "epochs"),
     ],
@@ -265,7 +298,7 @@ def test_by_a_real_manager(pipeline):
         "data": {"limit": 200},
         "strategy": {"name": "dirichlet_darts"},
         "search": {"epochs": 2, "warmup_epochs": 1, "random": 0},
-        "refine": {"evaluations": 4, "parallel": 2, "epochs": 1, "final_epochs": 2, "finalists": 2},
+        "refine": {"evaluations": 4, "parallel": 2, "epochs": 1, "rungs": [[2, 2]]},
         "retrain": {"epochs": 1},
         "experiment": {"plan": "posterior_refinement", "device": "cpu", "concurrency": 2, "threads": 1},
     }

@@ -164,7 +164,7 @@ def test_longer_trainings_update_what_short_ones_have_said():
     fit = surrogate._fit(seen)
     for level in (0.0, 100.0):
         longer = [Observation(1, 3.0 + level), Observation(4, 4.0 + level)]
-        after, narrower = surrogate.posterior(seen, longer, 4.0)
+        after, narrower = surrogate.posterior(seen, [(longer, 4.0)])
         c = np.zeros(len(X))
         c[1], c[4] = -1.0, 1.0
         variance = c @ covariance @ c + 2 * fit.noise / 4.0
@@ -172,6 +172,9 @@ def test_longer_trainings_update_what_short_ones_have_said():
         np.testing.assert_allclose(after, moved, atol=2e-3)
         expected = covariance - np.outer(covariance @ c, covariance @ c) / variance
         np.testing.assert_allclose(narrower, expected, atol=2e-3)
-    alone, same = surrogate.posterior(seen, [Observation(4, 9.0)], 4.0)
+    alone, same = surrogate.posterior(seen, [([Observation(4, 9.0)], 4.0), ([], 8.0)])
+    rungs = [([Observation(1, 3.0), Observation(4, 4.0)], 4.0), ([Observation(4, 9.0), Observation(1, 9.5)], 16.0)]
+    for one, other in zip(surrogate.posterior(seen, rungs), surrogate.posterior(seen, rungs[::-1]), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-3)
     np.testing.assert_allclose(alone, mean, atol=2e-3)
     np.testing.assert_allclose(same, covariance, atol=2e-3)

@@ -1,5 +1,8 @@
 """Searches, short trainings that refine their posteriors, and retraining of what comes out."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,18 +12,28 @@ from nni_bayes_nas.config import Config
 from nni_bayes_nas.experiment.packed import unpack
 from nni_bayes_nas.experiment.plan import Ledger, Result, TrialSpec
 from nni_bayes_nas.experiment.plans.search_and_retrain import SearchAndRetrain
-from nni_bayes_nas.experiment.surrogate import Observation, Surrogate, features
+from nni_bayes_nas.experiment.surrogate import Observation, Rung, Surrogate, features
 
 _SHOWN = 20
+
+
+@dataclass(frozen=True)
+class _Rung:
+    """Longer trainings: how they are called, how long they are, of which candidates, and the scores so far."""
+
+    word: str
+    epochs: int
+    candidates: list[int]
+    scores: list[Observation]
 
 
 class PosteriorRefinement(SearchAndRetrain):
     """The plan: the posterior of a search is the prior of a Gaussian process that short trainings update.
 
     Trials: ``search-s0`` ... as in ``search_and_retrain``; for each search that is done ``probe-s0-c17`` ... (17: the
-    candidate), in rounds, each of which waits for the one before; then ``final-s0-c17`` ..., the best ones trained
-    longer; then what the process, having seen both, thinks best of these is retrained, beside what was derived from the
-    posterior of the search.
+    candidate), in rounds, each of which waits for the one before; then, rung by rung, ``final-s0-c17`` ...,
+    ``final2-s0-c17`` ..., the best ones trained longer; then what the process, having seen all, thinks best of the last
+    rung is retrained, beside what was derived from the posterior of the search.
 
     What is proposed depends on all scores so far. A result that comes in late, of a trial that was given up, may change
     the rounds after it; names bear their candidate, so that no result is ever taken for that of another architecture,
@@ -90,26 +103,27 @@ class PosteriorRefinement(SearchAndRetrain):
         if raw is None:
             return None
         observed, done = self._observed(raw, results, i)
-        finals, complete = self._finals(raw, results, i)
+        rungs, complete = self._rungs(raw, results, i)
         if not (done and complete):
             return None
         if not observed:  # what the search derived is left
             return raw
-        best = self._best(raw, i, observed, finals)
+        best = self._best(raw, i, observed, rungs)
         stem = f"retrain-s{i}-c{best}"
         row = {**self._candidates(raw)[best], "lambda": None, "origin": "refined", "stem": stem}
         return {**raw, "architectures": [row, *raw["architectures"]]}
 
-    def _best(self, raw: Result, i: int, observed: list[Observation], finals: list[Observation]) -> int:
-        """Of the finalists what the process thinks best that has seen both; without any, the best score."""
-        if not finals:
+    def _best(self, raw: Result, i: int, observed: list[Observation], rungs: list[_Rung]) -> int:
+        """Of the last rung what the process thinks best that has seen all; without any, the best score."""
+        last = next((rung.scores for rung in reversed(rungs) if rung.scores), None)
+        if last is None:
             return max(observed, key=lambda o: o.score).candidate
-        mean, _ = self._surrogate(raw, i).posterior(observed, finals, self._times)
-        return max(finals, key=lambda o: (mean[o.candidate], o.score)).candidate
+        mean, _ = self._surrogate(raw, i).posterior(observed, self._longer(rungs))
+        return max(last, key=lambda o: (mean[o.candidate], o.score)).candidate
 
-    @property
-    def _times(self) -> float:
-        return self.refine.final_epochs / self.refine.epochs
+    def _longer(self, rungs: list[_Rung]) -> list[Rung]:
+        """As the process takes them."""
+        return [(rung.scores, rung.epochs / self.refine.epochs) for rung in rungs]
 
     def _candidates(self, raw: Result) -> list[dict[str, Any]]:
         text = raw["candidates"]
@@ -184,33 +198,44 @@ class PosteriorRefinement(SearchAndRetrain):
         others = self._others("probe", [c for one in rounds for c in one], raw, results, i)
         return self._scores([*rounds, others], results, i), done
 
-    def _chosen(self, raw: Result, results: dict[str, Result], i: int) -> list[int]:
-        """The finalists: of what was trained, the best score, and what the process thinks best; none before the end."""
-        observed, done = self._observed(raw, results, i)
-        if not done or not observed:
-            return []
-        mean, _ = self._surrogate(raw, i).posterior(observed)
-        tried = sorted({o.candidate for o in observed}, key=lambda c: (-mean[c], c))
-        if self.refine.finalists > 1:
-            best = max(observed, key=lambda o: o.score).candidate
-            tried = [best, *(c for c in tried if c != best)]
-        return tried[: self.refine.finalists]
+    def _rungs(self, raw: Result, results: dict[str, Result], i: int) -> tuple[list[_Rung], bool]:
+        """The rungs of longer trainings that have begun, and whether there will be no more scores.
 
-    def _finals(self, raw: Result, results: dict[str, Result], i: int) -> tuple[list[Observation], bool]:
-        chosen = self._chosen(raw, results, i)
-        done = all(self._name("final", i, c) in (results.keys() | self._failed) for c in chosen)
-        named = [(c, self._name("final", i, c)) for c in [*chosen, *self._others("final", chosen, raw, results, i)]]
-        return [Observation(c, -results[name]["val_loss"]) for c, name in named if name in results], done
+        One begins when the one before has ended, the first when the short trainings have.
+        """
+        observed, done = self._observed(raw, results, i)
+        rungs: list[_Rung] = []
+        tried = observed
+        for number, (n, epochs) in enumerate(self.refine.rungs, 1):
+            if not done or not tried:
+                break
+            word = "final" if number == 1 else f"final{number}"
+            chosen = self._chosen(raw, i, observed, rungs, tried, n)
+            every = [*chosen, *self._others(word, chosen, raw, results, i)]
+            done = all(self._name(word, i, c) in (results.keys() | self._failed) for c in chosen)
+            named = [(c, self._name(word, i, c)) for c in every]
+            tried = [Observation(c, -results[name]["val_loss"]) for c, name in named if name in results]
+            rungs.append(_Rung(word, epochs, every, tried))
+        return rungs, done
+
+    def _chosen(
+        self, raw: Result, i: int, observed: list[Observation], rungs: list[_Rung], tried: list[Observation], n: int
+    ) -> list[int]:
+        """Of what the rung before trained, the best score, and what the process thinks best; `n` in all."""
+        mean, _ = self._surrogate(raw, i).posterior(observed, self._longer(rungs))
+        ordered = sorted({o.candidate for o in tried}, key=lambda c: (-mean[c], c))
+        if n > 1:
+            best = max(tried, key=lambda o: o.score).candidate
+            ordered = [best, *(c for c in ordered if c != best)]
+        return ordered[:n]
 
     def _probes(self, raw: Result, results: dict[str, Result], i: int) -> list[TrialSpec]:
-        """The short trainings of a search and its finalists, as far as they are known."""
-        specs = []
-        for word, epochs, chosen in (
-            ("probe", self.refine.epochs, [c for one in self._rounds(raw, results, i) for c in one]),
-            ("final", self.refine.final_epochs, self._chosen(raw, results, i)),
-        ):
-            every = [*chosen, *self._others(word, chosen, raw, results, i)]
-            specs += [self._spec(word, i, c, raw, epochs) for c in every]
+        """The trainings of a search's candidates, short and longer ones, as far as they are known."""
+        chosen = [c for one in self._rounds(raw, results, i) for c in one]
+        every = [*chosen, *self._others("probe", chosen, raw, results, i)]
+        specs = [self._spec("probe", i, c, raw, self.refine.epochs) for c in every]
+        for rung in self._rungs(raw, results, i)[0]:
+            specs += [self._spec(rung.word, i, c, raw, rung.epochs) for c in rung.candidates]
         return specs
 
     def _spec(self, word: str, i: int, candidate: int, raw: Result, epochs: int) -> TrialSpec:
@@ -220,16 +245,20 @@ class PosteriorRefinement(SearchAndRetrain):
 
     def _account(self, raw: Result, results: dict[str, Result], i: int) -> dict[str, Any]:
         observed, done = self._observed(raw, results, i)
-        finals, _ = self._finals(raw, results, i)
+        rungs, _ = self._rungs(raw, results, i)
         rows = self._candidates(raw)
         part: dict[str, Any] = {
             "probes": [{"candidate": o.candidate, "val_loss": -o.score, **rows[o.candidate]} for o in observed],
-            "finals": [{"candidate": o.candidate, "val_loss": -o.score} for o in finals],
+            "finals": [
+                {"candidate": o.candidate, "val_loss": -o.score, "epochs": rung.epochs}
+                for rung in rungs
+                for o in rung.scores
+            ],
         }
         if done and observed:
-            surrogate = self._surrogate(raw, i)
-            mean, covariance = surrogate.posterior(observed, finals, self._times)
-            best = surrogate.probability_best(observed, finals, self._times)
+            surrogate, longer = self._surrogate(raw, i), self._longer(rungs)
+            mean, covariance = surrogate.posterior(observed, longer)
+            best = surrogate.probability_best(observed, longer)
             sd = np.sqrt(np.clip(np.diag(covariance), 0.0, None))
             # Of all candidates, in the order of the search's result.
             part["process"] = {
