@@ -22,13 +22,40 @@ _SHARE_OF_MEMORY = 0.25  # of a GPU, that the data may take; the rest is for the
 _CHUNK = 4096  # objects that are standardized at a time: double precision for all of them may not fit the memory
 
 
+class Images(TensorDataset):
+    """Images of 8-bit values, which are standardized when they are taken out: a quarter of the memory.
+
+    Args:
+        pixels: `(n, channels, height, width)`, uint8; the first of `tensors`.
+        targets: `(n,)`.
+        levels: What each of the 256 values of a channel becomes, `(channels, 256)`, float32.
+    """
+
+    def __init__(self, pixels: Tensor, targets: Tensor, levels: Tensor) -> None:
+        super().__init__(pixels, targets)
+        self.levels = levels
+
+    def __getitem__(self, index: Any) -> tuple[Tensor, ...]:
+        pixels, targets = (t[index] for t in self.tensors)
+        channels = len(self.levels)
+        first = torch.arange(0, 256 * channels, 256, dtype=torch.int32, device=pixels.device).reshape(-1, 1, 1)
+        at = (pixels + first).flatten()
+        return self.levels.flatten().index_select(0, at).reshape(pixels.shape), targets
+
+
+def part_of(data: TensorDataset, index: Any) -> TensorDataset:
+    """Some objects of a data set, in a set of its kind; an index tensor copies them, a slice does not."""
+    x, y = (t[index] for t in data.tensors)
+    return Images(x, y, data.levels) if isinstance(data, Images) else TensorDataset(x, y)
+
+
 @dataclass(frozen=True)
 class DataSplits:
     """Training, validation and test data.
 
     x is `(n, features)` or `(n, channels, height, width)` float32, standardized per feature or channel with the mean
-    and sd of the training set. y is `(n,)`: class numbers, int64; or for regression targets standardized with the
-    training mean and sd, float32.
+    and sd of the training set; images of 8-bit values are kept as they are, see `Images`. y is `(n,)`: class numbers,
+    int64; or for regression targets standardized with the training mean and sd, float32.
 
     Attributes:
         num_classes: Outputs that a network needs: one per class, or 1 for regression.
@@ -63,7 +90,8 @@ class DataSplits:
         """The same, objects and targets in the memory of a device."""
 
         def moved(part: TensorDataset) -> TensorDataset:
-            return TensorDataset(*(t.to(device) for t in part.tensors))
+            x, y = (t.to(device) for t in part.tensors)
+            return Images(x, y, part.levels.to(device)) if isinstance(part, Images) else TensorDataset(x, y)
 
         return dataclasses.replace(self, train=moved(self.train), val=moved(self.val), test=moved(self.test))
 
@@ -106,8 +134,10 @@ def load_data(config: DataConfig) -> DataSplits:
     target_mean, target_sd = task.scale(y[train])
 
     def dataset(inputs: Any, part: Any, targets: Any) -> TensorDataset:
-        encoded = task.encode(targets[part], target_mean, target_sd)
-        return TensorDataset(_standardized(inputs, part, mean, sd), torch.from_numpy(encoded))
+        encoded = torch.from_numpy(task.encode(targets[part], target_mean, target_sd))
+        if inputs.dtype == np.uint8 and inputs.ndim == 4:
+            return Images(torch.from_numpy(inputs[part]), encoded, _levels(mean, sd))
+        return TensorDataset(_standardized(inputs, part, mean, sd), encoded)
 
     return DataSplits(
         dataset(x, train, y),
@@ -215,6 +245,12 @@ def _moments(x: Any) -> tuple[Any, Any]:
     return mean, np.where(sd > 1e-9 * np.abs(mean), sd, 1.0)
 
 
+def _levels(mean: Any, sd: Any) -> Tensor:
+    """What standardization makes of 8-bit values, by channel."""
+    levels = (np.arange(256) / 255.0 - mean.reshape(-1, 1)) / sd.reshape(-1, 1)
+    return torch.from_numpy(levels.astype(np.float32))
+
+
 def _standardized(x: Any, part: Any, mean: Any, sd: Any) -> Tensor:
     result = np.empty((len(part), *x.shape[1:]), dtype=np.float32)
     for start in range(0, len(part), _CHUNK):
@@ -277,5 +313,5 @@ def halves(data: TensorDataset, fraction: float, seed: int) -> tuple[TensorDatas
     parts = order[n:], order[:n]
     if min(len(p) for p in parts) < 1:
         raise DataError(f"search.structure_fraction must leave objects for both steps, got {fraction} of {len(data)}.")
-    first, second = (TensorDataset(*(t[part] for t in data.tensors)) for part in parts)
+    first, second = (part_of(data, part) for part in parts)
     return first, second

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from nni_bayes_nas.experiment.data import batches
+from nni_bayes_nas.experiment.data import batches, part_of
 from nni_bayes_nas.experiment.evaluator import SupervisedModule
 from nni_bayes_nas.layers.normalization import batch_statistics, recalibrated
 
@@ -141,5 +141,4 @@ def measure(
 
 
 def _first(data: TensorDataset, n: int, device: torch.device) -> list[list[Tensor]]:
-    part = TensorDataset(*(t[:n] for t in data.tensors))
-    return [[t.to(device) for t in batch] for batch in batches(part, _BATCH, seed=None)]
+    return [[t.to(device) for t in batch] for batch in batches(part_of(data, slice(n)), _BATCH, seed=None)]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FILE = "evaluation.json"
 _SCHEMA = 1
-_BATCH, _AT_ONCE = 32, 256
+_BATCH, _AT_ONCE, _READ_AT_ONCE = 32, 256, 4096
 # A black-box attack that is stronger than one by gradients, by more than this many standard errors, tells of masking.
 _MASKED = 2.0
 
@@ -152,11 +152,15 @@ def box_of(data: DataSplits) -> Box:
 
     from nni_bayes_nas.experiment.attacks import Box
 
-    x = data.train[:][0]
-    if x.dim() != 4:
-        return Box(x.amin(0), x.amax(0), torch.ones(x.shape[1]))
-    axes = (0, 2, 3)
-    low, high = (x.amin(axes, keepdim=True) * data.sd + data.mean), (x.amax(axes, keepdim=True) * data.sd + data.mean)
+    images = data.train[:1][0].dim() == 4
+    # In parts: what standardizes when it is taken out may not fit the memory as a whole.
+    parts = (data.train[at : at + _READ_AT_ONCE][0] for at in range(0, len(data.train), _READ_AT_ONCE))
+    axes = (0, 2, 3) if images else (0,)
+    ranges = [(x.amin(axes, keepdim=images), x.amax(axes, keepdim=images)) for x in parts]
+    low, high = torch.stack([a for a, _ in ranges]).amin(0), torch.stack([b for _, b in ranges]).amax(0)
+    if not images:
+        return Box(low, high, torch.ones(len(low)))
+    low, high = low * data.sd + data.mean, high * data.sd + data.mean
     if float(low.min()) > -1e-3 and float(high.max()) < 1 + 1e-3:
         low, high = torch.zeros_like(low), torch.ones_like(high)
     return Box((low - data.mean) / data.sd, (high - data.mean) / data.sd, 1.0 / data.sd)

@@ -11,7 +11,7 @@ import torch
 from nni_bayes_nas.config import Config, DataConfig
 from nni_bayes_nas.errors import ConfigError, DataError
 from nni_bayes_nas.experiment.build import validate
-from nni_bayes_nas.experiment.data import DataSplits, batches, halves, load_data, load_data_on
+from nni_bayes_nas.experiment.data import DataSplits, Images, batches, halves, load_data, load_data_on, part_of
 
 
 def npz(folder: Path, **arrays: Any) -> DataConfig:
@@ -50,8 +50,27 @@ def test_images_of_8_bits_are_standardized_as_floats_are(tmp_path: Path) -> None
     y = np.arange(120) % 3
     small = load_data(npz(tmp_path, x=x, y=y))
     large = load_data(npz(tmp_path, x=x / 255.0, y=y))
-    assert all(torch.equal(a, b) for a, b in zip(parts(small), parts(large), strict=True))
-    assert small.train.tensors[0].dtype == torch.float32
+    for part in ("train", "val", "test"):
+        ours, theirs = getattr(small, part), getattr(large, part)
+        assert all(torch.equal(a, b) for a, b in zip(ours[:], theirs[:], strict=True))
+        assert all(
+            torch.equal(a, b) for a, b in zip(ours[torch.tensor([3, 1])], theirs[torch.tensor([3, 1])], strict=True)
+        )
+        assert torch.equal(ours[2][0], theirs[2][0])
+        assert (ours.tensors[0].dtype, ours[:][0].dtype) == (torch.uint8, torch.float32)
+    assert small.n_bytes < large.n_bytes / 3
+
+
+def test_parts_of_images_are_images(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (120, 3, 5, 4), dtype=np.uint8)
+    data = load_data(npz(tmp_path, x=x, y=np.arange(120) % 3)).train
+    for part in halves(data, 0.5, 0):
+        assert isinstance(part, Images) and any(torch.equal(part[0][0], one) for one in data[:][0])
+    assert torch.equal(part_of(data, slice(2, 5))[:][0], data[2:5][0])
+    some = next(iter(batches(data, 7, seed=0)))[0]
+    assert some.shape == (7, 3, 5, 4) and some.dtype == torch.float32
+    there = load_data(npz(tmp_path, x=x, y=np.arange(120) % 3)).to("meta")
+    assert there.train[:][0].device.type == "meta" and there.shape == (3, 5, 4)
 
 
 def test_test_data_of_their_own_take_the_moments_of_the_training_data(tmp_path: Path) -> None:

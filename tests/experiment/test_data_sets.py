@@ -35,7 +35,7 @@ def test_fashion_mnist_from_its_files(tmp_path: Path) -> None:
     data = load_data(DataConfig(name="fashion_mnist", root=str(tmp_path)))
     assert data.shape == (1, 28, 28) and data.num_classes == 10 and len(data.test) == 20
     assert data.test.tensors[1].tolist() == written["t10k"][1].tolist()
-    got = data.test.tensors[0].flatten().double()
+    got = data.test[:][0].flatten().double()
     assert float(torch.corrcoef(torch.stack([got, torch.from_numpy(written["t10k"][0]).flatten().double()]))[0, 1]) > (
         1 - 1e-9
     )
@@ -61,7 +61,7 @@ def test_cifar_from_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n
     data = load_data(DataConfig(name=name, root=str(tmp_path), val_fraction=0.5))
     assert data.shape == (3, 32, 32) and data.num_classes == n_classes and len(data.test) == 200
     last = pixels.reshape(200, 3, 32, 32)
-    got = data.test.tensors[0]
+    got = data.test[:][0]
     for channel in range(3):
         pair = torch.stack([got[:, channel].flatten().double(), torch.from_numpy(last[:, channel]).flatten().double()])
         assert float(torch.corrcoef(pair)[0, 1]) > 1 - 1e-9
