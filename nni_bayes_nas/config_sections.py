@@ -195,11 +195,9 @@ class RefineConfig:
             require_at_least(f"refine.{name}", getattr(self, name), 1)
         most, weight = min(self.candidates, self.evaluations), self.prior_weight
         require(weight >= 0, "refine.prior_weight", "must not be negative", weight, "0 is a flat prior")
-        rule = (
-            f"must be pairs, of a number at most the one before ({most}) and of more epochs than before ({self.epochs})"
-        )
-        fits = all(1 <= n <= m and b > a for (m, a), (n, b) in pairwise(((most, self.epochs), *self.rungs)))
-        require(fits, "refine.rungs", rule, self.rungs, "[[4, 8], [2, 16]], say")
+        for (before, fewer), rung in pairwise(((most, self.epochs), *self.rungs)):
+            rule = f"must be pairs, of a number from 1 to {before} and then of more than {fewer} epochs"
+            require(1 <= rung[0] <= before and rung[1] > fewer, "refine.rungs", rule, rung, "[[4, 8], [2, 16]], say")
 
 
 @dataclass(frozen=True)

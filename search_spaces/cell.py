@@ -162,8 +162,9 @@ def isomorphism_key(choices: Mapping[str, Any]) -> str:
     they are in terms of the inputs; between those that are the same in that, by trying all orders.
 
     Args:
-        choices: An NNI sample of `CellSpace`, or of another space of `nni.nas.nn.pytorch.Cell`s alone.
+        choices: An NNI sample of a space of `nni.nas.nn.pytorch.Cell`s; what else it holds must be equal.
     """
+    others: list[str] = []
     cells: dict[str, dict[int, list[tuple[str, int]]]] = {}
     for label, operation in choices.items():
         if match := re.fullmatch(r"(.*)/op_(\d+)_(\d+)", label):
@@ -171,7 +172,9 @@ def isomorphism_key(choices: Mapping[str, Any]) -> str:
             chosen = choices[f"{name}/input_{node}_{slot}"]
             source = int(chosen[0] if isinstance(chosen, Sequence) else chosen)
             cells.setdefault(name, {}).setdefault(int(node), []).append((str(operation), source))
-    return ";".join(f"{name}:{_smallest_form(nodes)}" for name, nodes in sorted(cells.items()))
+        elif not re.fullmatch(r".*/input_\d+_\d+", label):
+            others.append(f"{label}:{operation!r}")
+    return ";".join([*(f"{name}:{_smallest_form(nodes)}" for name, nodes in sorted(cells.items())), *sorted(others)])
 
 
 def _smallest_form(nodes: dict[int, list[tuple[str, int]]]) -> str:

@@ -7,7 +7,7 @@ at which it comes nearest to one size, beside five random cells of that size, dr
 
     cpu         a subset of CIFAR-10, half an hour to an hour on two cores
     gpu         CIFAR-10 as in DARTS: 14 cells, 600 epochs; beside 2.46 % of DrNAS (test error, 4.1 M parameters)
-    imagenet    an image folder of ImageNet's, at 64 pixels, in memory (of 1.3 million images about 35 GiB); --data
+    imagenet    an image folder of ImageNet's, at 64 pixels, in memory (of 1.3 million images about 40 GiB); --data
                 image_folder --root FOLDER
 
 The last two are for GPUs and were not run; on a generated image folder a test goes through the last one. A benchmark

@@ -14,8 +14,8 @@ them); nothing is chosen by the table. Arms, one row a seed:
     refined                          the posterior of "Dirichlet, single level", by short trainings of 16 cells and
                                      longer ones of five (`refinement.py`); and that from two priors without a search
     random                           cells without "none": one of them; the best of 10 by validation after 12 epochs
-    NNI's evolution, NNI's TPE       the same space and validation for as many cells as a refinement trains: 12 epochs
-                                     each, of the whole network on all of CIFAR-10, out of the table
+    NNI's evolution, NNI's TPE       the same space; as many cells as a refinement has trainings, each of 12 epochs, of
+                                     the whole network on all of CIFAR-10, out of the table
     3x3 everywhere                   counts parameters
     uniform, cells without none      what a posterior that knows nothing says; and the rank correlation of counting
                                      convolutions
@@ -179,7 +179,9 @@ def by_nni(path: Path, seeds: list[int], budget: int) -> list[dict[str, Any]]:
         evolution = RegularizedEvolution(
             population_size=budget // 2, sample_size=budget // 4, mutation_prob=1 / 6, seed=seed
         )
-        for arm, strategy in (("NNI's evolution, 12 epochs", evolution), ("NNI's TPE, 12 epochs", TPE(seed=seed))):
+        # Its defaults minimize, and draw the first 20 at random.
+        tpe = TPE(optimize_mode="maximize", seed=seed, tpe_args={"n_startup_jobs": budget // 2})
+        for arm, strategy in (("NNI's evolution, 12 epochs", evolution), ("NNI's TPE, 12 epochs", tpe)):
             engine = SequentialExecutionEngine(max_model_count=budget)
             strategy(RawFormatModelSpace(space, evaluator), engine)
             best = max(engine.list_models(), key=lambda model: model.metric)
@@ -255,7 +257,7 @@ def main() -> int:
 
     from nni_bayes_nas.errors import NniBayesNasError
     from nni_bayes_nas.experiment.benchmark_table import BenchmarkTable
-    from nni_bayes_nas.search_spaces.nasbench201 import to_arch_string
+    from nni_bayes_nas.search_spaces.nasbench201 import isomorphism_key, to_arch_string
 
     try:
         table = BenchmarkTable(options.table)
@@ -270,14 +272,15 @@ def main() -> int:
     jobs = {(arm, seed): job(options, arm, seed) for seed in seeds for arm in arms()}
     seed_of = {one.name: seed for (arm, seed), one in jobs.items() if arm == OURS}
     setting: Setting = PRESETS[options.preset]
-    refined = Refinements(seed_of, probe_config(options), setting.refine, judge.parameters)
+    refined = Refinements(seed_of, probe_config(options), setting.refine, judge.parameters, isomorphism_key)
     with Workers(store, options.output.with_suffix(".work")) as workers:
         outcomes = workers.run(jobs.values(), refined.follow)
     rows = [search_row(arm, seed, outcomes[one.name], judge) for (arm, seed), one in jobs.items()]
     searched = {seed: outcomes[name].get("seconds", 0.0) for name, seed in seed_of.items()}
     rows += refined.rows(REFINED, searched, judge)
     rows += baselines(table, seeds)
-    rows += by_nni(options.table, seeds, setting.refine["evaluations"] + setting.refine["rungs"][0][0])
+    budget = setting.refine["evaluations"] + sum(n for n, _ in setting.refine["rungs"])
+    rows += by_nni(options.table, seeds, budget)
     found = targets(rows, options.preset, store.seconds)
     complete = all("error" not in row for row in rows)
     spread = [*intervals(rows, PAIRS, OURS), *reliability(rows, REFINED["posterior"])]

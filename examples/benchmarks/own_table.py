@@ -195,6 +195,7 @@ def main() -> int:
     from refinement import Refinements
 
     from nni_bayes_nas.experiment.benchmark_table import BenchmarkTable
+    from nni_bayes_nas.search_spaces.cell import isomorphism_key
 
     setting: Setting = PRESETS[options.preset]
     store, path = Store(options.output), options.output.with_suffix(".csv")
@@ -212,7 +213,7 @@ def main() -> int:
         judge = Judge(table, name_of, COLUMN, SIZE, good)
         searches = {(arm, seed): search_job(setting, arm, seed) for seed in seeds for arm in ARMS}
         seed_of = {one.name: seed for (arm, seed), one in searches.items() if arm == OURS}
-        refined = Refinements(seed_of, config(setting), setting.refine, judge.parameters)
+        refined = Refinements(seed_of, config(setting), setting.refine, judge.parameters, isomorphism_key)
         outcomes = workers.run(searches.values(), refined.follow)
     rows = [search_row(arm, seed, outcomes[one.name], judge) for (arm, seed), one in searches.items()]
     searched = {seed: outcomes[name].get("seconds", 0.0) for name, seed in seed_of.items()}

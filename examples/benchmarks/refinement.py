@@ -33,7 +33,12 @@ _ENOUGH, _PAIRS = 4, 2_000
 
 
 def candidates(
-    prior: str, result: dict[str, Any], seed: int, n: int, size: Callable[[dict[str, Any]], float]
+    prior: str,
+    result: dict[str, Any],
+    seed: int,
+    n: int,
+    size: Callable[[dict[str, Any]], float],
+    key: Callable[[dict[str, Any]], str],
 ) -> list[dict[str, Any]]:
     """The `n` most probable architectures of a prior and their log-probabilities, from the result of a search.
 
@@ -43,6 +48,7 @@ def candidates(
         seed: Of what is drawn.
         n: At most.
         size: Parameters of an architecture, in any unit.
+        key: Equal for architectures that are one network, which is a candidate once, as in a search's own.
     """
     if prior == "posterior":
         return unpack(result["candidates"])
@@ -50,6 +56,7 @@ def candidates(
     parts = itertools.product(*map(law.enumerate_choices, units))
     every = [{label: choice for part in each for label, choice in part.items()} for each in parts]
     random.Random(seed).shuffle(every)
+    every = list({key(choices): choices for choices in every}.values())
     if prior == "flat":
         return [{"choices": choices, "log_prob": 0.0} for choices in every[:n]]
     every.sort(key=size, reverse=True)
@@ -152,14 +159,13 @@ class Refinement:
             one = seen[at]
             predicted += 1
             covered += abs(one.score - mean[one.candidate]) <= norm.ppf(0.95) * sd[one.candidate]
-        longer = [
-            Observation(c, -self.results[name]["val_loss"])
-            for c in range(len(self.rows))
-            if (name := f"final-s0-c{c}") in self.results
-        ]
-        refine = self.plan.refine
-        (_, epochs), *_ = refine.rungs
-        mean, covariance = surrogate.posterior(seen, [(longer, epochs / refine.epochs)])
+        refine, longer = self.plan.refine, []
+        for number, (_, epochs) in enumerate(refine.rungs, 1):
+            stem = "final-s0-c" if number == 1 else f"final{number}-s0-c"
+            named = [(c, f"{stem}{c}") for c in range(len(self.rows))]
+            rung = [Observation(c, -self.results[name]["val_loss"]) for c, name in named if name in self.results]
+            longer.append((rung, epochs / refine.epochs))
+        mean, covariance = surrogate.posterior(seen, longer)
         accuracies = np.array([accuracy(row["choices"]) for row in self.rows])
         generator = np.random.default_rng(seed)
         a, b = generator.integers(len(self.rows), size=(2, _PAIRS))
@@ -184,6 +190,7 @@ class Refinements:
         config: Of the short trainings, plain types.
         refine: Section `refine` of the plan.
         size: Parameters of an architecture, in any unit.
+        key: Equal for architectures that are one network.
     """
 
     def __init__(
@@ -192,8 +199,9 @@ class Refinements:
         config: dict[str, Any],
         refine: dict[str, Any],
         size: Callable[[dict[str, Any]], float],
+        key: Callable[[dict[str, Any]], str],
     ) -> None:
-        self.seed_of, self.config, self.refine, self.size = seed_of, config, refine, size
+        self.seed_of, self.config, self.refine, self.size, self.key = seed_of, config, refine, size, key
         self.found: dict[tuple[str, int], Refinement] = {}
         self._by_name: dict[str, Refinement] = {}
 
@@ -202,7 +210,7 @@ class Refinements:
         if finished.name in self.seed_of and "result" in outcome:
             seed, result, jobs = self.seed_of[finished.name], outcome["result"], []
             for prior in PRIORS:
-                rows = candidates(prior, result, seed, self.refine["candidates"], self.size)
+                rows = candidates(prior, result, seed, self.refine["candidates"], self.size, self.key)
                 name, known = f"s{seed}-refined-{prior}", {**result, "candidates": pack(rows)}
                 one = Refinement(name, self.config, self.refine, seed, known, (2, seed))
                 self.found[prior, seed] = self._by_name[name] = one

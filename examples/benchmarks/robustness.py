@@ -57,14 +57,15 @@ class Setting:
     warmup_epochs: int
     train_epochs: int
     tune_rate: float
+    tune_batch: int
     size: int
     widths: tuple[int, ...]
     objects: int
 
 
 PRESETS = {
-    "smoke": Setting(2, 2, 200, 80, 2, 1, 1, 0.025, 600, (2, 3, 4), 16),
-    "cpu": Setting(8, 3, 10_000, 2_000, 5, 2, 3, 0.025, 12_000, tuple(range(4, 65)), 512),
+    "smoke": Setting(2, 2, 200, 80, 2, 1, 1, 0.025, 64, 600, (2, 3, 4), 16),
+    "cpu": Setting(8, 3, 10_000, 2_000, 5, 2, 3, 0.025, 64, 12_000, tuple(range(4, 65)), 512),
 }
 SEEDS = {"smoke": 2, "cpu": 10}
 
@@ -93,7 +94,7 @@ def search(options: argparse.Namespace, arm: str, seed: int) -> Job:
     }
     config = {**common(options), "strategy": ARMS[arm], "search": section}
     parameters = {"trial": f"search-{arm}-{seed}", "seed": seed, "objects": setting.objects}
-    parameters["tune_rate"] = setting.tune_rate
+    parameters |= {"tune_rate": setting.tune_rate, "tune_batch": setting.tune_batch}
     return Job(f"s{seed}-{arm}", f"{NAME}:searched_and_attacked", config, parameters, (0, seed))
 
 
@@ -137,7 +138,7 @@ def searched_and_attacked(config: Any, parameters: dict[str, Any], directory: Pa
         network = shared.network.train()
         optimizer = torch.optim.SGD(network.parameters(), lr=parameters["tune_rate"], momentum=0.9, nesterov=True)
         with shared.binding.only(choices, shared.structure.reference):
-            for images, classes in batches(data.train, config.search.batch_size, seed=seed):
+            for images, classes in batches(data.train, parameters["tune_batch"], seed=seed):
                 optimizer.zero_grad()
                 cross_entropy(network(images), classes).backward()
                 optimizer.step()

@@ -67,8 +67,8 @@ class Ledger:
 
     @property
     def finished(self) -> bool:
-        """True when every trial of the plan is done or given up."""
-        return all(entry["status"] in ("done", "failed") for entry in self.entries.values())
+        """True when every trial of the plan is done or given up; one that it has dropped since is not waited for."""
+        return all(self.entries[name]["status"] in ("done", "failed") for name in self._specs)
 
     @property
     def failures(self) -> list[dict[str, Any]]:

@@ -122,9 +122,7 @@ def run_search(
     posterior = {"posterior": strategy.posterior().to_dict()} if axis is None or candidates else {}
     if posterior or strategy.bayesian:
         write_json(directory / "posterior.json", posterior_file(strategy, architectures, reader.isomorphism_key))
-    if inspect is not None:
-        inspect(reader, architectures)
-    return {
+    result = {
         "default": terms.get(score, 0.0),
         "search": {
             "id": str(parameters["trial"]).removeprefix("search-"),
@@ -152,6 +150,9 @@ def run_search(
         "config": effective(whole).to_dict(),
         "stage_seconds": watch.seconds,
     }
+    if inspect is not None:
+        inspect(reader, architectures)
+    return result
 
 
 def _evaluator(

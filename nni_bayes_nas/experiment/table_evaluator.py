@@ -29,7 +29,8 @@ class TableEvaluator(Evaluator):  # type: ignore[misc]
 
     Args:
         path: Of the table, as `BenchmarkTable` takes it.
-        column: Of the result; larger is better.
+        column: Of the result. NNI's strategies take larger ones as better, but for TPE, which must be told
+            (`optimize_mode="maximize"`).
         name: Gives the name of an architecture in the table from its choices: package.module:function.
         key: Column of the names.
 

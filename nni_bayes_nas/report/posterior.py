@@ -111,18 +111,18 @@ def refinements(run: RunFolder) -> list[tuple[str, str, list[list[str]]]]:
     """For each search whose posterior was refined: its id, a sentence, and rows of `REFINED_COLUMNS`."""
     found = []
     for search, account in sorted((run.summary.get("refinement") or {}).items()):
-        short, longer = (
-            {row["candidate"]: row["val_loss"] for row in account.get(kind) or []} for kind in ("probes", "finals")
-        )
+        short = {row["candidate"]: f"{row['val_loss']:.4f}" for row in account.get("probes") or []}
+        finals, longer = account.get("finals") or [], {}
+        for row in finals:  # rung by rung, the longest last
+            after = f" ({plural(row['epochs'], 'epoch')})" if "epochs" in row else ""
+            longer[row["candidate"]] = f"{row['val_loss']:.4f}{after}"
         rows = []
         for row in account.get("posterior") or []:
             cells = [_share(row["probability_best"]), f"{row['mean']:.2f} ± {row['sd']:.2f}".replace("-", "−")]
-            for losses in (short, longer):
-                loss = losses.get(row["candidate"])
-                cells.append("–" if loss is None else f"{loss:.4f}")
+            cells += [losses.get(row["candidate"], "–") for losses in (short, longer)]
             rows.append([*cells, _difference(row["choices"], {})])
         sentence = (
-            f"{plural(len(short), 'short training')} and {plural(len(longer), 'longer one')} have updated the "
+            f"{plural(len(short), 'short training')} and {plural(len(finals), 'longer one')} have updated the "
             "posterior of the search, the prior mean of a Gaussian process. Scores are in standard deviations of what "
             "was seen, larger is better; the probability is that of a draw of the process in which it is the best."
         )

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,13 @@ def test_a_signal_ends_the_search_and_is_named(tmp_path: Path, number: signal.Si
     (tmp_path / "small.yaml").write_text(SMALL.replace("epochs: 2", "epochs: 500"))
     program = "from nni_bayes_nas.cli import main; raise SystemExit(main(['search', 'small.yaml', '--output', 'out']))"
     with subprocess.Popen(
-        [sys.executable, "-c", program], cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # A shell lets what it starts in the background ignore SIGINT, these tests too, and they their children.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout is not None and process.stderr is not None
         assert process.stdout.readline().startswith("epoch 0")

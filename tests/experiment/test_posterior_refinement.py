@@ -216,6 +216,27 @@ def test_a_late_result_is_never_that_of_another_architecture():
     assert ledger.finished and all(ledger.spec(n).parameters["choices"] == refined["choices"] for n in names)
 
 
+def test_a_late_result_of_a_rung_leaves_nobody_waited_for():
+    """A longer training that was given up reports as the best while the next rung trains another architecture."""
+    ledger, late, dropped = Ledger(plan(evaluations=8, rungs=[[4, 4], [1, 8]]), retries=0), None, None
+    while dropped is None:
+        for spec in ledger.take(2):
+            word = spec.name.split("-")[0]
+            if word == "final" and late is None:
+                late = spec
+                ledger.died(spec.name, "killed")
+            elif word == "final2":
+                dropped = spec
+            else:
+                ledger.done(spec.name, result_of(spec), "job")
+    ledger.done(late.name, {"default": 0.9, "val_loss": -5.0}, "job")
+    assert dropped.name not in ledger.order() and not ledger.finished
+    names = run(ledger)
+    assert names[0] == late.name.replace("final", "final2") and ledger.finished
+    assert ledger.summary()["architectures"][0]["choices"] == late.parameters["choices"]
+    assert len(ledger.summary()["refinement"]["s0"]["finals"]) == 5
+
+
 def test_while_it_goes_on_there_is_no_verdict():
     ledger = Ledger(plan())
     ledger.take(1)
@@ -251,12 +272,12 @@ def test_both_acquisitions(how):
     [
         ({"evaluations": 0}, "refine.evaluations` must be at least 1"),
         ({"prior_weight": -1.0}, "refine.prior_weight` must not be negative"),
-        ({"rungs": [[9, 8]], "evaluations": 5}, r"rungs` must be pairs, of a number at most the one before \(5\)"),
-        ({"rungs": [[4, 8], [5, 16]]}, r"must be pairs, .* got \(\(4, 8\), \(5, 16\)\)"),
-        ({"rungs": [[4, 8], [2, 8]]}, "of more epochs than before"),
-        ({"rungs": [[4, 3]]}, r"of more epochs than before \(3\)"),
-        ({"rungs": [[0, 8]]}, "must be pairs"),
-        ({"rungs": [4, 8]}, "rungs"),
+        ({"rungs": [[9, 8]], "evaluations": 5}, r"rungs` must be pairs, of a number from 1 to 5 .* got \(9, 8\)"),
+        ({"rungs": [[4, 8], [5, 16]]}, r"from 1 to 4 and then of more than 8 epochs, got \(5, 16\)"),
+        ({"rungs": [[4, 8], [2, 8]]}, r"of more than 8 epochs, got \(2, 8\)"),
+        ({"epochs": 8}, r"refine.rungs` must be .* of more than 8 epochs, got \(2, 8\)"),
+        ({"rungs": [[0, 8]]}, r"of a number from 1 to 14 .* got \(0, 8\)"),
+        ({"rungs": [4, 8]}, r"refine\.rungs\[0\]"),
         ({"acquisition": "ucb"}, "acquisition"),
         ({"epoch": 3}, "epochs"),
     ],

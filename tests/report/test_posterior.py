@@ -57,7 +57,7 @@ def test_a_posterior_at_every_lambda(folder):
 def test_what_short_trainings_added(folder, edit_summary):
     account = {
         "probes": [{"candidate": 3, "val_loss": 0.5}, {"candidate": 4, "val_loss": 0.6}],
-        "finals": [{"candidate": 3, "val_loss": 0.25}],
+        "finals": [{"candidate": 3, "val_loss": 0.25, "epochs": 4}, {"candidate": 3, "val_loss": 0.2, "epochs": 8}],
         "posterior": [
             {"candidate": 3, "choices": {"a": "conv"}, "mean": 1.0, "sd": 0.5, "probability_best": 0.75},
             {"candidate": 9, "choices": {"a": "skip"}, "mean": -1.0, "sd": 0.5, "probability_best": 0.25},
@@ -65,9 +65,9 @@ def test_what_short_trainings_added(folder, edit_summary):
     }
     edit_summary(folder, lambda summary: summary.update(refinement={"s0": account}))
     ((search, sentence, rows),) = posterior.refinements(read_run(folder))
-    assert search == "s0" and sentence.startswith("2 short trainings and 1 longer one have updated")
+    assert search == "s0" and sentence.startswith("2 short trainings and 2 longer ones have updated")
     assert rows == [
-        ["75.0 %", "1.00 ± 0.50", "0.5000", "0.2500", "a: conv"],
+        ["75.0 %", "1.00 ± 0.50", "0.5000", "0.2000 (8 epochs)", "a: conv"],
         ["25.0 %", "−1.00 ± 0.50", "–", "–", "a: skip"],
     ]
     assert "Refined by short trainings: search s0" in write_report([folder])[0].read_text(encoding="utf-8")

@@ -69,6 +69,11 @@ def test_the_key_tells_whose_output_is_meant():
     )
 
 
+def test_other_choices_count():
+    cell = next(cells_of(2))
+    assert isomorphism_key(cell) != isomorphism_key({**cell, "width": 4}) != isomorphism_key({**cell, "width": 8})
+
+
 def test_cells_of_one_key_have_equal_outputs():
     """With one weight for an operation wherever it stands, and a classifier that adds up the nodes."""
     space = CellSpace(n_cells=1, n_nodes=3, width=2, operations=("skip_connect", "conv_3x3"))

@@ -207,12 +207,12 @@ class PosteriorRefinement(SearchAndRetrain):
         rungs: list[_Rung] = []
         tried = observed
         for number, (n, epochs) in enumerate(self.refine.rungs, 1):
-            if not done or not tried:
-                break
             word = "final" if number == 1 else f"final{number}"
-            chosen = self._chosen(raw, i, observed, rungs, tried, n)
+            # What ended before a late result opened the rung before again stays.
+            begins = done and bool(tried)
+            chosen = self._chosen(raw, i, observed, rungs, tried, n) if begins else []
             every = [*chosen, *self._others(word, chosen, raw, results, i)]
-            done = all(self._name(word, i, c) in (results.keys() | self._failed) for c in chosen)
+            done = done and all(self._name(word, i, c) in (results.keys() | self._failed) for c in chosen)
             named = [(c, self._name(word, i, c)) for c in every]
             tried = [Observation(c, -results[name]["val_loss"]) for c, name in named if name in results]
             rungs.append(_Rung(word, epochs, every, tried))
