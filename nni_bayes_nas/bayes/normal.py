@@ -11,11 +11,14 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-Prior = Literal["fixed", "empirical_bayes", "ard"]
-PRIORS: tuple[Prior, ...] = ("fixed", "empirical_bayes", "ard")
+Prior = Literal["fixed", "empirical_bayes", "ard", "log_uniform"]
+PRIORS: tuple[Prior, ...] = ("fixed", "empirical_bayes", "ard", "log_uniform")
 # exp of these: from a weight that is known to six digits to one that is not known at all.
 RHO_RANGE = (-12.0, 3.0)
+# Of the approximation to the log-uniform prior.
+_K1, _K2, _K3 = 0.63576, 1.87320, 1.48695
 
 
 def sd(rho: Tensor) -> Tensor:
@@ -59,6 +62,18 @@ def kl_ard(mean: Tensor, sd: Tensor) -> Tensor:
     return torch.log1p((mean / sd).square()).sum() / 2
 
 
+def kl_log_uniform(mean: Tensor, sd: Tensor) -> Tensor:
+    """Divergence from p(|w|) ~ 1 / |w|, up to a constant that is infinite; `()`, 0 for weights whose means are 0.
+
+    sum_i log(1 + 1 / alpha_i) / 2 + k1 (1 - sigmoid(k2 + k3 log alpha_i)) with alpha = sigma^2 / mu^2.
+
+    The approximation of Molchanov et al. (2017, arXiv 1701.05369, equation 14); their constant is left out. The prior
+    is improper: what is built with it is no evidence.
+    """
+    log_alpha = 2 * (sd.log() - mean.abs().clamp_min(1e-20).log())
+    return (F.softplus(-log_alpha) / 2 + _K1 * torch.sigmoid(-(_K2 + _K3 * log_alpha))).sum()
+
+
 def kl_to_prior(mean: Tensor, sd: Tensor, prior: Prior, prior_sd: float = 1.0) -> Tensor:
     """KL of a posterior to a prior with mean zero, summed; `()`.
 
@@ -66,12 +81,13 @@ def kl_to_prior(mean: Tensor, sd: Tensor, prior: Prior, prior_sd: float = 1.0) -
         mean: Any shape.
         sd: The same shape.
         prior: "fixed": N(0, prior_sd^2); "empirical_bayes": one standard deviation, the best for these weights; "ard":
-            one for each of them.
+            one for each of them; "log_uniform": see `kl_log_uniform`.
         prior_sd: Of "fixed".
     """
     if prior == "fixed":
         return kl(mean, sd, 0.0, prior_sd)
-    return kl_ard(mean, sd) if prior == "ard" else kl_empirical_bayes(mean, sd)
+    others = {"ard": kl_ard, "empirical_bayes": kl_empirical_bayes, "log_uniform": kl_log_uniform}
+    return others[prior](mean, sd)
 
 
 def gated_kl(gates: Tensor, divergences: Tensor) -> Tensor:

@@ -89,3 +89,20 @@ def recalibrated(module: nn.Module, forward: Callable[[Tensor], Any], inputs: It
                 buffer.copy_(saved[name])
         for m, mode in modes.items():
             m.training = mode
+
+
+def recalibrate(network: nn.Module, inputs: Iterable[Tensor]) -> None:
+    """Running statistics of a network, from now on the means over some batches of those of each batch; in place.
+
+    Args:
+        network: Its mode stays.
+        inputs: Batches, `(batch, ...)`; without any, nothing changes.
+    """
+    norms, batches = batch_norms(network), list(inputs)
+    if not norms or not batches:
+        return
+    with recalibrated(network, network, batches):
+        found = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
+    for norm, buffers in zip(norms, found, strict=True):
+        for name, buffer in norm.named_buffers():
+            buffer.copy_(buffers[name])

@@ -27,6 +27,7 @@ from nni_bayes_nas.bayes import normal
 from nni_bayes_nas.errors import ConfigError, SpaceError
 from nni_bayes_nas.layers.convolution import is_plain_convolution
 from nni_bayes_nas.layers.gaussian_output import ESTIMATORS, Apply, Estimator, noisy_output
+from nni_bayes_nas.layers.masked import mask_of
 
 Normalized = Literal["filters", "layer"] | None
 # What a factor of its input goes through, if it is positive.
@@ -58,8 +59,8 @@ class Variational(nn.Module):
     noisy: bool | None
 
     def kl(self) -> Tensor:
-        """KL of the weights to their prior, in nats; `()`."""
-        return _kl(self.weight, self.rho, self.prior, self.prior_sd, self.normalized)
+        """KL of the weights to their prior, in nats, of those that are not left out; `()`."""
+        return divergence(self.weight, self.rho, self.prior, self.prior_sd, self.normalized, mask_of(self))
 
     @property
     def is_noisy(self) -> bool:
@@ -70,7 +71,8 @@ class Variational(nn.Module):
         """The output for an input, with what the layer computes as a function of input, weight and bias."""
         if not self.is_noisy:
             return apply(x, self.weight, self.bias)
-        return noisy_output(x, apply, self.weight, normal.sd(self.rho), self.bias, self.estimator)
+        sd, mask = normal.sd(self.rho), mask_of(self)
+        return noisy_output(x, apply, self.weight, sd if mask is None else sd * mask, self.bias, self.estimator)
 
 
 class VariationalLinear(nn.Linear, Variational):
@@ -177,15 +179,48 @@ def divergences(layers: Sequence[Variational]) -> Tensor:
     """
     kinds: dict[Any, list[int]] = {}
     for i, layer in enumerate(layers):
-        like = layer.weight.shape, layer.weight.dtype, layer.prior, layer.prior_sd, layer.normalized
+        # Masks take another number out of each.
+        own = None if mask_of(layer) is None else i
+        like = layer.weight.shape, layer.weight.dtype, layer.prior, layer.prior_sd, layer.normalized, own
         kinds.setdefault(like, []).append(i)
     found: list[Tensor] = []
-    for (_, _, prior, prior_sd, normalized), which in kinds.items():
-        kl = functools.partial(_kl, prior=prior, prior_sd=prior_sd, normalized=normalized)
+    for (_, _, prior, prior_sd, normalized, own), which in kinds.items():
+        if own is not None:
+            found.append(layers[own].kl().reshape(1))
+            continue
+        kl = functools.partial(divergence, prior=prior, prior_sd=prior_sd, normalized=normalized)
         means, rho = (torch.stack([getattr(layers[i], name) for i in which]) for name in ("weight", "rho"))
         found.append(torch.vmap(kl)(means, rho))
     order = sorted(range(len(layers)), key=[i for which in kinds.values() for i in which].__getitem__)
     return torch.cat(found)[order]
+
+
+def divergence(
+    mean: Tensor,
+    rho: Tensor,
+    prior: normal.Prior,
+    prior_sd: float,
+    normalized: Normalized = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """KL of the Gaussian weights of a layer to their prior, in nats; `()`.
+
+    Args:
+        mean: Of the weights, rows are filters.
+        rho: Logarithms of their standard deviations.
+        prior: See `normal.kl_to_prior`.
+        prior_sd: Of the prior "fixed".
+        normalized: See `Variational`.
+        mask: 0 for weights that are left out and cost nothing.
+    """
+    sd = normal.sd(rho)
+    if normalized is not None:
+        rows = mean.flatten(1) if normalized == "filters" else mean.reshape(1, -1)
+        scale = rows.square().mean(1).clamp_min(1e-24).rsqrt().reshape(-1, *[1] * (mean.dim() - 1))
+        mean, sd = mean * scale, sd * scale
+    if mask is not None:
+        mean, sd = mean[mask > 0], sd[mask > 0]
+    return normal.kl_to_prior(mean, sd, prior, prior_sd)
 
 
 @contextlib.contextmanager
@@ -200,15 +235,6 @@ def weight_noise(model: nn.Module, on: bool) -> Iterator[None]:
     finally:
         for layer, noisy in zip(layers, before, strict=True):
             layer.noisy = noisy
-
-
-def _kl(mean: Tensor, rho: Tensor, prior: normal.Prior, prior_sd: float, normalized: Normalized) -> Tensor:
-    sd = normal.sd(rho)
-    if normalized is not None:
-        rows = mean.flatten(1) if normalized == "filters" else mean.reshape(1, -1)
-        scale = rows.square().mean(1).clamp_min(1e-24).rsqrt().reshape(-1, *[1] * (mean.dim() - 1))
-        mean, sd = mean * scale, sd * scale
-    return normal.kl_to_prior(mean, sd, prior, prior_sd)
 
 
 def _check(prior: str, prior_sd: float, rho: float, estimator: str) -> None:

@@ -1,5 +1,7 @@
 """Gaussian posteriors: closed forms against torch, Monte Carlo and numerical optima."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -68,9 +70,21 @@ def test_priors_by_name(prior):
         "fixed": normal.kl(mean, sd, 0.0, 0.3),
         "empirical_bayes": normal.kl_empirical_bayes(mean, sd),
         "ard": normal.kl_ard(mean, sd),
+        "log_uniform": normal.kl_log_uniform(mean, sd),
     }[prior]
     torch.testing.assert_close(normal.kl_to_prior(mean, sd, prior, 0.3), expected)
     assert float(expected) >= 0
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.5, 1.0, 3.0, 10.0])
+def test_the_log_uniform_prior_by_integration(ratio):
+    """E log |w| - log sigma, less what it is at mu = 0; the approximation is good to .01 nat."""
+    z = torch.linspace(-9, 9, 200_001, dtype=torch.float64)
+    density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
+    exact = [float((density * (z + r).abs().clamp_min(1e-6).log()).sum() * (z[1] - z[0])) for r in (ratio, 0.0)]
+    mean, sd = torch.tensor([ratio], dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    assert float(normal.kl_log_uniform(2 * mean, 2 * sd)) == pytest.approx(exact[0] - exact[1], abs=0.01)
+    assert float(normal.kl_log_uniform(0 * mean, sd)) == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("prior", normal.PRIORS)

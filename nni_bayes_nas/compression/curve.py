@@ -1,0 +1,90 @@
+"""What a network is worth with ever fewer weights, and how short it can be written down."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nni_bayes_nas.compression.pruning import Scope, apply_masks, kept, masks, mean_network, prunable, scores
+from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.layers.normalization import recalibrate
+from nni_bayes_nas.layers.variational import Variational, collect_kl
+
+
+def accuracy_pruning_curve(
+    network: nn.Module,
+    fractions: Sequence[float],
+    evaluate: Callable[[nn.Module], dict[str, float]],
+    *,
+    scope: Scope = "global",
+    calibration: Iterable[Tensor] = (),
+    finetune: Callable[[nn.Module], None] | None = None,
+) -> list[dict[str, Any]]:
+    """What `evaluate` says of the network of the means with shares of its weights left out.
+
+    Args:
+        network: With Gaussian layers, ranked by the relative density, or plain, by magnitude; it is left alone.
+        fractions: Shares that are left out, in [0, 1).
+        evaluate: Gives numbers by name of a network in evaluation mode.
+        scope: See `masks`.
+        calibration: Batches of inputs for batch normalization, whose statistics change with what is left out.
+        finetune: Trains a pruned network further, in place; None for none.
+
+    Returns:
+        Rows "fraction", "kept" (weights), "compression" (weights / kept), what `evaluate` gives, and with `finetune`
+        the same after it as "finetuned".
+
+    Raises:
+        ConfigError: As `masks`.
+    """
+    found, inputs = scores(network), list(calibration)
+    total = sum(score.numel() for score in found.values())
+    rows = []
+    for fraction in fractions:
+        pruned = mean_network(network)
+        apply_masks(pruned, masks(found, fraction=fraction, scope=scope))
+        recalibrate(pruned, inputs)
+        left = kept(pruned)
+        row: dict[str, Any] = {"fraction": fraction, "kept": left, "compression": total / max(1, left)}
+        row |= evaluate(pruned.eval())
+        if finetune is not None:
+            finetune(pruned)
+            row["finetuned"] = evaluate(pruned.eval())
+        rows.append(row)
+    return rows
+
+
+def description_length(network: nn.Module, precision: int = 32) -> dict[str, float]:
+    """Bits that a network takes: what is left of its weights, where they are, and all that is not a weight.
+
+    Args:
+        network: Pruned or not, Gaussian or plain.
+        precision: Bits of a number.
+
+    Returns:
+        "values": precision times the weights that are not zero; "positions": log2 of the number of ways to choose
+        them, sum_l log2 C(n_l, k_l); "points": precision times biases and normalization; "total". For Gaussian layers
+        "information" beside: KL(q || p) / log 2, the cost of the weights by bits-back coding (Hinton & van Camp, 1993).
+    """
+    if precision < 1:
+        raise ConfigError(f"precision must be at least 1 bit, got {precision}; 32 is single precision.")
+    values = positions = 0.0
+    matrices = 0
+    for layer in prunable(network).values():
+        n, k = layer.weight.numel(), int(torch.count_nonzero(layer.weight))
+        matrices += n
+        values += precision * k
+        positions += (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(2)
+    deviations = sum(m.rho.numel() for m in network.modules() if isinstance(m, Variational))
+    every = sum(p.numel() for p in network.parameters()) - deviations
+    points = float(precision * (every - matrices))
+    result = {"values": values, "positions": positions, "points": points, "total": values + positions + points}
+    divergences = collect_kl(network)
+    if divergences:
+        with torch.no_grad():
+            result["information"] = float(torch.stack(list(divergences.values())).sum()) / math.log(2)
+    return result

@@ -1,0 +1,275 @@
+"""A network whose Gaussian weights are a function of the complexity parameter lambda."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from nni_bayes_nas.bayes import normal
+from nni_bayes_nas.complexity.axis import Axis, LambdaAxis, LiteralAxis
+from nni_bayes_nas.compression.weight_hypernet import Kind, WeightHypernet
+from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.layers.gaussian_output import Estimator
+from nni_bayes_nas.layers.normalization import recalibrate
+from nni_bayes_nas.layers.variational import divergence, to_variational, variational_layers
+
+Weights = Literal["variational", "point"]
+Prior = Literal["fixed", "scaled", "empirical_bayes", "ard", "log_uniform"]
+PRIORS: tuple[Prior, ...] = ("fixed", "scaled", "empirical_bayes", "ard", "log_uniform")
+
+
+@dataclass(frozen=True)
+class AtLambda:
+    """The network at one lambda: its weights as the hypernetwork gives them, evaluated once.
+
+    Attributes:
+        model: The whole.
+        lam: Lambda.
+        values: Parameters of its network, by name.
+    """
+
+    model: HyperVariational
+    lam: float
+    values: dict[str, Tensor]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The network's outputs; with the noise of the weights in training, and where `weight_noise` says so."""
+        outputs: Tensor = functional_call(self.model.network, self.values, (x,))
+        return outputs
+
+    def divergences(self) -> dict[str, Tensor]:
+        """KL of the weights of every layer to their prior, in nats; for points -log N(0, s^2) up to a constant.
+
+        To the prior "scaled" it is that to N(0, s^2 / lambda).
+        """
+        model, values = self.model, self.values
+        if model.weights == "point":
+            return {name: values[name].square().sum() / (2 * model.prior_sd**2) for name in model.prunable}
+        sd = model.prior_sd * (self.lam**-0.5 if model.prior == "scaled" else 1.0)
+        return {
+            name: divergence(values[_of(name, "weight")], values[_of(name, "rho")], layer.prior, sd, layer.normalized)
+            for name, layer in variational_layers(model.network).items()
+        }
+
+    def kl(self) -> Tensor:
+        """The sum of the divergences; `()`."""
+        return torch.stack(list(self.divergences().values())).sum()
+
+    def complexity(self) -> Tensor:
+        """What J takes away from the expected log-likelihood: lambda KL; to the prior "scaled" the KL alone; `()`."""
+        return self.kl() if self.model.prior == "scaled" else self.lam * self.kl()
+
+
+class HyperVariational(nn.Module):
+    """Any network of linear and convolutional layers, with weights q_lambda(w) = N(mu(lambda), sigma(lambda)^2).
+
+    Trained for all lambda of a range at once, they maximize the mean over lambda of
+
+        J(lambda) = E_q log p(D | w) - lambda KL(q || p):
+
+    lambda = 1 is the evidence lower bound, above it posteriors are as of fewer objects, and more weights can go. Biases
+    and normalization are points, and functions of lambda too.
+
+    Args:
+        model: The network; it is copied, and its weights are the first means, at every lambda.
+        kind: How the weights depend on lambda, see `WeightHypernet`; "constant" for one lambda, a direct run.
+        weights: "variational", or "point": one value of every weight, the baseline with L2 decay.
+        prior: "fixed" N(0, s^2); "scaled" N(0, s^2 / lambda), where lambda weighs nothing else (Grebenkova et al.'s
+            covariance reparametrization); "empirical_bayes"; "ard"; "log_uniform" (`bayes.normal`).
+        prior_sd: s.
+        lambda_range: Lowest and highest lambda, or one lambda.
+        axis: "log": drawn log-uniformly; "literal": the position is lambda itself, which may begin at 0, where the
+            weights maximize the likelihood; drawn uniformly then.
+        rho: Logarithm of the standard deviations at first.
+        estimator: See `to_variational`.
+        skip: Names of modules that stay points.
+        knots: Of kind "piecewise_linear", see `WeightHypernet`.
+        rank: Of "low_rank" and "mlp".
+        hidden: Units of these.
+        seed: Of the initial hypernetwork.
+
+    Attributes:
+        network: The network, its parameters those of the beginning.
+        prunable: Names of the weights that are matrices or filters.
+
+    Raises:
+        ConfigError: Options that cannot be.
+        SpaceError: Layers with weights that cannot be converted; it names them.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        kind: Kind = "piecewise_linear",
+        weights: Weights = "variational",
+        prior: Prior = "ard",
+        prior_sd: float = 1.0,
+        lambda_range: tuple[float, float] | float = (0.1, 3.0),
+        axis: Literal["log", "literal"] = "log",
+        rho: float = -5.0,
+        estimator: Estimator = "local",
+        skip: Sequence[str] = (),
+        knots: int | Sequence[float] = 5,
+        rank: int = 4,
+        hidden: int = 32,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        _check(kind, weights, prior, lambda_range, axis)
+        self.kind, self.weights, self.prior, self.prior_sd = kind, weights, prior, prior_sd
+        self.axis = _axis(lambda_range, axis)
+        self.single = None if self.axis else float(lambda_range)  # type: ignore[arg-type]
+        # To any layer the scaled prior is a fixed one, of another width at every lambda.
+        given: Any = "fixed" if prior == "scaled" else prior
+        network = to_variational(
+            copy.deepcopy(model), prior=given, prior_sd=prior_sd, rho=rho, estimator=estimator, skip=skip
+        )
+        converted = variational_layers(network)
+        self.prunable = [_of(name, "weight") for name in converted]
+        if weights == "point":
+            network = copy.deepcopy(model)
+        self.network = network.requires_grad_(False)
+        self._rhos = [_of(name, "rho") for name in converted] if weights == "variational" else []
+        parameters = dict(network.named_parameters())
+        self._points = [name for name in parameters if name not in set(self._rhos)]
+        options: dict[str, Any] = {"knots": knots, "rank": rank, "hidden": hidden, "seed": seed}
+        self.means = WeightHypernet([parameters[name] for name in self._points], kind, **options)
+        self.rhos = WeightHypernet([parameters[name] for name in self._rhos], kind, **options) if self._rhos else None
+
+    def at(self, lam: float | None = None) -> AtLambda:
+        """The network at lambda; None only where there is one lambda.
+
+        Raises:
+            ConfigError: Lambda lies outside of what is trained.
+        """
+        lam = self._checked(lam)
+        t = self._position(lam)
+        values = dict(zip(self._points, self.means(t), strict=True))
+        if self.rhos is not None:
+            values |= dict(zip(self._rhos, self.rhos(t), strict=True))
+        return AtLambda(self, lam, values)
+
+    def share(self, alone: bool) -> None:
+        """Whether piecewise linear hypernetworks are what their knots share alone, and learn that."""
+        for net in (self.means, self.rhos):
+            if net is not None:
+                net.alone = alone
+
+    def forward(self, x: Tensor, lam: float | None = None) -> Tensor:
+        """The outputs of the network at lambda."""
+        return self.at(lam)(x)
+
+    def draw(self, n: int, generator: torch.Generator) -> list[float]:
+        """`n` values of lambda for a step: stratified, both ends among those that are drawn."""
+        if self.axis is None:
+            return [self._checked(None)] * n
+        lams: list[float] = self.axis.to_lambda(self.axis.positions_per_step(n, generator).double()).tolist()
+        return [min(max(lam, self.axis.low), self.axis.high) for lam in lams]
+
+    @torch.no_grad()
+    def materialize(self, lam: float | None = None, calibration: Iterable[Tensor] = ()) -> nn.Module:
+        """The network at lambda as a module of its own: Gaussian layers, or plain ones for points.
+
+        Args:
+            lam: Lambda.
+            calibration: Batches of inputs, by which the running statistics of batch normalization become those of this
+                network; without them they stay those of all lambda.
+        """
+        values = {name: value.clone() for name, value in self.at(lam).values.items()}
+        network = copy.deepcopy(self.network).requires_grad_(True)
+        network.load_state_dict(values, strict=False)
+        recalibrate(network, calibration)
+        return network
+
+    @torch.no_grad()
+    def log_relative_density(self, lam: float | None = None) -> dict[str, Tensor]:
+        """log q(0) / q(mode) of every weight, by name, at most 0; for points -w^2 / 2. Near 0: can be left out."""
+        values = self.at(lam).values
+        if self.weights == "point":
+            return {name: -values[name].square() / 2 for name in self.prunable}
+        rhos = [name.removesuffix("weight") + "rho" for name in self.prunable]
+        pairs = zip(self.prunable, rhos, strict=True)
+        return {name: normal.log_relative_density(values[name], normal.sd(values[rho])) for name, rho in pairs}
+
+    @torch.no_grad()
+    def elbo(
+        self,
+        lam: float | None,
+        data: Iterable[Sequence[Tensor]],
+        log_likelihood: Callable[[Tensor, Tensor], Tensor],
+        draws: int = 1,
+    ) -> dict[str, float]:
+        """J and its parts at lambda, in nats, sums over all objects.
+
+        Args:
+            lam: Lambda.
+            data: Batches of all objects, inputs and targets.
+            log_likelihood: log p(y | f(x, w)) of outputs and targets, summed over the batch; `()`.
+            draws: Of the weights, for every batch.
+
+        Returns:
+            "expected_log_likelihood", "kl", "objective": J.
+        """
+        from nni_bayes_nas.layers.variational import weight_noise
+
+        found = self.at(lam)
+        total = 0.0
+        with weight_noise(self.network, True):
+            for x, y in data:
+                total += sum(float(log_likelihood(found(x), y)) for _ in range(draws)) / draws
+        return {
+            "expected_log_likelihood": total,
+            "kl": float(found.kl()),
+            "objective": total - float(found.complexity()),
+        }
+
+    def _checked(self, lam: float | None) -> float:
+        if lam is None:
+            if self.single is None:
+                raise ConfigError("lambda must be given, for the weights depend on it.")
+            return self.single
+        if self.single is not None and lam != self.single:
+            raise ConfigError(f"lambda must be {self.single:g}, the one that was trained, got {lam:g}.")
+        return lam
+
+    def _position(self, lam: float) -> float:
+        if self.axis is None:
+            return 0.0
+        u, (low, high) = self.axis.to_u(lam), self.axis.domain
+        return min(1.0, max(0.0, (u - low) / (high - low)))
+
+
+def _of(layer: str, name: str) -> str:
+    """Name of a parameter of a layer, which may be the whole network."""
+    return f"{layer}.{name}" if layer else name
+
+
+def _axis(lambda_range: tuple[float, float] | float, axis: str) -> Axis | None:
+    if isinstance(lambda_range, (int, float)):
+        return None
+    return LambdaAxis(*lambda_range) if axis == "log" else LiteralAxis(*lambda_range)
+
+
+def _check(kind: str, weights: str, prior: str, lambda_range: tuple[float, float] | float, axis: str) -> None:
+    for name, value, known in (
+        ("weights", weights, ("variational", "point")),
+        ("prior", prior, PRIORS),
+        ("axis", axis, ("log", "literal")),
+    ):
+        if value not in known:
+            raise ConfigError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
+    single = isinstance(lambda_range, (int, float))
+    low = float(lambda_range if isinstance(lambda_range, (int, float)) else lambda_range[0])
+    if not 0 <= low < float("inf"):
+        raise ConfigError(f"lambda must be at least 0 and finite, got {low:g}; 1 gives the evidence bound.")
+    if prior == "scaled" and not low > 0:
+        raise ConfigError("lambda must be above 0 with the prior 'scaled', whose variance is divided by it, got 0.")
+    if single and kind != "constant":
+        raise ConfigError(f"kind must be 'constant' for one lambda, got {kind!r}; or give a lambda_range.")

@@ -1,0 +1,138 @@
+"""Training of a network whose weights are a function of lambda, with Lightning."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+import torchmetrics
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nni_bayes_nas.bayes import elbo, objective
+from nni_bayes_nas.coercion import require
+from nni_bayes_nas.compression.hyper_variational import HyperVariational
+from nni_bayes_nas.layers.variational import weight_noise
+
+Optimizer = Literal["adam", "sgd"]
+_LEFT_AT_THE_END = 1e-3
+
+
+class HyperVariationalModule(pl.LightningModule):
+    """Classification: minimizes the mean over lambda of E_q[-log p(y | x, w)] + warmth * complexity / m, per object.
+
+    Every step draws `lambdas_per_step` values of lambda, stratified over the range, and evaluates the hypernetwork once
+    for each of them. Rates are constant for the first half of the steps and then fall linearly to nearly zero: standard
+    deviations have several nats to go before weights can be left out.
+
+    Validation logs accuracy and loss of the network of the means at both ends and in the middle of the range.
+
+    Args:
+        model: The network.
+        n_objects: m, of the training set.
+        learning_rate: Of means and points.
+        rho_learning_rate: Of the logarithms of the standard deviations.
+        lambdas_per_step: Values of lambda for a mini-batch.
+        divide_batch: Whether every lambda sees a part of the mini-batch of its own, instead of all of it.
+        warmup: Share of the steps until the divergence counts in full.
+        shared_until: Share of the steps in which a piecewise linear hypernetwork learns what its knots share alone.
+        optimizer: "adam", or "sgd" with momentum .9.
+        seed: Of the values of lambda.
+
+    Raises:
+        ConfigError: Options that cannot be.
+    """
+
+    def __init__(
+        self,
+        model: HyperVariational,
+        *,
+        n_objects: int,
+        learning_rate: float = 2e-3,
+        rho_learning_rate: float = 5e-3,
+        lambdas_per_step: int = 1,
+        divide_batch: bool = False,
+        warmup: float = 0.2,
+        shared_until: float = 0.1,
+        optimizer: Optimizer = "adam",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        require(n_objects >= 1, "n_objects", "must be the size of the training set", n_objects, "pass len(dataset)")
+        for name, rate in (("learning_rate", learning_rate), ("rho_learning_rate", rho_learning_rate)):
+            require(rate > 0, name, "must be positive", rate, "0.002 is usual")
+        require(lambdas_per_step >= 1, "lambdas_per_step", "must be at least 1", lambdas_per_step, "1 is the default")
+        for name, share in (("warmup", warmup), ("shared_until", shared_until)):
+            require(0 <= share <= 1, name, "must lie in [0, 1], a share of the steps", share, "0.2 is usual")
+        known = ("adam", "sgd")
+        require(optimizer in known, "optimizer", f"must be one of {', '.join(known)}", optimizer, "adam is the default")
+        self.model = model
+        self.n_objects = n_objects
+        self.rates = learning_rate, rho_learning_rate
+        self.lambdas_per_step, self.divide_batch = lambdas_per_step, divide_batch
+        self.warmup, self.shared_until, self.optimizer = warmup, shared_until, optimizer
+        self.seed = seed
+        self.accuracies = nn.ModuleDict()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The mean over some lambda; NaN names its term, the layer if it is one's divergence, and the step."""
+        x, y = batch
+        step = self.trainer.global_step
+        progress = step / max(1, int(self.trainer.estimated_stepping_batches))
+        self.model.share(progress < self.shared_until)
+        # By the step, so that a run that goes on draws the same.
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        lams = self.model.draw(self.lambdas_per_step, generator)
+        parts = [(x, y)] * len(lams)
+        if self.divide_batch:
+            parts = list(zip(torch.tensor_split(x, len(lams)), torch.tensor_split(y, len(lams)), strict=True))
+        warmth = elbo.warmth(progress, self.warmup)
+        terms: dict[str, list[Tensor]] = {"loss": [], "complexity": []}
+        for lam, (inputs, targets) in zip(lams, parts, strict=True):
+            found = self.model.at(lam)
+            terms["loss"].append(F.cross_entropy(found(inputs), targets))
+            terms["complexity"].append(found.complexity() / self.n_objects)
+        means = {name: torch.stack(values).mean() for name, values in terms.items()}
+        if not bool(torch.isfinite(means["complexity"])):
+            self._name_the_layer(lams, step)
+        total = objective.total(means, {"complexity": warmth}, step=step)
+        for name, value in means.items():
+            self.log(f"train_{name}", value.detach(), on_step=False, on_epoch=True, batch_size=len(y))
+        return total
+
+    def on_validation_epoch_start(self) -> None:
+        """The networks of the means, at some lambda."""
+        with torch.no_grad():
+            self._looked_at = {f"{lam:.3g}": self.model.at(lam) for lam in self._grid()}
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Accuracy and loss at some lambda."""
+        x, y = batch
+        with weight_noise(self.model.network, False):
+            for name, found in self._looked_at.items():
+                outputs = found(x)
+                self.log(f"val_loss/{name}", F.cross_entropy(outputs, y), batch_size=len(y))
+                hit = torchmetrics.functional.accuracy(outputs, y, task="multiclass", num_classes=outputs.shape[-1])
+                self.log(f"val_accuracy/{name}", hit, batch_size=len(y))
+
+    def configure_optimizers(self) -> Any:
+        """Adam, or SGD; constant rates for half of the steps, then a straight line to a thousandth."""
+        rate, rho_rate = self.rates
+        groups = [{"params": list(self.model.means.parameters()), "lr": rate}]
+        if self.model.rhos is not None:
+            groups.append({"params": list(self.model.rhos.parameters()), "lr": rho_rate})
+        made: Any = torch.optim.SGD(groups, momentum=0.9) if self.optimizer == "sgd" else torch.optim.Adam(groups)
+        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            made, lambda step: min(1.0, 2 * (1 - step / steps) + _LEFT_AT_THE_END)
+        )
+        return {"optimizer": made, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _grid(self) -> list[float]:
+        return [self.model.draw(1, torch.Generator())[0]] if self.model.axis is None else self.model.axis.grid(3)
+
+    def _name_the_layer(self, lams: list[float], step: int) -> None:
+        for lam in lams:
+            for name, value in self.model.at(lam).divergences().items():
+                objective.check_finite(f"divergence of {name} at lambda {lam:g}", value, step=step)

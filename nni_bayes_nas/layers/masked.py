@@ -1,0 +1,38 @@
+"""Weights that are left out of a layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+
+class Mask(nn.Module):
+    """A parametrization: a weight times a mask of zeros and ones.
+
+    Args:
+        mask: Of the weight's shape.
+    """
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """What stays of the weight."""
+        return weight * self.mask
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """What is kept for a weight that is assigned."""
+        return weight
+
+
+def mask_of(layer: nn.Module) -> Tensor | None:
+    """The mask of a layer's `weight`; None where nothing is left out."""
+    if not parametrize.is_parametrized(layer, "weight"):
+        return None
+    every: Any = layer.parametrizations
+    return next((part.mask for part in every["weight"] if isinstance(part, Mask)), None)

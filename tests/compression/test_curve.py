@@ -1,0 +1,96 @@
+"""Curves, lengths and files of pruned networks."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nni_bayes_nas.compression import kept, mean_network, prune
+from nni_bayes_nas.compression.curve import accuracy_pruning_curve, description_length
+from nni_bayes_nas.compression.sparse_file import load_sparse, save_sparse
+from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.layers.normalization import batch_norms
+from nni_bayes_nas.layers.variational import collect_kl, to_variational
+
+X = torch.randn(64, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def network(gaussian=True):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 40, bias=False), nn.BatchNorm1d(40), nn.ReLU(), nn.Linear(40, 3)).double()
+    return to_variational(net, rho=-3.0) if gaussian else net
+
+
+@pytest.mark.parametrize("gaussian", [True, False])
+def test_a_curve(gaussian):
+    net = network(gaussian)
+    # Weights that are left out change the statistics of what is normalized.
+    seen = []
+
+    def evaluate(pruned):
+        assert not pruned.training
+        seen.append([norm.running_mean.clone() for norm in batch_norms(pruned)])
+        return {"square": float(pruned(X).square().mean())}
+
+    def finetune(pruned):
+        nn.functional.mse_loss(pruned(X), torch.zeros(64, 3, dtype=torch.float64)).backward()
+        torch.optim.SGD(pruned.parameters(), lr=0.01).step()
+
+    rows = accuracy_pruning_curve(net, [0.0, 0.5, 0.9], evaluate, calibration=[X], finetune=finetune)
+    assert [row["kept"] for row in rows] == [360, 180, 36]
+    assert [row["compression"] for row in rows] == [1.0, 2.0, 10.0]
+    assert all(row["finetuned"]["square"] < row["square"] for row in rows)
+    assert kept(net) == 360 and not torch.equal(seen[0][0], seen[2][0])
+    (again,) = accuracy_pruning_curve(net, [0.5], evaluate)
+    assert "finetuned" not in again and again["square"] != rows[1]["square"]
+
+
+def test_lengths_by_hand():
+    net = network()
+    divergence = sum(float(kl) for kl in collect_kl(net).values())
+    found = description_length(net, precision=16)
+    assert found["values"] == 16 * 360 and found["positions"] == pytest.approx(0.0, abs=1e-9)
+    assert found["points"] == 16 * (80 + 3) and found["information"] == pytest.approx(divergence / math.log(2))
+    plain = mean_network(net)
+    prune(plain, fraction=0.5, scope="layer")
+    short = description_length(plain)
+    assert short["values"] == 32 * 180 and "information" not in short and short["points"] == 32 * 83
+    assert short["positions"] == pytest.approx(math.log2(math.comb(240, 120)) + math.log2(math.comb(120, 60)))
+    assert short["total"] == pytest.approx(short["values"] + short["positions"] + short["points"])
+    with pytest.raises(ConfigError, match="precision must be at least 1 bit, got 0"):
+        description_length(net, precision=0)
+
+
+def test_a_file_that_is_smaller(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10))
+    torch.save(net.state_dict(), tmp_path / "dense.pt")
+    prune(net, fraction=0.95)
+    save_sparse(net, tmp_path / "sparse.npz")
+    assert (tmp_path / "sparse.npz").stat().st_size <= (tmp_path / "dense.pt").stat().st_size / 10
+    plain = nn.Sequential(nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10))
+    plain.load_state_dict(load_sparse(tmp_path / "sparse.npz"))
+    x = torch.randn(5, 784)
+    assert torch.equal(plain(x), net(x)) and kept(plain) == kept(net)
+
+
+def test_every_tensor_comes_back(tmp_path):
+    net = mean_network(network())
+    prune(net, fraction=0.8)
+    path = save_sparse(net, tmp_path / "net.npz")
+    other = network(gaussian=False)
+    other.load_state_dict(load_sparse(path))
+    torch.testing.assert_close(other.eval()(X), net.eval()(X))
+    assert other.state_dict()["1.num_batches_tracked"].dtype == torch.int64
+
+
+def test_files_that_are_none(tmp_path):
+    with pytest.raises(ConfigError, match=r"must end in \.npz, got 'net\.pt'"):
+        save_sparse(network(), tmp_path / "net.pt")
+    (tmp_path / "text.npz").write_text("no archive")
+    np.savez(tmp_path / "part.npz", **{"a/bits": np.zeros(1, np.uint8)})
+    for name in ("text.npz", "part.npz", "none.npz"):
+        with pytest.raises(ConfigError, match="must be what save_sparse wrote"):
+            load_sparse(tmp_path / name)

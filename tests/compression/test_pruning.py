@@ -1,0 +1,178 @@
+"""What is left out: exactly as much as is asked for, the least relevant first, for good."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from nni_bayes_nas.bayes import normal
+from nni_bayes_nas.compression import kept, load_pruned, make_permanent, mean_network, prune, scores
+from nni_bayes_nas.compression.pruning import masks, masks_of
+from nni_bayes_nas.errors import ConfigError, SpaceError
+from nni_bayes_nas.layers.variational import Variational, collect_kl, to_variational, weight_noise
+
+
+def network(gaussian=True):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 5), nn.ReLU(), nn.Linear(5, 3))
+    net = net.double()
+    if gaussian:
+        net = to_variational(net, prior="ard")
+        for layer in net.modules():
+            if isinstance(layer, Variational):
+                nn.init.normal_(layer.rho, -2.0, 1.0)
+    return net
+
+
+X = torch.randn(8, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+N_WEIGHTS = 36 + 80 + 15
+
+
+def test_scores_rank_as_the_relative_density_does():
+    net = network()
+    for name, score in scores(net).items():
+        layer = net.get_submodule(name)
+        log_density = normal.log_relative_density(layer.weight, normal.sd(layer.rho))
+        assert torch.equal(score.flatten().argsort(), log_density.flatten().argsort(descending=True))
+        torch.testing.assert_close(score, -2 * log_density.detach())
+    # Where the density itself is zero, and the order lost.
+    with torch.no_grad():
+        net[5].weight.fill_(50.0).add_(torch.rand(3, 5))
+        net[5].rho.fill_(-3.0)
+    density = torch.exp(normal.log_relative_density(net[5].weight, normal.sd(net[5].rho))).detach()
+    assert float(density.max()) == 0.0 and len(scores(net)["5"].unique()) == 15
+    plain = network(gaussian=False)
+    torch.testing.assert_close(scores(plain)["3"], plain[3].weight.detach().square())
+
+
+@given(st.floats(0.0, 0.99), st.sampled_from(["global", "layer"]), st.booleans())
+def test_exactly_the_share_goes_and_it_is_the_least(fraction, scope, gaussian):
+    net = network(gaussian)
+    before = scores(net)
+    found = prune(net, fraction=fraction, scope=scope)
+    gone = sum(int((mask == 0).sum()) for mask in found.values())
+    sizes = [N_WEIGHTS] if scope == "global" else [36, 80, 15]
+    assert gone == sum(round(fraction * n) for n in sizes) and kept(net) == N_WEIGHTS - gone
+    groups = [list(found)] if scope == "global" else [[name] for name in found]
+    for names in groups:
+        stays = torch.cat([before[name][found[name] > 0] for name in names])
+        goes = torch.cat([before[name][found[name] == 0] for name in names])
+        assert not len(stays) or not len(goes) or float(goes.max()) <= float(stays.min())
+
+
+def test_a_threshold_in_standard_deviations():
+    net = network()
+    found = prune(net, threshold=1.0)
+    plain = network()
+    for name, mask in found.items():
+        layer = plain.get_submodule(name)
+        assert torch.equal(mask > 0, layer.weight.abs() > normal.sd(layer.rho))
+
+
+def test_whole_filters():
+    net = network()
+    found = prune(net, fraction=0.5, structured=True, skip=["5"])
+    assert set(found) == {"0", "3"}
+    rows = [row for mask in found.values() for row in mask.flatten(1)]
+    assert all(float(row.min()) == float(row.max()) for row in rows)
+    gone = sum(int((mask == 0).sum()) for mask in found.values())
+    assert 0.4 * 116 < gone <= 58 and int((scores(net)["5"] == 0).sum()) == 0
+
+
+def test_what_is_left_out_is_zero_for_certain():
+    net = network()
+    with torch.no_grad(), weight_noise(net, False):
+        prune(net, fraction=0.9)
+        plain = net(X)
+        for layer in net.modules():
+            if isinstance(layer, Variational):
+                layer.parametrizations.weight.original.mul_(layer.parametrizations.weight[0].mask)
+                layer.rho.masked_fill_(layer.parametrizations.weight[0].mask == 0, 3.0)
+        torch.testing.assert_close(net(X), plain)
+    # A layer without any weight has no noise that counts, whatever the standard deviations are.
+    prune(net, threshold=1e9)
+    with torch.no_grad(), weight_noise(net, True):
+        assert float((net(X) - net(X)).abs().max()) < 1e-4
+    assert all(float(kl) == 0.0 for kl in collect_kl(net).values())
+
+
+@pytest.mark.parametrize("gaussian", [True, False])
+def test_masks_outlive_training_saving_and_loading(gaussian):
+    net = network(gaussian)
+    before = prune(net, fraction=0.8)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.1, weight_decay=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(X), torch.arange(8) % 3).backward()
+        optimizer.step()
+    for name, mask in before.items():
+        assert torch.equal(net.get_submodule(name).weight == 0, mask == 0)
+    assert kept(net) == N_WEIGHTS - round(0.8 * N_WEIGHTS)
+    other = network(gaussian)
+    load_pruned(other, copy.deepcopy(net.state_dict()))
+    twin = copy.deepcopy(net)
+    for one in (other, twin):
+        assert all(torch.equal(a, b) for a, b in zip(masks_of(one).values(), before.values(), strict=True))
+        torch.testing.assert_close(one.eval()(X), net.eval()(X))
+    make_permanent(twin)
+    assert not masks_of(twin) and set(twin.state_dict()) == set(network(gaussian).state_dict())
+    torch.testing.assert_close(twin(X), net(X))
+
+
+def test_pruned_twice():
+    net = network()
+    prune(net, fraction=0.5)
+    first = {name: mask.clone() for name, mask in masks_of(net).items()}
+    prune(net, fraction=0.9)
+    assert kept(net) == N_WEIGHTS - round(0.9 * N_WEIGHTS)
+    assert all(bool((first[name] >= mask).all()) for name, mask in masks_of(net).items())
+
+
+def test_the_plain_network_of_the_means():
+    net = network()
+    prune(net, fraction=0.7)
+    plain = mean_network(net)
+    assert not any(isinstance(m, Variational) for m in plain.modules()) and kept(plain) == kept(net)
+    with weight_noise(net, False):
+        torch.testing.assert_close(plain(X), net(X))
+    nn.functional.cross_entropy(plain(X), torch.arange(8) % 3).backward()
+    torch.optim.SGD(plain.parameters(), lr=0.1).step()
+    assert kept(plain) == kept(net) and any(isinstance(m, Variational) for m in net.modules())
+
+
+def test_ties_are_broken_by_order():
+    (mask,) = masks({"a": torch.ones(2, 5)}, fraction=0.3).values()
+    assert mask.flatten().tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({}, "fraction or threshold must be given"),
+        ({"fraction": 0.5, "threshold": 1.0}, "one of them"),
+        ({"fraction": 1.0}, r"fraction must lie in \[0, 1\), got 1"),
+        ({"fraction": -0.1}, r"fraction must lie in \[0, 1\)"),
+        ({"threshold": -1.0}, "threshold must be at least 0"),
+        ({"fraction": 0.5, "scope": "network"}, "scope must be 'global' or 'layer', got 'network'"),
+        ({"fraction": 0.5, "skip": ["7"]}, r"skip must name linear or convolutional layers, got \['7'\]"),
+    ],
+)
+def test_what_cannot_be_left_out(options, match):
+    net = network()
+    with pytest.raises(ConfigError, match=match):
+        prune(net, **options)
+    assert not masks_of(net)
+
+
+def test_networks_without_weights_or_of_another_architecture():
+    with pytest.raises(SpaceError, match="ReLU has none to prune"):
+        prune(nn.ReLU(), fraction=0.5)
+    net = network()
+    prune(net, fraction=0.5)
+    with pytest.raises(ConfigError, match="masks must be for the layers"):
+        load_pruned(nn.Linear(3, 3), net.state_dict())
+    with pytest.raises(ConfigError, match="state must be that of a network like this one"):
+        load_pruned(network(gaussian=False), net.state_dict())

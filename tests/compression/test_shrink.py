@@ -1,0 +1,114 @@
+"""Pruned networks made smaller: the same outputs from fewer neurons and filters."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from nni_bayes_nas.compression import prune
+from nni_bayes_nas.compression.shrink import shrink
+from nni_bayes_nas.errors import SpaceError
+from nni_bayes_nas.layers.variational import Variational, to_variational
+
+X = torch.randn(5, 2, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def convolutional(padding=0, activation=nn.ReLU):
+    torch.manual_seed(0)
+    size = 4 if padding else 2
+    net = nn.Sequential(
+        nn.Sequential(nn.Conv2d(2, 6, 3, padding=padding, bias=False), nn.BatchNorm2d(6), activation()),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 5, 3 if padding else 2, padding=padding),
+        activation(),
+        nn.Flatten(),
+        nn.Linear(5 * size * size, 8),
+        nn.Tanh(),
+        nn.Dropout(0.5),
+        nn.Linear(8, 3),
+    ).double()
+    for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+        nn.init.normal_(norm.running_mean)
+    return net.eval()
+
+
+def parameters(net):
+    return sum(p.numel() for p in net.parameters())
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Sigmoid])
+@settings(deadline=None, max_examples=15)
+@given(fraction=st.floats(0.0, 0.95), structured=st.booleans())
+def test_outputs_are_the_same(padding, activation, fraction, structured):
+    net = convolutional(padding, activation)
+    prune(net, fraction=fraction, structured=structured, scope="layer", skip=["8"])
+    with torch.no_grad():
+        expected = net(X)
+        made = shrink(net)
+        torch.testing.assert_close(made(X), expected, rtol=1e-9, atol=1e-9)
+    assert parameters(made) <= parameters(net) + 6 + 5  # biases of convolutions that had none
+
+
+def test_what_goes():
+    net = convolutional()
+    prune(net, fraction=0.5, structured=True, scope="layer", skip=["8"])
+    made = shrink(net)
+    assert [tuple(m.weight.shape) for m in made if isinstance(m, (nn.Conv2d, nn.Linear))] == [
+        (3, 2, 3, 3),
+        (3, 3, 2, 2),
+        (4, 12),
+        (3, 4),
+    ]
+    assert parameters(made) < 0.5 * parameters(net) and isinstance(made[1], nn.BatchNorm2d)
+    # With an edge of zeros, what is constant but not zero must stay.
+    padded = convolutional(padding=1)
+    prune(padded, fraction=0.5, structured=True, scope="layer", skip=["8"])
+    zeros = int((torch.relu(padded[0][1](torch.zeros(1, 6, 1, 1, dtype=torch.float64))) == 0).sum())
+    kept = shrink(padded)[0].weight.shape[0]
+    assert 3 <= kept <= 6 and (zeros == 0 or kept < 6)
+
+
+def test_single_weights_take_neurons_with_them():
+    net = convolutional()
+    prune(net, fraction=0.97)
+    assert parameters(shrink(net)) < 0.4 * parameters(net)
+
+
+def test_a_layer_that_is_gone_leaves_what_is_constant():
+    net = convolutional()
+    with torch.no_grad():
+        net[5].weight.zero_()
+        expected = net(X)
+        made = shrink(net)
+        torch.testing.assert_close(made(X), expected)
+    assert torch.equal(expected[0], expected[1]) and made[7].weight.shape[0] == 1
+
+
+def test_gaussian_layers_by_their_means_and_the_network_is_left_alone():
+    net = to_variational(convolutional(), rho=-3.0).eval()
+    prune(net, fraction=0.8, scope="layer")
+    before = copy.deepcopy(net.state_dict())
+    made = shrink(net)
+    with torch.no_grad():
+        torch.testing.assert_close(made(X), net(X))
+    assert not any(isinstance(m, Variational) for m in made)
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), net.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("module", "named"),
+    [
+        (nn.Conv2d(4, 4, 3, groups=2), "1 is Conv2d with groups"),
+        (nn.Softplus(), "1 is Softplus"),
+        (nn.LSTM(3, 3), "1 is LSTM"),
+    ],
+)
+def test_what_is_no_chain_is_named(module, named):
+    with pytest.raises(SpaceError, match=named):
+        shrink(nn.Sequential(nn.Linear(3, 3), module))

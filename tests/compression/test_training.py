@@ -1,0 +1,130 @@
+"""Training over lambda: what is drawn, what learns when, and that large lambda leaves less."""
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from nni_bayes_nas.compression import HyperVariational, kept, mean_network, prune
+from nni_bayes_nas.compression.training import HyperVariationalModule
+from nni_bayes_nas.errors import ConfigError, NumericsError
+
+N = 256
+
+
+def data(batch_size=32):
+    """Two classes that two of ten features tell apart."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(N, 10, generator=generator)
+    y = (x[:, 0] + x[:, 1] + 0.3 * torch.randn(N, generator=generator) > 0).long()
+    return DataLoader(TensorDataset(x, y), batch_size=batch_size)
+
+
+def model(**options):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 2))
+    return HyperVariational(net, **{"lambda_range": (0.1, 3.0), "knots": 3, **options})
+
+
+def trained(net, epochs=2, callbacks=(), batch_size=32, **options):
+    module = HyperVariationalModule(net, n_objects=N, learning_rate=1e-2, rho_learning_rate=3e-2, **options)
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=epochs, callbacks=list(callbacks), **quiet)
+    torch.manual_seed(0)
+    trainer.fit(module, data(batch_size), data(batch_size))
+    return module
+
+
+class Watch(pl.Callback):
+    """Which knots have moved, after every step."""
+
+    def __init__(self):
+        self.rows, self.rates = [], []
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.rows.append([bool(v.any()) for v in module.model.means.vectors])
+        self.rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+
+
+def test_what_knots_share_learns_first():
+    watch = Watch()
+    trained(model(), epochs=4, callbacks=[watch], shared_until=0.5)
+    assert not any(any(row) for row in watch.rows[:16]) and all(watch.rows[-1])
+
+
+def test_rates_are_constant_and_then_fall():
+    watch = Watch()
+    trained(model(), epochs=4, callbacks=[watch])
+    assert watch.rates[0] == watch.rates[14] == [1e-2, 3e-2]
+    assert watch.rates[24][0] == pytest.approx(1e-2 * (2 * (1 - 25 / 32) + 1e-3))
+    assert watch.rates[24][1] == pytest.approx(3 * watch.rates[24][0])
+
+
+@pytest.mark.parametrize("options", [{}, {"lambdas_per_step": 3}, {"lambdas_per_step": 4, "divide_batch": True}])
+def test_it_learns_at_every_lambda(options):
+    module = trained(model(), epochs=20, **options)
+    terms = {name: float(value) for name, value in module.trainer.callback_metrics.items()}
+    assert {"val_accuracy/0.1", "val_accuracy/0.548", "val_accuracy/3", "train_loss", "train_complexity"} <= set(terms)
+    assert min(terms[f"val_accuracy/{lam}"] for lam in ("0.1", "0.548", "3")) > 0.9
+
+
+def test_large_lambda_leaves_less():
+    module = trained(model(), epochs=40, lambdas_per_step=2)
+    left = []
+    for lam in (0.1, 3.0):
+        network = mean_network(module.model.materialize(lam))
+        gaussian = module.model.materialize(lam)
+        prune(gaussian, threshold=1.0)
+        left.append(kept(gaussian))
+        assert kept(network) == 192
+    assert left[1] < left[0]
+
+
+@pytest.mark.parametrize("weights", ["variational", "point"])
+def test_one_lambda_and_points(weights):
+    net = model(kind="constant", lambda_range=1.0, weights=weights)
+    module = trained(net, epochs=10, optimizer="sgd" if weights == "point" else "adam")
+    assert float(module.trainer.callback_metrics["val_accuracy/1"]) > 0.85
+
+
+def test_lambdas_of_a_step_depend_on_seed_and_step_alone():
+    drawn = []
+
+    class Spy(HyperVariational):
+        def draw(self, n, generator):
+            found = super().draw(n, generator)
+            drawn.append(found)
+            return found
+
+    torch.manual_seed(0)
+    for seed in (0, 0, 1):
+        net = Spy(nn.Sequential(nn.Linear(10, 4), nn.ReLU(), nn.Linear(4, 2)))
+        trained(net, epochs=1, lambdas_per_step=2, seed=seed)
+    first, again, other = drawn[:8], drawn[8:16], drawn[16:24]
+    assert first == again != other and len({lam for lams in first for lam in lams}) > 10
+
+
+def test_what_is_no_number_is_named():
+    net = model(kind="linear")
+    net.rhos.vectors[0].data[0] = float("nan")
+    net.rhos.vectors[1].data[0] = float("nan")
+    with pytest.raises(NumericsError, match=r"divergence of 0 at lambda .* is nan at step 0"):
+        trained(net, epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"n_objects": 0}, "n_objects` must be the size of the training set, got 0"),
+        ({"learning_rate": 0.0}, "learning_rate` must be positive"),
+        ({"rho_learning_rate": -1.0}, "rho_learning_rate` must be positive"),
+        ({"lambdas_per_step": 0}, "lambdas_per_step` must be at least 1"),
+        ({"warmup": 1.5}, r"warmup` must lie in \[0, 1\]"),
+        ({"shared_until": -0.1}, r"shared_until` must lie in \[0, 1\]"),
+        ({"optimizer": "lbfgs"}, "optimizer` must be one of adam, sgd, got 'lbfgs'"),
+    ],
+)
+def test_trainings_that_cannot_be(options, match):
+    with pytest.raises(ConfigError, match=match):
+        HyperVariationalModule(model(), **{"n_objects": N, **options})
