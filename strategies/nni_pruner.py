@@ -1,0 +1,63 @@
+"""A pruner for NNI's compression: weights go by their relative density instead of their magnitude."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nni.compression.base.setting import PruningSetting
+from nni.compression.pruning import LevelPruner
+from torch import Tensor, nn
+
+from nni_bayes_nas.bayes import normal
+from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.layers.variational import VariationalConv2d, VariationalLinear, variational_layers
+
+for _kind in (VariationalLinear, VariationalConv2d):  # NNI knows types of layers by their names
+    PruningSetting.register(_kind.__name__, PruningSetting.default_setting)
+
+
+class RelativeDensityPruner(LevelPruner):  # type: ignore[misc]
+    """NNI's `LevelPruner`, by (mu / sigma)^2: exp(-mu^2 / (2 sigma^2)) is the density at zero over that at the mode.
+
+    ::
+
+        network = model.materialize(lam=1.0)
+        config = [{"op_types": ["VariationalLinear"], "sparse_ratio": 0.9}]
+        _, masks = RelativeDensityPruner(network, config).compress()
+
+    Args:
+        model: With Gaussian layers; or a plain network of their means, with `sd`.
+        config_list: NNI's; layers are those of its "op_types" and "op_names".
+        sd: Standard deviations of the weights by layer; None reads them off the Gaussian layers.
+        kwargs: Of `LevelPruner`.
+
+    Raises:
+        ConfigError: A layer that is to be pruned has no standard deviations, or others of another shape.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config_list: Sequence[dict[str, Any]],
+        sd: Mapping[str, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        own = {name: normal.sd(layer.rho).detach() for name, layer in variational_layers(model).items()}
+        self._sd = dict(own if sd is None else sd)
+        super().__init__(model, list(config_list), **kwargs)
+        for name, targets in self._target_spaces.items():
+            known, shape = self._sd.get(name), targets["weight"].target.shape
+            if known is None or known.shape != shape:
+                self.unwrap_model()
+                have = {key: tuple(value.shape) for key, value in self._sd.items()}
+                raise ConfigError(
+                    f"sd must hold the standard deviations of every layer that is pruned, but {name!r} has weights of "
+                    f"shape {tuple(shape)}, and there are {have}."
+                )
+
+    def _calculate_metrics(self, data: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+        return {
+            name: {target: (mean.detach() / self._sd[name]).square() for target, mean in targets.items()}
+            for name, targets in data.items()
+        }

@@ -1,0 +1,63 @@
+"""NNI's pruning by the relative density of Gaussian weights."""
+
+import pytest
+import torch
+from torch import nn
+
+from nni_bayes_nas.bayes import normal
+from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.layers.variational import to_deterministic, to_variational, variational_layers
+from nni_bayes_nas.strategies.nni_pruner import RelativeDensityPruner
+
+TYPES = ["VariationalLinear", "VariationalConv2d"]
+
+
+def network():
+    torch.manual_seed(0)
+    net = to_variational(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 10)))
+    for layer in variational_layers(net).values():
+        nn.init.normal_(layer.rho, -3.0, 1.5)
+    return net
+
+
+def scores(net):
+    layers = variational_layers(net).items()
+    return {name: (layer.weight / normal.sd(layer.rho)).detach().square() for name, layer in layers}
+
+
+@pytest.mark.parametrize("gaussian", [True, False])
+def test_the_least_relevant_weights_go(gaussian):
+    net = network()
+    expected = scores(net)
+    sd = {name: normal.sd(layer.rho).detach() for name, layer in variational_layers(net).items()}
+    if gaussian:
+        pruner = RelativeDensityPruner(net, [{"op_types": TYPES, "sparse_ratio": 0.75}])
+    else:
+        types = ["Linear", "Conv2d"]
+        pruner = RelativeDensityPruner(to_deterministic(net), [{"op_types": types, "sparse_ratio": 0.75}], sd)
+    _, masks = pruner.compress()
+    assert set(masks) == set(expected)
+    for name, score in expected.items():
+        mask = masks[name]["weight"]
+        assert float(mask.mean()) == pytest.approx(0.25, abs=0.01)
+        assert float(score[mask > 0].min()) >= float(score[mask == 0].max())
+    pruner.unwrap_model()
+
+
+def test_one_share_of_all_layers():
+    net = network()
+    expected = scores(net)
+    config = [{"op_types": TYPES, "sparse_ratio": 0.8, "global_group_id": "all"}]
+    _, masks = RelativeDensityPruner(net, config).compress()
+    kept = torch.cat([expected[name][masks[name]["weight"] > 0] for name in expected])
+    gone = torch.cat([expected[name][masks[name]["weight"] == 0] for name in expected])
+    assert len(kept) == pytest.approx(0.2 * 196, abs=2) and float(kept.min()) >= float(gone.max())
+
+
+def test_layers_without_standard_deviations_are_named():
+    plain = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    config = [{"op_types": ["Linear"], "sparse_ratio": 0.5}]
+    with pytest.raises(ConfigError, match=r"sd must hold the standard deviations .* but '0' has weights of shape"):
+        RelativeDensityPruner(plain, config)
+    with pytest.raises(ConfigError, match="'2' has weights of shape"):
+        RelativeDensityPruner(plain, config, {"0": torch.ones(3, 4), "2": torch.ones(3, 3)})
