@@ -19,7 +19,7 @@ from nni_bayes_nas import __version__
 from nni_bayes_nas.coercion import closest
 from nni_bayes_nas.config import Config, load_config
 from nni_bayes_nas.errors import ConfigError, NniBayesNasError, StoppedError
-from nni_bayes_nas.registry import DATA_SETS, PLANS, SEARCH_SPACES, STRATEGIES, Registry, check_names
+from nni_bayes_nas.registry import DATA_SETS, NETWORKS, PLANS, SEARCH_SPACES, STRATEGIES, Registry, check_names
 
 PROGRAM = "nni-bayes-nas"
 
@@ -75,6 +75,11 @@ def _run(options: argparse.Namespace) -> int:
         command=options.command_line,
         code_directory=Path.cwd(),
     )
+
+
+def _compress(options: argparse.Namespace) -> int:
+    options.set.append("experiment.plan=compression")
+    return _run(options)
 
 
 def _search(options: argparse.Namespace) -> int:
@@ -142,6 +147,7 @@ def _list(options: argparse.Namespace) -> int:
         "search spaces (space.name)": SEARCH_SPACES,
         "data sets (data.name)": DATA_SETS,
         "plans (experiment.plan)": PLANS,
+        "networks (compress.network)": NETWORKS,
     }
     width = max(len(name) for registry in sections.values() for name in registry)
     lines: list[str] = []
@@ -231,7 +237,7 @@ def _parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         command.set_defaults(function=function)
-        if name in ("run", "search"):
+        if name in ("run", "search", "compress"):
             _add_experiment_options(command)
         elif name == "report":
             command.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, for example runs/demo")
@@ -319,6 +325,11 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str, str]] = {
         _search,
         "one search in this process, without NNI's manager",
         "{program} examples/configs/demo-digits.yaml --seed 1 --output runs/one-search",
+    ),
+    "compress": (
+        _compress,
+        "train weights as functions of lambda, and prune them, as NNI trials; report",
+        "{program} examples/configs/compress-digits.yaml --set compress.repeats=3 --output runs/compress",
     ),
     "report": (_report, "write report.html from run folders alone", "{program} runs/demo"),
     "evaluate": (

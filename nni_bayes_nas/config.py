@@ -19,6 +19,7 @@ from nni_bayes_nas.coercion import (
     shown,
 )
 from nni_bayes_nas.config_sections import (
+    CompressConfig,
     DataConfig,
     ExperimentConfig,
     Precision,
@@ -33,6 +34,7 @@ from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.yaml_text import parse_yaml, to_yaml
 
 __all__ = [
+    "CompressConfig",
     "Config",
     "DataConfig",
     "ExperimentConfig",
@@ -62,6 +64,7 @@ class Config:
     search: SearchConfig = field(default_factory=SearchConfig)
     retrain: RetrainConfig = field(default_factory=RetrainConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
+    compress: CompressConfig = field(default_factory=CompressConfig)
     experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     seed: int = 0
@@ -142,7 +145,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 def _check_override_path(path: str) -> None:
     known = _known_paths()
     # Below these the keys belong to a class that is not imported here: `fill_args` checks them.
-    free = [name for name in known if name.endswith(".args") or name == "retrain.space"]
+    free = [name for name in known if name.endswith(".args") or name in ("retrain.space", "compress.network_args")]
     if path in known or any(path.startswith(f"{name}.") for name in free):
         if all(path.split(".")):
             return
@@ -162,7 +165,7 @@ def _without_null(key: str, value: Any) -> Any:
     """Takes a section, an ``args`` or ``retrain.space`` whose lines are all commented out (YAML: null) for empty."""
     if value is None and key != "seed":
         return {}
-    inner = "space" if key == "retrain" else "args"
+    inner = {"retrain": "space", "compress": "network_args"}.get(key, "args")
     if isinstance(value, dict) and inner in value and value[inner] is None:
         return {**value, inner: {}}
     return value

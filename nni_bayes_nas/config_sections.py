@@ -201,6 +201,74 @@ class RefineConfig:
 
 
 @dataclass(frozen=True)
+class CompressConfig:
+    """The plan ``compression``: weights as functions of lambda, and what of them can be left out.
+
+    ``network`` is a name of ``nni-bayes-nas list``, package.module:function, or ``space``: the derived network of
+    ``architecture``, an architecture.json, in the space of the run.
+
+    For every one of ``kinds`` a hypernetwork is trained over ``lambda_range`` and read off at ``lambdas``; for every
+    one of ``direct`` a network at this lambda alone; all ``repeats`` times. What is read off is pruned to every one of
+    ``fractions``, and trained on for ``finetune_epochs``. ``draws`` of the weights make the predictive distribution.
+    ``inputs`` raw takes the standardization of the data back.
+    """
+
+    network: str = "mlp"
+    network_args: dict[str, Any] = field(default_factory=dict)
+    architecture: str | None = None
+    kinds: tuple[Literal["linear", "piecewise_linear", "low_rank", "mlp"], ...] = ("piecewise_linear",)
+    direct: tuple[float, ...] = ()
+    lambdas: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
+    lambda_range: tuple[float, float] = (0.1, 3.0)
+    axis: Literal["log", "literal"] = "log"
+    weights: Literal["variational", "point"] = "variational"
+    prior: Literal["fixed", "scaled", "empirical_bayes", "ard", "log_uniform"] = "ard"
+    prior_sd: float = 1.0
+    rho: float = -5.0
+    knots: int | tuple[float, ...] = 5
+    rank: int = 4
+    hidden: int = 32
+    epochs: int = 30
+    batch_size: int = 256
+    learning_rate: float = 2e-3
+    rho_learning_rate: float = 5e-3
+    lambdas_per_step: int = 1
+    divide_batch: bool = False
+    warmup: float = 0.2
+    shared_until: float = 0.1
+    optimizer: Literal["adam", "sgd"] = "adam"
+    gradient_clip: float | None = None
+    inputs: Literal["raw", "standardized"] = "raw"
+    fractions: tuple[float, ...] = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98)
+    scope: Literal["global", "layer"] = "global"
+    finetune_epochs: int = 0
+    finetune_learning_rate: float = 1e-3
+    draws: int = 10
+    repeats: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "lambdas_per_step", "draws", "repeats", "rank", "hidden"):
+            require_at_least(f"compress.{name}", getattr(self, name), 1)
+        require_at_least("compress.finetune_epochs", self.finetune_epochs, 0)
+        both = bool(self.kinds or self.direct)
+        require(both, "compress.kinds", "must name a hypernetwork where compress.direct is empty", [], "add one")
+        for fraction in self.fractions:
+            rule = "must be shares that are left out, in [0, 1)"
+            require(0 <= fraction < 1, "compress.fractions", rule, fraction, "0.9 leaves one weight in ten")
+        low, high = self.lambda_range
+        for lam in self.lambdas if self.kinds else ():
+            rule = f"must lie in compress.lambda_range, {low:g} to {high:g}"
+            require(low <= lam <= high, "compress.lambdas", rule, lam, "widen the range")
+        for lam in self.direct:
+            require(lam >= 0, "compress.direct", "must not be negative", lam, "1 gives the evidence bound")
+        clip = self.gradient_clip
+        require(clip is None or clip > 0, "compress.gradient_clip", "must be positive", clip, "null means none")
+        fits = (self.architecture is not None) == (self.network == "space")
+        rule = "must be an architecture.json for the network `space`, and null for others"
+        require(fits, "compress.architecture", rule, self.architecture, "a retrain trial's folder has one")
+
+
+@dataclass(frozen=True)
 class ExperimentConfig:
     """How the trials run.
 

@@ -55,6 +55,10 @@ SEARCH_SPACES: dict[str, tuple[str, str]] = {
 }
 
 PLANS: dict[str, tuple[str, str]] = {
+    "compression": (
+        "nni_bayes_nas.experiment.plans.compression:Compression",
+        "networks whose Gaussian weights are functions of lambda, pruned to ever fewer",
+    ),
     "posterior_refinement": (
         "nni_bayes_nas.experiment.plans.posterior_refinement:PosteriorRefinement",
         "searches, short trainings that refine their posteriors by a Gaussian process, retraining of what comes out",
@@ -63,6 +67,12 @@ PLANS: dict[str, tuple[str, str]] = {
         "nni_bayes_nas.experiment.plans.search_and_retrain:SearchAndRetrain",
         "searches, then every architecture read off is retrained beside random ones of matched sizes",
     ),
+}
+
+NETWORKS: dict[str, tuple[str, str]] = {
+    "mlp": ("nni_bayes_nas.compression.networks:mlp", "fully connected layers; hidden: [300, 100] is LeNet-300-100"),
+    "cnn": ("nni_bayes_nas.compression.networks:cnn", "a small convolutional network with batch normalization"),
+    "space": ("nni_bayes_nas.experiment.compress:derived", "the derived network of compress.architecture"),
 }
 
 DATA_SETS: dict[str, tuple[str, str]] = {
@@ -166,6 +176,7 @@ def check_names(config: Config) -> None:
     check_name("data set", config.data.name, DATA_SETS)
     check_name("strategy", config.strategy.name, STRATEGIES)
     check_name("plan", config.experiment.plan, PLANS)
+    check_name("network", config.compress.network, NETWORKS)
 
 
 def fill_args(

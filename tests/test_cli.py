@@ -142,7 +142,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "small.yaml", "--set", "strategy.name=hyper_dart"], "did you mean `hyper_darts`?"),
         (["run", "small.yaml", "--set", "data.name=minst"], "did you mean `mnist`?"),
         (["run", "small.yaml", "--set", "space.name=my space:X"], "package.module:Attr"),
-        (["run", "small.yaml", "--set", "experiment.plan=x"], "known: posterior_refinement, search_and_retrain"),
+        (
+            ["run", "small.yaml", "--set", "experiment.plan=x"],
+            "known: compression, posterior_refinement, search",
+        ),
         (["run", "small.yaml", "--output", "small.yaml"], "is a file"),
         (["run", "small.yaml", "--output", "small.yaml/run"], "is a file"),
         (["search", "small.yaml", "--set", "search.epochs=0"], "at least 1"),

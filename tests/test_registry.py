@@ -12,6 +12,7 @@ from nni_bayes_nas.config import Config
 from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.registry import (
     DATA_SETS,
+    NETWORKS,
     PLANS,
     SEARCH_SPACES,
     STRATEGIES,
@@ -27,6 +28,7 @@ ENTRIES = [
         ("strategy", STRATEGIES),
         ("search space", SEARCH_SPACES),
         ("plan", PLANS),
+        ("network", NETWORKS),
         ("data set", DATA_SETS),
     )
     for name in registry
@@ -89,7 +91,7 @@ def test_unknown_names() -> None:
     known = "known: dirichlet_darts, hyper_darts, regularized_darts"
     with pytest.raises(ConfigError, match=rf"did you mean `hyper_darts`\?\n{known}"):
         resolve("strategy", "hyperdarts", STRATEGIES)
-    with pytest.raises(ConfigError, match="unknown plan `x`\nknown: posterior_refinement, search_and_retrain"):
+    with pytest.raises(ConfigError, match="unknown plan `x`\nknown: compression, posterior_refinement, search"):
         check_name("plan", "x", PLANS)
     with pytest.raises(ConfigError, match=r"package\.module:Attr"):
         check_name("strategy", "a b:C", STRATEGIES)
@@ -195,7 +197,7 @@ def test_fill_args_refuses(args: dict[str, Any], says: str) -> None:
 def test_built_in_arguments_survive_json(kind: str, name: str, registry: dict[str, tuple[str, str]]) -> None:
     """What fill_args returns for a built-in goes through the trial's JSON and comes back the same."""
     target = resolve(kind, name, registry)
-    required = ("in_channels", "num_classes", "input_shape", "config", "seed")
+    required = ("in_channels", "num_classes", "input_shape", "shape", "config", "data", "seed")
     filled = fill_args(target, {}, "args", given=required)
     again = fill_args(target, json.loads(json.dumps(filled)), "args", given=required)
     assert json.dumps(again) == json.dumps(filled)

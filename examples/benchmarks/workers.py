@@ -61,8 +61,9 @@ class Job:
 
         # With the defaults filled in: a default that changes makes it another job.
         config = effective(Config.from_dict(self.config)).to_dict()
-        # It is the plan's.
-        del config["refine"]
+        # What has no part in a search or a training.
+        for section in ("refine", "compress", "report"):
+            del config[section]
         if self.kind == "retrain":
             # What found the network has no part in its training.
             del config["strategy"], config["search"]

@@ -186,6 +186,11 @@ def validate(config: Config) -> Config:
     """
     config = effective(config)
     data = load_data(config.data)
+    if config.experiment.plan == "compression":
+        from nni_bayes_nas.experiment.compress import check
+
+        check(config, data)
+        return config
     space = build_space(config, data, config.seed)
     _check_search(config, data, space)
     _check_retraining(config, data, space)

@@ -24,6 +24,7 @@ Kind = Callable[[Config, dict[str, Any], Path, Report], dict[str, Any]]
 
 # Registered here and nowhere else; a plan of the user's own may name its kinds as package.module:function.
 KINDS: dict[str, tuple[str, str]] = {
+    "compress": ("nni_bayes_nas.experiment.compress:run_compress", "weights as functions of lambda, and pruning"),
     "search": ("nni_bayes_nas.experiment.search:run_search", "one differentiable search"),
     "searches": ("nni_bayes_nas.experiment.replicas:run_searches", "several differentiable searches side by side"),
     "retrains": ("nni_bayes_nas.experiment.replicas:run_retrains", "one architecture, trained several times at once"),

@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from nni_bayes_nas.experiment.record import write_text
-from nni_bayes_nas.report import family, posterior, robustness, tables, times
+from nni_bayes_nas.report import compression, family, posterior, robustness, tables, times
 from nni_bayes_nas.report.figures import Plot, accuracy_plot, curve_plot, retrain_plot, search_plots
 from nni_bayes_nas.report.picture import draw_architecture
 from nni_bayes_nas.report.read import RunFolder, read_run
@@ -69,17 +69,20 @@ def render_report(run: RunFolder) -> str:
     )
     title = run.setting("report", "title") or run.setting("experiment", "name") or run.path.name or "nni-bayes-nas"
     size_plots = [plot for plot in (accuracy_plot(run), curve_plot(run)) if plot is not None]
-    learning_plots = [*search_plots(run), *(plot for plot in (retrain_plot(run),) if plot is not None)]
+    learning_plots = [*search_plots(run), *compression.learning_plots(run)]
+    learning_plots += [plot for plot in (retrain_plot(run),) if plot is not None]
     known_columns, known_rows = family.known_before(run)
     time_columns, time_rows = times.time_table(run)
     attack_columns, attack_rows = robustness.attack_table(run)
     attack_plot = robustness.attack_plot(run)
+    cut_columns, cut_rows = compression.curve_table(run)
     return environment.get_template("report.html").render(
         title=str(title),
         score=run.score,
         folder=run.path.name,
         status=str(run.summary.get("status", "unknown")),
-        sentences=[*tables.headline(run), *filter(None, [family.found_ranges(run)]), *family.stopped(run)],
+        sentences=compression.headline(run)
+        or [*tables.headline(run), *filter(None, [family.found_ranges(run)]), *family.stopped(run)],
         tiles=tables.tiles(run),
         failures=run.failures,
         failed_count=(run.summary.get("experiment") or {}).get("trials_failed") or 0,
@@ -102,6 +105,13 @@ def render_report(run: RunFolder) -> str:
         smallest_good=posterior.smallest_good(run),
         refinements=posterior.refinements(run),
         refined_columns=posterior.REFINED_COLUMNS,
+        compressed_columns=compression.COLUMNS,
+        compressed_rows=compression.table(run),
+        compressed_sentence=compression.sentence(run),
+        compressed_text_columns=compression.TEXT_COLUMNS,
+        compressed_figures=[_figure(plot) for plot in compression.plots(run)],
+        cut_columns=cut_columns,
+        cut_rows=cut_rows,
         attack_columns=attack_columns,
         attack_rows=attack_rows,
         attack_figures=[_figure(attack_plot)] if attack_plot else [],

@@ -1,0 +1,291 @@
+"""One compression: from a configuration to networks at some lambda, and what they are worth with fewer weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nni_bayes_nas import registry
+from nni_bayes_nas.architecture import Architecture
+from nni_bayes_nas.compression.curve import accuracy_pruning_curve, description_length
+from nni_bayes_nas.compression.hyper_variational import HyperVariational
+from nni_bayes_nas.compression.networks import Stored
+from nni_bayes_nas.compression.pruning import kept, mean_network, prune
+from nni_bayes_nas.compression.training import HyperVariationalModule
+from nni_bayes_nas.config import CompressConfig, Config
+from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.experiment import evaluator as evaluation
+from nni_bayes_nas.experiment.build import build_space, drop_training_parts
+from nni_bayes_nas.experiment.callbacks import EpochLog, SeedEpochs
+from nni_bayes_nas.experiment.data import DataSplits, batches, load_data_on
+from nni_bayes_nas.experiment.retrained import save
+from nni_bayes_nas.experiment.stopwatch import Stopwatch
+from nni_bayes_nas.experiment.uncertainty import ensemble, scores
+from nni_bayes_nas.layers.normalization import recalibrate
+from nni_bayes_nas.layers.variational import weight_noise
+
+_BATCH, _CALIBRATION = 512, 8
+
+
+def run_compress(
+    config: Config, parameters: dict[str, Any], directory: Path, report: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Train weights as a function of lambda, read networks off, prune them; goes on from a checkpoint.
+
+    Args:
+        config: The configuration.
+        parameters: Of the trial; "kind" (of the hypernetwork, or "constant"), "lambda" (of a direct run) and "seed".
+        directory: Where checkpoint, metrics, data.json and model.pt (of the hypernetwork) are written.
+        report: Called after every epoch with the intermediate result.
+
+    Returns:
+        "default", the best validation accuracy of a network of means; "compression": a row for every lambda, see
+        `look_at`; "seconds" of the training, and of all.
+
+    Raises:
+        NumericsError: A term of the loss is not finite.
+    """
+    started, watch = time.perf_counter(), Stopwatch()
+    settings, seed = config.compress, int(parameters["seed"])
+    device = evaluation.pick_device(config.experiment.device)
+    with watch.stage("data"):
+        data = load_data_on(device, config.data)
+    with watch.stage("building"):
+        model = build_model(config, data, parameters)
+        module = HyperVariationalModule(model, n_objects=len(data.train), seed=seed, **_options(settings))
+
+    def intermediate(terms: dict[str, Any]) -> None:
+        best = max(value for name, value in terms.items() if name.startswith("val_accuracy/"))
+        report({"default": best, "epoch": terms["epoch"]})
+
+    callbacks: list[Any] = [SeedEpochs(seed), EpochLog(directory, "compress", intermediate, watch=watch)]
+    trainer = evaluation.trainer(
+        directory, settings.epochs, device, callbacks, clip=settings.gradient_clip, watch=watch
+    )
+    began = time.perf_counter()
+    trainer.fit(
+        module,
+        batches(data.train, settings.batch_size, seed=seed),
+        batches(data.val, _BATCH, seed=None),
+        **evaluation.resume_arguments(directory),
+    )
+    trained = time.perf_counter() - began
+    if device == "gpu":
+        model.to("cuda")  # Lightning has moved it back
+    with watch.stage("reading"):
+        lams = settings.lambdas if parameters.get("lambda") is None else (float(parameters["lambda"]),)
+        rows = [look_at(model, lam, data, settings, seed) for lam in lams]
+    with watch.stage("saving"):
+        save(model.cpu(), data, directory)
+    return {
+        "default": max(row["val_accuracy"] for row in rows),
+        "kind": parameters["kind"],
+        "seed": seed,
+        "compression": rows,
+        "training_seconds": round(trained, 2),
+        "seconds": round(time.perf_counter() - started, 2),
+        "device": device,
+        "stage_seconds": watch.seconds,
+    }
+
+
+def build_model(config: Config, data: DataSplits, parameters: dict[str, Any]) -> HyperVariational:
+    """The network of the configuration with weights that are a function of lambda, before training.
+
+    Raises:
+        ConfigError: Options that cannot be.
+    """
+    settings = config.compress
+    direct = parameters.get("lambda")
+    return HyperVariational(
+        build_network(config, data, int(parameters["seed"])),
+        kind=parameters["kind"],
+        weights=settings.weights,
+        prior=settings.prior,
+        prior_sd=settings.prior_sd,
+        lambda_range=settings.lambda_range if direct is None else float(direct),
+        axis=settings.axis,
+        rho=settings.rho,
+        knots=settings.knots,
+        rank=settings.rank,
+        hidden=settings.hidden,
+        seed=int(parameters["seed"]),
+    )
+
+
+def build_network(config: Config, data: DataSplits, seed: int) -> nn.Module:
+    """The network that is compressed, with new weights that depend on the seed alone.
+
+    Raises:
+        ConfigError: An unknown network or argument; data that are no classes.
+    """
+    settings = config.compress
+    if data.task != "classification":
+        raise ConfigError(f"`compress` is for classes, but data `{config.data.name}` are a {data.task}\nuse retrain")
+    torch.manual_seed(seed)
+    make = registry.resolve("network", settings.network, registry.NETWORKS)
+    if settings.network == "space":
+        network = make(config, data, seed)
+    else:
+        given = ("shape", "num_classes")
+        args = registry.fill_args(make, settings.network_args, "compress.network_args", given=given)
+        network = make(shape=data.shape, num_classes=data.num_classes, **args)
+    if settings.inputs == "standardized":
+        return network  # type: ignore[no-any-return]
+    return nn.Sequential(Stored(data.mean, data.sd), network)
+
+
+def derived(config: Config, data: DataSplits, seed: int) -> nn.Module:
+    """The network of `compress.architecture` in the space of the configuration, with new weights.
+
+    Raises:
+        ConfigError: The file cannot be read.
+    """
+    path = Path(str(config.compress.architecture))
+    try:
+        architecture = Architecture.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"`compress.architecture` must be an architecture.json, but {path}: {error}") from error
+    network: nn.Module = architecture.build(build_space(config, data, seed, retraining=True))
+    drop_training_parts(network)
+    return network
+
+
+def check(config: Config, data: DataSplits) -> None:
+    """Build every model of the plan once, and run one pass.
+
+    Raises:
+        ConfigError: Options that cannot be, or a network that does not give a number for every class.
+        SpaceError: Layers that cannot be treated.
+    """
+    settings = config.compress
+    runs: list[dict[str, Any]] = [{"kind": k, "lambda": None, "seed": config.seed} for k in settings.kinds]
+    runs += [{"kind": "constant", "lambda": lam, "seed": config.seed} for lam in settings.direct[:1]]
+    for parameters in runs:
+        model = build_model(config, data, parameters).eval()
+        HyperVariationalModule(model, n_objects=len(data.train), **_options(settings))
+        with torch.no_grad():
+            outputs = model(data.train[:2][0], parameters["lambda"] or settings.lambda_range[0])
+        if outputs.shape != (2, data.num_classes):
+            raise ConfigError(
+                f"`compress.network` must give {data.num_classes} outputs for one object, `{settings.network}` gives "
+                f"{tuple(outputs.shape[1:])}\nend it in a layer with one output per class"
+            )
+    if settings.batch_size > len(data.train):
+        raise ConfigError(
+            f"`compress.batch_size` must be at most the {len(data.train)} training objects, got {settings.batch_size}\n"
+            "lower it"
+        )
+
+
+def look_at(
+    model: HyperVariational, lam: float, data: DataSplits, settings: CompressConfig, seed: int
+) -> dict[str, Any]:
+    """What the network at one lambda is worth; test data are read for the figures alone.
+
+    Returns:
+        "lambda"; "objective", "expected_log_likelihood", "kl" on the training set; validation and test scores of the
+        network of the means ("val_accuracy", "test_accuracy", "test_nll", "test_ece"), and of the predictive
+        distribution ("predictive"); "z_above_1": weights above one standard deviation; "bits", see
+        `description_length`; "curve": by fraction, on validation and test data.
+    """
+    inputs = [x for x, _ in _first(data, _CALIBRATION)]
+    network = model.materialize(lam, inputs).eval()
+    plain = mean_network(network).eval()
+
+    def log_likelihood(outputs: Tensor, y: Tensor) -> Tensor:
+        return -F.cross_entropy(outputs, y, reduction="sum")
+
+    evidence = model.elbo(lam, batches(data.train, _BATCH, seed=None), log_likelihood)
+    row: dict[str, Any] = {"lambda": lam, **{name: round(value, 3) for name, value in evidence.items()}}
+    (val, _), (test, y) = _predicted(plain, data.val), _predicted(plain, data.test)
+    row["val_accuracy"] = scores(val, data.val[:][1])["accuracy"]
+    found = scores(test, y)
+    row |= {f"test_{name}": found[name] for name in ("accuracy", "nll", "ece")}
+    if model.weights == "variational":
+        with weight_noise(network, True):
+            drawn = [_predicted(network, data.test)[0] for _ in range(settings.draws)]
+        row["predictive"] = scores(ensemble(drawn), y)
+        cut = model.materialize(lam)
+        prune(cut, threshold=1.0)
+        row["z_above_1"] = kept(cut)
+        row["bits"] = {name: round(value) for name, value in description_length(cut).items()}
+    parts = {"val": data.val, "test": data.test}
+    tune = partial(_finetune, data=data, settings=settings, seed=seed) if settings.finetune_epochs else None
+    row["curve"] = accuracy_pruning_curve(
+        network,
+        settings.fractions,
+        lambda pruned: {f"{name}_accuracy": _accuracy(pruned, part) for name, part in parts.items()},
+        scope=settings.scope,
+        calibration=inputs,
+        finetune=tune,
+    )
+    return row
+
+
+def _options(settings: CompressConfig) -> dict[str, Any]:
+    names = ("learning_rate", "rho_learning_rate", "lambdas_per_step", "divide_batch", "warmup", "shared_until")
+    return {name: getattr(settings, name) for name in (*names, "optimizer")}
+
+
+def _first(data: DataSplits, n: int) -> Sequence[tuple[Tensor, Tensor]]:
+    """The first batches of the training set."""
+    found = []
+    for i, batch in enumerate(batches(data.train, _BATCH, seed=0)):
+        if i == n:
+            break
+        found.append(batch)
+    return found
+
+
+@torch.no_grad()
+def _predicted(network: nn.Module, objects: Any) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and classes."""
+    pairs = [(network(x).log_softmax(-1), y) for x, y in batches(objects, _BATCH, seed=None)]
+    return torch.cat([p for p, _ in pairs]), torch.cat([y for _, y in pairs])
+
+
+def _accuracy(network: nn.Module, objects: Any) -> float:
+    log_probs, y = _predicted(network, objects)
+    return float((log_probs.argmax(-1) == y).double().mean())
+
+
+def _finetune(network: nn.Module, *, data: DataSplits, settings: CompressConfig, seed: int) -> None:
+    """Some epochs of Adam on what is left, its rate falling linearly to zero."""
+    module = _Plain(network, settings.finetune_learning_rate)
+    evaluation.quiet_lightning()
+    trainer = pl.Trainer(
+        accelerator="gpu" if next(network.parameters()).is_cuda else "cpu",
+        devices=1,
+        max_epochs=settings.finetune_epochs,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, batches(data.train, settings.batch_size, seed=seed))
+    recalibrate(network, [x for x, _ in _first(data, _CALIBRATION)])
+
+
+class _Plain(pl.LightningModule):
+    def __init__(self, network: nn.Module, rate: float) -> None:
+        super().__init__()
+        self.network, self.rate = network, rate
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        return F.cross_entropy(self.network(x), y)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.network.parameters(), lr=self.rate)
+        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

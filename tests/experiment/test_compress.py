@@ -1,0 +1,192 @@
+"""The plan of compressions: its trials, what they give, what they refuse; once by a real manager."""
+
+import json
+
+import pytest
+import torch
+
+from nni_bayes_nas.compression import kept
+from nni_bayes_nas.config import Config
+from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.experiment.build import validate
+from nni_bayes_nas.experiment.compress import build_model, build_network, run_compress
+from nni_bayes_nas.experiment.data import load_data
+from nni_bayes_nas.experiment.plan import Ledger
+from nni_bayes_nas.experiment.plans.compression import Compression
+
+SMALL = {
+    "network_args": {"hidden": [16]},
+    "epochs": 4,
+    "batch_size": 64,
+    "lambdas": [0.1, 3.0],
+    "fractions": [0.0, 0.9],
+    "draws": 3,
+}
+
+
+def config(**compress):
+    experiment = {"plan": "compression", "device": "cpu", "threads": 1}
+    return Config.from_dict({"experiment": experiment, "compress": {**SMALL, **compress}})
+
+
+def test_a_trial_for_every_kind_lambda_and_repeat():
+    ledger = Ledger(Compression(config(kinds=["linear", "mlp"], direct=[0.1, 1], repeats=2)), retries=0)
+    specs = ledger.take()
+    assert [spec.name for spec in specs] == [
+        *(f"compress-{kind}-seed{seed}" for kind in ("linear", "mlp") for seed in (0, 1)),
+        *(f"compress-direct-lam{lam}-seed{seed}" for lam in ("0.1", "1") for seed in (0, 1)),
+    ]
+    assert {spec.kind for spec in specs} == {"compress"}
+    assert specs[-1].parameters == {"kind": "constant", "lambda": 1.0, "seed": 1}
+    for spec in specs[1:]:
+        ledger.died(spec.name, "killed")
+    assert ledger.verdict() is None and not ledger.finished
+    ledger.done(specs[0].name, {"compression": [{"lambda": 0.1}], "training_seconds": 1.0, "seconds": 2.0}, "job")
+    (row,) = ledger.summary()["compression"]
+    assert ledger.finished and (row["kind"], row["trial"], row["rows"]) == ("linear", "job", [{"lambda": 0.1}])
+    lost = Ledger(Compression(config()), retries=0)
+    lost.died(lost.take()[0].name, "out of memory")
+    assert "every compression failed (compress-piecewise_linear-seed0: out of memory)" in str(lost.verdict())
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compress-x")
+    seen = []
+    parameters = {"trial": folder.name, "kind": "piecewise_linear", "lambda": None, "seed": 0}
+    found = run_compress(config(finetune_epochs=1), parameters, folder, seen.append)
+    return found, folder, seen
+
+
+def test_what_a_trial_gives(result):
+    found, folder, seen = result
+    json.dumps(found)
+    assert [row["lambda"] for row in found["compression"]] == [0.1, 3.0] and len(seen) == 4
+    for row in found["compression"]:
+        assert row["objective"] == pytest.approx(row["expected_log_likelihood"] - row["lambda"] * row["kl"], abs=0.01)
+        assert {"accuracy", "nll", "ece", "brier"} == set(row["predictive"]) and row["test_accuracy"] > 0.3
+        whole, cut = row["curve"]
+        assert (whole["kept"], whole["compression"]) == (64 * 16 + 160, 1.0) and cut["kept"] == 118
+        assert whole["test_accuracy"] == pytest.approx(row["test_accuracy"])
+        assert 0 <= cut["finetuned"]["val_accuracy"] <= 1 and row["z_above_1"] <= whole["kept"]
+    assert found["default"] == max(row["val_accuracy"] for row in found["compression"])
+    assert [row["epoch"] for row in seen] == [0, 1, 2, 3] and all(0 <= row["default"] <= 1 for row in seen)
+    assert found["training_seconds"] <= found["seconds"]
+    assert {"model.pt", "data.json", "metrics.jsonl"} <= {path.name for path in folder.iterdir()}
+
+
+def test_the_hypernetwork_is_kept(result):
+    """Any lambda can be read off later."""
+    found, folder, _ = result
+    settings = config(finetune_epochs=1)
+    data = load_data(settings.data)
+    model = build_model(settings, data, {"kind": "piecewise_linear", "lambda": None, "seed": 5})
+    model.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
+    x, y = data.val[:]
+    with torch.no_grad():
+        accuracy = float((model.eval()(x, 3.0).argmax(-1) == y).double().mean())
+    assert accuracy == pytest.approx(found["compression"][1]["val_accuracy"])
+    assert kept(model.materialize(0.5)) > 1000
+
+
+def test_it_goes_on_from_a_checkpoint(tmp_path):
+    parameters = {"trial": "x", "kind": "linear", "lambda": None, "seed": 1}
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir(), two.mkdir()
+    whole = run_compress(config(), parameters, one, lambda row: None)
+
+    def interrupt(row):
+        if row["epoch"] == 1:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        run_compress(config(), parameters, two, interrupt)
+    again = run_compress(config(), parameters, two, lambda row: None)
+    assert again["compression"] == whole["compression"]
+
+
+@pytest.mark.parametrize("weights", ["variational", "point"])
+def test_one_lambda(tmp_path, weights):
+    parameters = {"trial": "x", "kind": "constant", "lambda": 0.5, "seed": 0}
+    found = run_compress(config(weights=weights, lambdas=[]), parameters, tmp_path, lambda row: None)
+    (row,) = found["compression"]
+    assert row["lambda"] == 0.5 and ("predictive" in row) == (weights == "variational")
+
+
+def test_objects_as_they_are_stored():
+    """Pixels that never vary are zero to the network, so that weights behind them say nothing."""
+    settings = config()
+    data = load_data(settings.data)
+    network = build_network(settings, data, 0)
+    raw = network[0](data.train[:][0])
+    assert float(raw.min()) == pytest.approx(0.0, abs=1e-6) and float(raw.max()) == pytest.approx(1.0)
+    other = build_network(config(inputs="standardized"), data, 0)
+    assert not torch.allclose(other(data.val[:4][0]), network(data.val[:4][0]))
+
+
+def test_networks_by_name_and_from_a_search(tmp_path):
+    architecture = tmp_path / "architecture.json"
+    values = {
+        "space": {"name": "chain", "args": {"width": 4, "depth": 2}},
+        "experiment": {"plan": "compression", "device": "cpu"},
+    }
+    whole = Config.from_dict(values)
+    data = load_data(whole.data)
+    from nni_bayes_nas.architecture import Architecture
+    from nni_bayes_nas.experiment.build import build_space
+
+    choices = {}
+    build_space(whole, data, 0).random(memo=choices)
+    architecture.write_text(Architecture(choices).to_json(), encoding="utf-8")
+    compress = {**SMALL, "network": "space", "network_args": {}, "architecture": str(architecture)}
+    validate(Config.from_dict({**values, "compress": compress}))
+    validate(config(network="cnn", network_args={"channels": [4], "hidden": 8}))
+    architecture.write_text("{}", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"architecture"):
+        validate(Config.from_dict({**values, "compress": compress}))
+
+
+@pytest.mark.parametrize(
+    ("compress", "match"),
+    [
+        ({"network": "lenet"}, "unknown network `lenet`"),
+        ({"network_args": {"units": [3]}}, "unknown key `compress.network_args.units`"),
+        ({"network_args": {"hidden": [0]}}, r"hidden must be at least 1 each, got \[0\]"),
+        ({"network": "cnn", "network_args": {"channels": [4, 4, 4, 4]}}, "needs images of at least 16 pixels"),
+        ({"batch_size": 4000}, "compress.batch_size` must be at most the"),
+        ({"lambda_range": [3.0, 0.1], "lambdas": []}, "0 < low < high"),
+        ({"knots": 1}, "knots must be at least 2"),
+        ({"fractions": [1.0]}, r"compress.fractions` must be shares that are left out, in \[0, 1\), got 1"),
+        ({"lambdas": [5.0]}, "compress.lambdas` must lie in compress.lambda_range, 0.1 to 3, got 5"),
+        ({"kinds": [], "direct": []}, "compress.kinds` must name a hypernetwork"),
+        ({"direct": [-1.0]}, "compress.direct` must not be negative"),
+        ({"architecture": "x.json"}, "compress.architecture` must be an architecture.json for the network `space`"),
+        ({"prior": "laplace"}, "compress.prior` must be one of"),
+        ({"epochs": 0}, "compress.epochs` must be at least 1"),
+    ],
+)
+def test_settings_that_cannot_be(compress, match):
+    with pytest.raises(ConfigError, match=match):
+        validate(config(**compress))
+
+
+def test_regression_is_refused():
+    values = {"data": {"name": "diabetes", "task": "regression"}, "experiment": {"plan": "compression"}}
+    with pytest.raises(ConfigError, match="compress` is for classes"):
+        validate(Config.from_dict(values))
+
+
+@pytest.mark.nni
+@pytest.mark.slow
+@pytest.mark.timeout(280)
+def test_by_a_real_manager(pipeline):
+    values = {
+        "compress": {**SMALL, "direct": [1.0]},
+        "experiment": {"plan": "compression", "device": "cpu", "concurrency": 2, "threads": 1},
+    }
+    run = pipeline(values)
+    out = run.run()
+    kinds = {row["kind"] for row in run.summary["compression"]}
+    assert kinds == {"piecewise_linear", "constant"} and "report.html" in out
+    page = (run.output / "report.html").read_text(encoding="utf-8")
+    assert "Weights as functions of λ" in page and "Mixing weights over time" not in page
