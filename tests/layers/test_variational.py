@@ -328,7 +328,7 @@ def test_what_is_skipped_stays_as_it_is():
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"prior": "flat"}, "prior must be one of fixed, empirical_bayes, ard, got 'flat'"),
+        ({"prior": "flat"}, "prior must be one of fixed, empirical_bayes, ard, log_uniform, got 'flat'"),
         ({"prior_sd": 0.0}, "prior_sd is a standard deviation and must be above 0, got 0.0"),
         ({"rho": -20.0}, r"rho must be in \[-12, 3\], got -20.0"),
         ({"estimator": "mean"}, "estimator must be one of local, flipout, got 'mean'"),
