@@ -61,12 +61,13 @@ class Job:
 
         # With the defaults filled in: a default that changes makes it another job.
         config = effective(Config.from_dict(self.config)).to_dict()
-        # What has no part in a search or a training.
-        for section in ("refine", "compress", "report"):
-            del config[section]
-        if self.kind == "retrain":
-            # What found the network has no part in its training.
-            del config["strategy"], config["search"]
+        # What has no part in the outcome.
+        unused = {"refine", "report"}
+        if self.kind == "compress":
+            unused |= {"strategy", "search", "retrain"}
+        else:
+            unused |= {"compress", *(("strategy", "search") if self.kind == "retrain" else ())}
+        config = {name: section for name, section in config.items() if name not in unused}
         parameters = {name: value for name, value in self.parameters.items() if name != "trial"}
         parts = json.dumps([_ALGORITHM, self.kind, config, parameters], sort_keys=True)
         return hashlib.sha256(parts.encode()).hexdigest()[:24]
