@@ -259,6 +259,17 @@ class CompressConfig:
         for lam in self.lambdas if self.kinds else ():
             rule = f"must lie in compress.lambda_range, {low:g} to {high:g}"
             require(low <= lam <= high, "compress.lambdas", rule, lam, "widen the range")
+        has = bool(self.lambdas) or not self.kinds
+        require(has, "compress.lambdas", "must name what is read off", [], "[0.1, 1.0], say")
+        for name in ("kinds", "direct", "lambdas", "fractions"):
+            given = getattr(self, name)
+            require(len(set(given)) == len(given), f"compress.{name}", "must be distinct", given, "leave one out")
+        rate = self.finetune_learning_rate
+        require(rate > 0, "compress.finetune_learning_rate", "must be positive", rate, "0.001 is the default")
+        if self.divide_batch:
+            rule = "must leave an object of the batch for every lambda"
+            n = self.lambdas_per_step
+            require(n <= self.batch_size, "compress.lambdas_per_step", rule, n, "lower it, or divide_batch: false")
         for lam in self.direct:
             require(lam >= 0, "compress.direct", "must not be negative", lam, "1 gives the evidence bound")
         clip = self.gradient_clip

@@ -20,6 +20,8 @@ for _kind in (VariationalLinear, VariationalConv2d):  # NNI knows types of layer
 class RelativeDensityPruner(LevelPruner):  # type: ignore[misc]
     """NNI's `LevelPruner`, by (mu / sigma)^2: exp(-mu^2 / (2 sigma^2)) is the density at zero over that at the mode.
 
+    NNI's masks are of the means: to a Gaussian layer in training what is masked still has its noise.
+
     ::
 
         network = model.materialize(lam=1.0)
@@ -43,21 +45,27 @@ class RelativeDensityPruner(LevelPruner):  # type: ignore[misc]
         sd: Mapping[str, Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
-        own = {name: normal.sd(layer.rho).detach() for name, layer in variational_layers(model).items()}
-        self._sd = dict(own if sd is None else sd)
+        self._layers = variational_layers(model) if sd is None else {}
+        self._given = dict(sd or {})
         super().__init__(model, list(config_list), **kwargs)
         for name, targets in self._target_spaces.items():
-            known, shape = self._sd.get(name), targets["weight"].target.shape
+            deviations = self._deviations()
+            known, shape = deviations.get(name), targets["weight"].target.shape
             if known is None or known.shape != shape:
                 self.unwrap_model()
-                have = {key: tuple(value.shape) for key, value in self._sd.items()}
+                have = {key: tuple(value.shape) for key, value in deviations.items()}
                 raise ConfigError(
                     f"sd must hold the standard deviations of every layer that is pruned, but {name!r} has weights of "
                     f"shape {tuple(shape)}, and there are {have}."
                 )
 
+    def _deviations(self) -> dict[str, Tensor]:
+        # Of the moment: NNI prunes while a network is trained, too.
+        return {**self._given, **{name: normal.sd(layer.rho).detach() for name, layer in self._layers.items()}}
+
     def _calculate_metrics(self, data: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+        sd = self._deviations()
         return {
-            name: {target: (mean.detach() / self._sd[name]).square() for target, mean in targets.items()}
+            name: {target: (mean.detach() / sd[name]).square() for target, mean in targets.items()}
             for name, targets in data.items()
         }

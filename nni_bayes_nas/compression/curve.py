@@ -67,8 +67,9 @@ def description_length(network: nn.Module, precision: int = 32) -> dict[str, flo
 
     Returns:
         "values": precision times the weights that are not zero; "positions": log2 of the number of ways to choose
-        them, sum_l log2 C(n_l, k_l); "points": precision times biases and normalization; "total". For Gaussian layers
-        "information" beside: KL(q || p) / log 2, the cost of the weights by bits-back coding (Hinton & van Camp, 1993).
+        them, sum_l log2 C(n_l, k_l); "points": precision times biases and normalization, running statistics included;
+        "total". For Gaussian layers "information" beside: KL(q || p) / log 2, of a fixed prior the cost of the weights
+        by bits-back coding (Hinton & van Camp, 1993); the standard deviations of the other priors are not in it.
     """
     if precision < 1:
         raise ConfigError(f"precision must be at least 1 bit, got {precision}; 32 is single precision.")
@@ -81,7 +82,8 @@ def description_length(network: nn.Module, precision: int = 32) -> dict[str, flo
         positions += (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(2)
     deviations = sum(m.rho.numel() for m in network.modules() if isinstance(m, Variational))
     every = sum(p.numel() for p in network.parameters()) - deviations
-    points = float(precision * (every - matrices))
+    statistics = sum(b.numel() for name, b in network.named_buffers() if "running_" in name)
+    points = float(precision * (every - matrices + statistics))
     result = {"values": values, "positions": positions, "points": points, "total": values + positions + points}
     divergences = collect_kl(network)
     if divergences:

@@ -14,10 +14,10 @@ from torch.func import functional_call
 from nni_bayes_nas.bayes import normal
 from nni_bayes_nas.complexity.axis import Axis, LambdaAxis, LiteralAxis
 from nni_bayes_nas.compression.weight_hypernet import Kind, WeightHypernet
-from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.errors import ConfigError, SpaceError
 from nni_bayes_nas.layers.gaussian_output import Estimator
 from nni_bayes_nas.layers.normalization import recalibrate
-from nni_bayes_nas.layers.variational import divergence, to_variational, variational_layers
+from nni_bayes_nas.layers.variational import divergence, to_variational, variational_layers, weight_noise
 
 Weights = Literal["variational", "point"]
 Prior = Literal["fixed", "scaled", "empirical_bayes", "ard", "log_uniform"]
@@ -48,10 +48,9 @@ class AtLambda:
 
         To the prior "scaled" it is that to N(0, s^2 / lambda).
         """
-        model, values = self.model, self.values
+        model, values, sd = self.model, self.values, self.model.prior_sd_at(self.lam)
         if model.weights == "point":
-            return {name: values[name].square().sum() / (2 * model.prior_sd**2) for name in model.prunable}
-        sd = model.prior_sd * (self.lam**-0.5 if model.prior == "scaled" else 1.0)
+            return {name: values[name].square().sum() / (2 * sd**2) for name in model.prunable}
         return {
             name: divergence(values[_of(name, "weight")], values[_of(name, "rho")], layer.prior, sd, layer.normalized)
             for name, layer in variational_layers(model.network).items()
@@ -77,7 +76,8 @@ class HyperVariational(nn.Module):
     and normalization are points, and functions of lambda too.
 
     Args:
-        model: The network; it is copied, and its weights are the first means, at every lambda.
+        model: The network; it is copied, and its weights are the first means, at every lambda (nearly, where the kind
+            is "low_rank" or "mlp").
         kind: How the weights depend on lambda, see `WeightHypernet`; "constant" for one lambda, a direct run.
         weights: "variational", or "point": one value of every weight, the baseline with L2 decay.
         prior: "fixed" N(0, s^2); "scaled" N(0, s^2 / lambda), where lambda weighs nothing else (Grebenkova et al.'s
@@ -132,6 +132,10 @@ class HyperVariational(nn.Module):
             copy.deepcopy(model), prior=given, prior_sd=prior_sd, rho=rho, estimator=estimator, skip=skip
         )
         converted = variational_layers(network)
+        if not converted:
+            raise SpaceError(
+                f"a network must have linear or convolutional layers, {type(model).__name__} has none left"
+            )
         self.prunable = [_of(name, "weight") for name in converted]
         if weights == "point":
             network = copy.deepcopy(model)
@@ -155,6 +159,15 @@ class HyperVariational(nn.Module):
         if self.rhos is not None:
             values |= dict(zip(self._rhos, self.rhos(t), strict=True))
         return AtLambda(self, lam, values)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return next(self.means.parameters()).device
+
+    def prior_sd_at(self, lam: float) -> float:
+        """Standard deviation of the priors "fixed" and "scaled" at lambda."""
+        return self.prior_sd * (lam**-0.5 if self.prior == "scaled" else 1.0)
 
     def share(self, alone: bool) -> None:
         """Whether piecewise linear hypernetworks are what their knots share alone, and learn that."""
@@ -185,6 +198,8 @@ class HyperVariational(nn.Module):
         values = {name: value.clone() for name, value in self.at(lam).values.items()}
         network = copy.deepcopy(self.network).requires_grad_(True)
         network.load_state_dict(values, strict=False)
+        for layer in variational_layers(network).values():
+            layer.prior_sd = self.prior_sd_at(self._checked(lam))
         recalibrate(network, calibration)
         return network
 
@@ -205,30 +220,49 @@ class HyperVariational(nn.Module):
         data: Iterable[Sequence[Tensor]],
         log_likelihood: Callable[[Tensor, Tensor], Tensor],
         draws: int = 1,
+        calibration: Iterable[Tensor] = (),
     ) -> dict[str, float]:
-        """J and its parts at lambda, in nats, sums over all objects.
+        """J and its parts at lambda, in nats, sums over all objects; of the network in evaluation mode.
 
         Args:
             lam: Lambda.
             data: Batches of all objects, inputs and targets.
             log_likelihood: log p(y | f(x, w)) of outputs and targets, summed over the batch; `()`.
             draws: Of the weights, for every batch.
+            calibration: See `materialize`.
 
         Returns:
             "expected_log_likelihood", "kl", "objective": J.
         """
-        from nni_bayes_nas.layers.variational import weight_noise
-
-        found = self.at(lam)
+        found, network = self.at(lam), self.materialize(lam, calibration).eval()
+        device = next(network.parameters()).device
         total = 0.0
-        with weight_noise(self.network, True):
-            for x, y in data:
-                total += sum(float(log_likelihood(found(x), y)) for _ in range(draws)) / draws
+        with weight_noise(network, True):
+            for x, y in ((x.to(device), y.to(device)) for x, y in data):
+                total += sum(float(log_likelihood(network(x), y)) for _ in range(draws)) / draws
         return {
             "expected_log_likelihood": total,
             "kl": float(found.kl()),
             "objective": total - float(found.complexity()),
         }
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What the numbers mean: saved with them."""
+        axis = None if self.axis is None else [type(self.axis).__name__, self.axis.low, self.axis.high]
+        options = {"kind": self.kind, "weights": self.weights, "prior": self.prior, "prior_sd": self.prior_sd}
+        return {**options, "axis": axis, "single": self.single, "knots": list(self.means.knots)}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Refuses those of another model.
+
+        Raises:
+            ConfigError: Names what differs.
+        """
+        for name, value in self.get_extra_state().items():
+            if (was := state.get(name)) != value:
+                raise ConfigError(
+                    f"what is loaded must be of a model like this one, but {name} was {was}, not {value}."
+                )
 
     def _checked(self, lam: float | None) -> float:
         if lam is None:

@@ -29,15 +29,19 @@ def prunable(model: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
 
 @torch.no_grad()
 def scores(model: nn.Module) -> dict[str, Tensor]:
-    """How much every weight matters, by layer: (mu / sigma)^2 of a Gaussian layer, w^2 of another one.
+    """How much every weight matters, by layer: |mu| / sigma of Gaussian layers; |w| where there is none of these.
 
     The relative density exp(-mu^2 / (2 sigma^2)) falls with it, and underflows where it matters most; it is never
-    computed. What is left out already counts as 0.
+    computed. What is left out already counts as 0. Beside Gaussian layers, points have no score.
     """
-    found = {}
-    for name, layer in prunable(model).items():
+    layers = prunable(model)
+    gaussian = {name: layer for name, layer in layers.items() if isinstance(layer, Variational)}
+    if not gaussian:
+        return {name: layer.weight.abs() for name, layer in layers.items()}
+    found: dict[str, Tensor] = {}
+    for name, layer in gaussian.items():
         weight: Any = layer.weight
-        found[name] = (weight / normal.sd(layer.rho) if isinstance(layer, Variational) else weight).square()
+        found[name] = (weight / normal.sd(layer.rho)).abs()
     return found
 
 
@@ -54,7 +58,7 @@ def masks(
     Args:
         scores: Of the weights, any shapes; rows are neurons or filters.
         fraction: Share that is left out, in [0, 1): round(fraction n) of n weights, exactly.
-        threshold: Or: what has a score of at most this. One of both.
+        threshold: Or: what has a score of at most this, of Gaussian weights in standard deviations. One of both.
         scope: Whether the share is that of all layers together, or of each one.
         structured: Whole rows are left out, by the mean of their scores. With scope "global" shares count weights.
 
@@ -152,19 +156,26 @@ def load_pruned(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     Raises:
         ConfigError: The state is that of another architecture.
     """
-    end = ".parametrizations.weight.0.mask"
-    apply_masks(model, {name.removesuffix(end): mask for name, mask in state.items() if name.endswith(end)})
-    try:
-        model.load_state_dict(dict(state))
-    except RuntimeError as error:
-        said = " ".join(str(error).split())[:200]
-        raise ConfigError(f"the state must be that of a network like this one, but: {said}") from error
+    end = "parametrizations.weight.0.mask"
+    masks = {name.removesuffix(end).removesuffix("."): mask for name, mask in state.items() if name.endswith(end)}
+    for one in (copy.deepcopy(model), model):  # nothing happens to the model where it fails
+        apply_masks(one, masks)
+        try:
+            one.load_state_dict(dict(state))
+        except RuntimeError as error:
+            said = " ".join(str(error).split())[:200]
+            raise ConfigError(f"the state must be that of a network like this one, but: {said}") from error
 
 
 def make_permanent(model: nn.Module) -> None:
-    """Pruned weights become zeros in plain parameters; the masks go."""
+    """Pruned weights become zeros in plain parameters; the masks go.
+
+    Of Gaussian layers their standard deviations become the smallest that there are.
+    """
     for layer in prunable(model).values():
-        if mask_of(layer) is not None:
+        if (mask := mask_of(layer)) is not None:
+            if isinstance(layer, Variational):
+                layer.rho.data.masked_fill_(mask == 0, normal.RHO_RANGE[0])
             # A copy shares the class that torch makes for a parametrized module, and takes the property out of it.
             kind: Any = type(layer)
             layer.__class__ = type(kind.__name__, kind.__bases__, dict(kind.__dict__))
@@ -203,10 +214,11 @@ def _largest(units: list[Tensor], sizes: list[int], fraction: float) -> list[Ten
         fraction: Of the weights.
     """
     flat = torch.cat(units)
-    weights = torch.cat([torch.full((len(unit),), size) for unit, size in zip(units, sizes, strict=True)])
+    parts = [torch.full((len(unit),), size, device=flat.device) for unit, size in zip(units, sizes, strict=True)]
+    weights = torch.cat(parts)
     order = torch.argsort(flat, stable=True)
     out = round(fraction * int(weights.sum()))
     gone = order[weights[order].cumsum(0) <= out]
-    stays = torch.ones(len(flat), dtype=torch.bool)
+    stays = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
     stays[gone] = False
     return list(torch.split(stays, [len(unit) for unit in units]))

@@ -71,8 +71,10 @@ def shrink(network: nn.Module) -> nn.Sequential:
 
 
 def _flat(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    if isinstance(module, nn.Sequential):
-        for key, child in module.named_children():
+    if type(module).forward is nn.Sequential.forward:
+        for key, child in module._modules.items():  # the same module twice is there twice
+            if child is None:
+                continue
             yield from _flat(f"{name}.{key}" if name else key, child)
     else:
         yield name, module
@@ -102,10 +104,10 @@ def _constant(module: nn.Module, value: Tensor) -> Tensor:
 def _matrix(layer: Any, flow: _Flow | None, behind: list[nn.Module], *, keep_all: bool) -> tuple[nn.Module, _Flow]:
     """A linear layer or convolution without what is not alive before and behind it."""
     weight, rows = layer.weight, layer.weight.shape[0]
-    bias = torch.zeros(rows, dtype=weight.dtype) if layer.bias is None else layer.bias.clone()
+    bias = weight.new_zeros(rows) if layer.bias is None else layer.bias.clone()
     if flow is not None:
         per_channel = weight.shape[1] // len(flow.constant)  # of an image that was flattened
-        dead = torch.ones(len(flow.constant), dtype=torch.bool)
+        dead = torch.ones_like(flow.constant, dtype=torch.bool)
         dead[flow.alive] = False
         spread = weight.reshape(rows, len(flow.constant), -1)
         bias += spread[:, dead].sum(-1) @ flow.constant[dead]
@@ -115,7 +117,7 @@ def _matrix(layer: Any, flow: _Flow | None, behind: list[nn.Module], *, keep_all
     says = kept.flatten(1).any(1) | ~_goes(behind, bias)
     if keep_all or not bool(says.any()):
         # One row at least: a layer without any is none.
-        says = torch.ones_like(says) if keep_all else torch.arange(rows) == 0
+        says = torch.ones_like(says) if keep_all else torch.arange(rows, device=weight.device) == 0
     alive = says.nonzero().flatten()
     if isinstance(layer, nn.Linear):
         new: Any = nn.Linear(kept.shape[1], len(alive), bias=True)
@@ -134,6 +136,11 @@ def _between(module: nn.Module, flow: _Flow | None) -> tuple[nn.Module, _Flow | 
         return copy.deepcopy(module), flow
     made = copy.deepcopy(module)
     if isinstance(module, _BatchNorm):
+        if module.num_features != len(flow.constant):
+            raise SpaceError(
+                f"normalization must be of channels, not of the {module.num_features} places of a flattened image; put "
+                "it before Flatten."
+            )
         made = type(module)(len(flow.alive), module.eps, module.momentum, module.affine).to(flow.constant)
         for name, tensor in module.state_dict().items():
             made.state_dict()[name].copy_(tensor[flow.alive] if tensor.dim() else tensor)

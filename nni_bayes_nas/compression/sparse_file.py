@@ -7,6 +7,7 @@ what is not zero) and "NAME/shape"; of another one "NAME". NumPy alone reads it:
 from __future__ import annotations
 
 import copy
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,6 @@ def load_sparse(path: str | Path) -> dict[str, Tensor]:
                 state[name] = torch.from_numpy(value.reshape(shape))
             else:
                 state[name] = torch.from_numpy(arrays[name])
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ConfigError(f"{path} must be what save_sparse wrote, but: {error}.") from error
     return state

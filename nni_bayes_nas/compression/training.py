@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
 import torchmetrics
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from nni_bayes_nas.bayes import elbo, objective
 from nni_bayes_nas.coercion import require
 from nni_bayes_nas.compression.hyper_variational import HyperVariational
+from nni_bayes_nas.layers.normalization import batch_statistics
 from nni_bayes_nas.layers.variational import weight_noise
 
 Optimizer = Literal["adam", "sgd"]
 _LEFT_AT_THE_END = 1e-3
+_BLOCK = 64
+# One pass over all parameters; on a CPU torch has it since.
+_FUSED = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 6)
 
 
 class HyperVariationalModule(pl.LightningModule):
     """Classification: minimizes the mean over lambda of E_q[-log p(y | x, w)] + warmth * complexity / m, per object.
 
-    Every step draws `lambdas_per_step` values of lambda, stratified over the range, and evaluates the hypernetwork once
-    for each of them. Rates are constant for the first half of the steps and then fall linearly to nearly zero: standard
-    deviations have several nats to go before weights can be left out.
+    Every step draws `lambdas_per_step` values of lambda, stratified over the range in blocks of some 64 draws, and
+    evaluates the hypernetwork once for each of them. Rates are constant for the first half of the steps and then fall
+    linearly to nearly zero: standard deviations have several nats to go before weights can be left out.
 
     Validation logs accuracy and loss of the network of the means at both ends and in the middle of the range.
 
@@ -73,7 +78,7 @@ class HyperVariationalModule(pl.LightningModule):
         self.lambdas_per_step, self.divide_batch = lambdas_per_step, divide_batch
         self.warmup, self.shared_until, self.optimizer = warmup, shared_until, optimizer
         self.seed = seed
-        self.accuracies = nn.ModuleDict()
+        self.seconds = self._began = 0.0
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The mean over some lambda; NaN names its term, the layer if it is one's divergence, and the step."""
@@ -81,9 +86,7 @@ class HyperVariationalModule(pl.LightningModule):
         step = self.trainer.global_step
         progress = step / max(1, int(self.trainer.estimated_stepping_batches))
         self.model.share(progress < self.shared_until)
-        # By the step, so that a run that goes on draws the same.
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        lams = self.model.draw(self.lambdas_per_step, generator)
+        lams = self.lambdas_at(step)
         parts = [(x, y)] * len(lams)
         if self.divide_batch:
             parts = list(zip(torch.tensor_split(x, len(lams)), torch.tensor_split(y, len(lams)), strict=True))
@@ -101,6 +104,30 @@ class HyperVariationalModule(pl.LightningModule):
             self.log(f"train_{name}", value.detach(), on_step=False, on_epoch=True, batch_size=len(y))
         return total
 
+    def lambdas_at(self, step: int) -> list[float]:
+        """Those of a step, by seed and step alone, so that a run that goes on draws the same."""
+        steps = max(1, _BLOCK // self.lambdas_per_step)
+        block, at = divmod(step, steps)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + block)
+        drawn = self.model.draw(steps * self.lambdas_per_step, generator)
+        return drawn[at::steps]
+
+    def on_train_epoch_start(self) -> None:
+        """The clock of the training."""
+        self._began = time.perf_counter()
+
+    def on_train_epoch_end(self) -> None:
+        """Of all attempts together; validation is in it."""
+        self.seconds += time.perf_counter() - self._began
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the seconds."""
+        checkpoint["training_seconds"] = self.seconds
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Those of the attempts before."""
+        self.seconds = checkpoint.get("training_seconds", 0.0)
+
     def on_validation_epoch_start(self) -> None:
         """The networks of the means, at some lambda."""
         with torch.no_grad():
@@ -109,7 +136,8 @@ class HyperVariationalModule(pl.LightningModule):
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Accuracy and loss at some lambda."""
         x, y = batch
-        with weight_noise(self.model.network, False):
+        # Running statistics are those of all lambda.
+        with weight_noise(self.model.network, False), batch_statistics(self.model.network):
             for name, found in self._looked_at.items():
                 outputs = found(x)
                 self.log(f"val_loss/{name}", F.cross_entropy(outputs, y), batch_size=len(y))
@@ -122,7 +150,8 @@ class HyperVariationalModule(pl.LightningModule):
         groups = [{"params": list(self.model.means.parameters()), "lr": rate}]
         if self.model.rhos is not None:
             groups.append({"params": list(self.model.rhos.parameters()), "lr": rho_rate})
-        made: Any = torch.optim.SGD(groups, momentum=0.9) if self.optimizer == "sgd" else torch.optim.Adam(groups)
+        sgd = self.optimizer == "sgd"
+        made: Any = torch.optim.SGD(groups, momentum=0.9) if sgd else torch.optim.Adam(groups, fused=_FUSED)
         steps = max(1, int(self.trainer.estimated_stepping_batches))
         schedule = torch.optim.lr_scheduler.LambdaLR(
             made, lambda step: min(1.0, 2 * (1 - step / steps) + _LEFT_AT_THE_END)

@@ -31,7 +31,7 @@ class WeightHypernet(nn.Module):
     - `mlp`: b + sum_k a_k(t) d_k, where a is a network of one hidden layer of `hidden` tanh units with `rank` outputs.
 
     Args:
-        initial: Values at first, for every t.
+        initial: Values at first, for every t; of `low_rank` and `mlp` nearly.
         kind: One of these.
         knots: Of `piecewise_linear`: how many, evenly spaced, or their places from 0 to 1.
         rank: Of `low_rank` and `mlp`.
@@ -77,11 +77,11 @@ class WeightHypernet(nn.Module):
         elif kind != "constant":
             # Every hidden unit acts from a place of its own on.
             self.slopes = nn.Parameter(flat.new_full((hidden,), 2.0))
-            self.shifts = nn.Parameter(torch.linspace(-2, 1, hidden).to(flat))
+            self.shifts = nn.Parameter(torch.linspace(1, -2, hidden).to(flat))
         if kind == "mlp":
             drawn = torch.randn(rank, hidden, generator=generator).to(flat)
             self.outer = nn.Parameter(drawn / math.sqrt(hidden))
-            self.differences = nn.Parameter(_SMALL * flat.std() * _like(flat, rank, generator))
+            self.differences = nn.Parameter(_SMALL * flat.std(correction=0) * _like(flat, rank, generator))
         if kind == "low_rank":
             self._make_factors(flat, hidden, generator)
 

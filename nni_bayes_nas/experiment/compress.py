@@ -70,14 +70,12 @@ def run_compress(
     trainer = evaluation.trainer(
         directory, settings.epochs, device, callbacks, clip=settings.gradient_clip, watch=watch
     )
-    began = time.perf_counter()
     trainer.fit(
         module,
         batches(data.train, settings.batch_size, seed=seed),
         batches(data.val, _BATCH, seed=None),
         **evaluation.resume_arguments(directory),
     )
-    trained = time.perf_counter() - began
     if device == "gpu":
         model.to("cuda")  # Lightning has moved it back
     with watch.stage("reading"):
@@ -90,7 +88,7 @@ def run_compress(
         "kind": parameters["kind"],
         "seed": seed,
         "compression": rows,
-        "training_seconds": round(trained, 2),
+        "training_seconds": round(module.seconds, 2),
         "seconds": round(time.perf_counter() - started, 2),
         "device": device,
         "stage_seconds": watch.seconds,
@@ -168,12 +166,12 @@ def check(config: Config, data: DataSplits) -> None:
     """
     settings = config.compress
     runs: list[dict[str, Any]] = [{"kind": k, "lambda": None, "seed": config.seed} for k in settings.kinds]
-    runs += [{"kind": "constant", "lambda": lam, "seed": config.seed} for lam in settings.direct[:1]]
+    runs += [{"kind": "constant", "lambda": lam, "seed": config.seed} for lam in settings.direct]
     for parameters in runs:
         model = build_model(config, data, parameters).eval()
         HyperVariationalModule(model, n_objects=len(data.train), **_options(settings))
         with torch.no_grad():
-            outputs = model(data.train[:2][0], parameters["lambda"] or settings.lambda_range[0])
+            outputs = model(data.train[:2][0], model.single if model.axis is None else model.axis.low)
         if outputs.shape != (2, data.num_classes):
             raise ConfigError(
                 f"`compress.network` must give {data.num_classes} outputs for one object, `{settings.network}` gives "
@@ -197,17 +195,18 @@ def look_at(
         distribution ("predictive"); "z_above_1": weights above one standard deviation; "bits", see
         `description_length`; "curve": by fraction, on validation and test data.
     """
-    inputs = [x for x, _ in _first(data, _CALIBRATION)]
+    torch.manual_seed(seed)
+    inputs = [x.to(model.device) for x, _ in _first(data, _CALIBRATION)]
     network = model.materialize(lam, inputs).eval()
     plain = mean_network(network).eval()
 
     def log_likelihood(outputs: Tensor, y: Tensor) -> Tensor:
         return -F.cross_entropy(outputs, y, reduction="sum")
 
-    evidence = model.elbo(lam, batches(data.train, _BATCH, seed=None), log_likelihood)
+    evidence = model.elbo(lam, batches(data.train, _BATCH, seed=None), log_likelihood, calibration=inputs)
     row: dict[str, Any] = {"lambda": lam, **{name: round(value, 3) for name, value in evidence.items()}}
     (val, _), (test, y) = _predicted(plain, data.val), _predicted(plain, data.test)
-    row["val_accuracy"] = scores(val, data.val[:][1])["accuracy"]
+    row["val_accuracy"] = scores(val, data.val.tensors[1].cpu())["accuracy"]
     found = scores(test, y)
     row |= {f"test_{name}": found[name] for name in ("accuracy", "nll", "ece")}
     if model.weights == "variational":
@@ -249,7 +248,8 @@ def _first(data: DataSplits, n: int) -> Sequence[tuple[Tensor, Tensor]]:
 @torch.no_grad()
 def _predicted(network: nn.Module, objects: Any) -> tuple[Tensor, Tensor]:
     """Log-probabilities and classes."""
-    pairs = [(network(x).log_softmax(-1), y) for x, y in batches(objects, _BATCH, seed=None)]
+    device = next(network.parameters()).device
+    pairs = [(network(x.to(device)).log_softmax(-1).cpu(), y.cpu()) for x, y in batches(objects, _BATCH, seed=None)]
     return torch.cat([p for p, _ in pairs]), torch.cat([y for _, y in pairs])
 
 
@@ -260,10 +260,10 @@ def _accuracy(network: nn.Module, objects: Any) -> float:
 
 def _finetune(network: nn.Module, *, data: DataSplits, settings: CompressConfig, seed: int) -> None:
     """Some epochs of Adam on what is left, its rate falling linearly to zero."""
-    module = _Plain(network, settings.finetune_learning_rate)
+    module, device = _Plain(network, settings.finetune_learning_rate), next(network.parameters()).device
     evaluation.quiet_lightning()
     trainer = pl.Trainer(
-        accelerator="gpu" if next(network.parameters()).is_cuda else "cpu",
+        accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=1,
         max_epochs=settings.finetune_epochs,
         logger=False,
@@ -272,7 +272,8 @@ def _finetune(network: nn.Module, *, data: DataSplits, settings: CompressConfig,
         enable_model_summary=False,
     )
     trainer.fit(module, batches(data.train, settings.batch_size, seed=seed))
-    recalibrate(network, [x for x, _ in _first(data, _CALIBRATION)])
+    network.to(device)  # Lightning has moved it back
+    recalibrate(network, [x.to(device) for x, _ in _first(data, _CALIBRATION)])
 
 
 class _Plain(pl.LightningModule):

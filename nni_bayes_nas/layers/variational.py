@@ -220,6 +220,8 @@ def divergence(
         mean, sd = mean * scale, sd * scale
     if mask is not None:
         mean, sd = mean[mask > 0], sd[mask > 0]
+        if not mean.numel():
+            return mean.sum()
     return normal.kl_to_prior(mean, sd, prior, prior_sd)
 
 

@@ -72,7 +72,7 @@ def curve_table(run: RunFolder) -> tuple[list[str], list[list[str]]]:
 def plots(run: RunFolder) -> list[Plot]:
     """Test error against compression; the objective and its parts against lambda. Empty without a compression."""
     found = networks(run)
-    return [_curve(found), _evidence(found)] if found else []
+    return [_curve(found), _evidence(found, run)] if found else []
 
 
 def headline(run: RunFolder) -> list[str]:
@@ -146,8 +146,8 @@ def _curve(found: dict[tuple[str, float], list[Row]]) -> Plot:
             axes.plot(x, tuned, linestyle="none", marker="^", markersize=4, color=color, fillstyle="none")
             every += x
             errors += [value for value in (*y, *tuned) if not math.isnan(value)]
-        axes.set_xlabel("compression, weights / weights left (log scale)")
-        axes.set_ylabel("test error, % (log scale)")
+        axes.set_xlabel("compression, weights / weights left")
+        axes.set_ylabel("test error, %")
         log_axis(axes, "x", every, lambda v: f"{v:.3g}")
         log_axis(axes, "y", errors, lambda v: f"{v:.3g}")
         figure.legend(loc="outside upper left", ncols=2, columnspacing=1.2)
@@ -156,7 +156,7 @@ def _curve(found: dict[tuple[str, float], list[Row]]) -> Plot:
     return Plot("Test error against compression", render("compression", draw, height=4.2), caption)
 
 
-def _evidence(found: dict[tuple[str, float], list[Row]]) -> Plot:
+def _evidence(found: dict[tuple[str, float], list[Row]], run: RunFolder) -> Plot:
     kinds = list(dict.fromkeys(kind for kind, _ in found))
 
     def draw(figure: Figure) -> None:
@@ -172,14 +172,18 @@ def _evidence(found: dict[tuple[str, float], list[Row]]) -> Plot:
                 label = kind.replace("_", " ")
                 axes.plot(x, y, color=color, markersize=3.5, linewidth=1.2, label=label, **style)
             axes.set_ylabel(title)
-        panels[-1].set_xlabel("λ (log scale)")
+        panels[-1].set_xlabel("λ")
         log_axis(panels[-1], "x", [value for _, value in found], lam)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
 
-    caption = (
-        "J = E log p(D | w) − λ KL(q ‖ p) on the training set, in nats, and its parts. J of a direct run less that of "
-        "a hypernetwork is what it loses by serving every λ."
-    )
+    prior, weights = run.setting("compress", "prior"), run.setting("compress", "weights")
+    weighed = "KL(q ‖ p), the prior N(0, s²/λ)" if prior == "scaled" else "λ KL(q ‖ p)"
+    caption = f"J = E log p(D | w) − {weighed} on the training set, in nats, and its parts. J of a direct run less "
+    caption += "that of a hypernetwork is what it loses by serving every λ."
+    if weights == "point":
+        caption += " Weights are points: KL stands for −log p(w) up to a constant."
+    elif prior == "log_uniform":
+        caption += " The prior is improper: J is no evidence, not even at λ = 1."
     return Plot("The objective over λ", render("evidence", draw, height=5.2), caption)
 
 

@@ -171,6 +171,8 @@ def test_what_weights_cost(prior, lam):
     expected = sum(layer.kl() for layer in plain.modules() if isinstance(layer, Variational))
     torch.testing.assert_close(model.at(lam).kl(), expected)
     torch.testing.assert_close(model.at(lam).complexity(), expected * (1 if prior == "scaled" else lam))
+    made = model.materialize(lam)
+    torch.testing.assert_close(sum(layer.kl() for layer in made.modules() if isinstance(layer, Variational)), expected)
 
 
 def test_what_points_cost():
@@ -178,6 +180,8 @@ def test_what_points_cost():
     model = HyperVariational(network(), weights="point", prior_sd=0.3)
     expected = sum(p.square().sum() for p in network().parameters() if p.dim() > 1) / (2 * 0.3**2)
     torch.testing.assert_close(model.at(2.0).complexity(), 2 * expected)
+    scaled = HyperVariational(network(), weights="point", prior="scaled", prior_sd=0.3)
+    torch.testing.assert_close(scaled.at(2.0).complexity(), 2 * expected)
     names = ["0.weight", "4.weight", "6.weight"]
     assert model.prunable == names and list(model.log_relative_density(1.0)) == names
 
@@ -251,6 +255,14 @@ def test_it_is_saved_and_loaded():
     other = HyperVariational(network(), kind="mlp", seed=5)
     other.load_state_dict(copy.deepcopy(model.state_dict()))
     torch.testing.assert_close(other.eval()(X, 0.3), model.eval()(X, 0.3))
+    for options, named in (
+        ({"lambda_range": (0.1, 2.0)}, "axis"),
+        ({"kind": "linear"}, "kind"),
+        ({"prior": "fixed"}, "prior"),
+    ):
+        another = HyperVariational(network(), **{"kind": "mlp", **options})
+        with pytest.raises(ConfigError, match=f"of a model like this one, but {named} was"):
+            another.load_state_dict(model.state_dict(), strict=False)
 
 
 @pytest.mark.parametrize(
@@ -283,3 +295,5 @@ def test_lambdas_that_were_not_trained():
 def test_layers_that_cannot_be_treated_are_named():
     with pytest.raises(SpaceError, match=r"1 \(GRU\)"):
         HyperVariational(nn.Sequential(nn.Linear(3, 3), nn.GRU(3, 3)))
+    with pytest.raises(SpaceError, match="ReLU has none left"):
+        HyperVariational(nn.ReLU())

@@ -1,5 +1,7 @@
 """Training over lambda: what is drawn, what learns when, and that large lambda leaves less."""
 
+import math
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -88,21 +90,35 @@ def test_one_lambda_and_points(weights):
     assert float(module.trainer.callback_metrics["val_accuracy/1"]) > 0.85
 
 
-def test_lambdas_of_a_step_depend_on_seed_and_step_alone():
-    drawn = []
+@pytest.mark.parametrize("n", [1, 3])
+def test_lambdas_of_a_step_depend_on_seed_and_step_alone(n):
+    one, other = (HyperVariationalModule(model(), n_objects=N, lambdas_per_step=n, seed=seed) for seed in (0, 1))
+    lams = [one.lambdas_at(step) for step in range(640)]
+    assert [one.lambdas_at(step) for step in range(640)] == lams != [other.lambdas_at(step) for step in range(640)]
+    assert all(len(found) == n for found in lams)
+    # Stratified: each of eight equal parts of the range has its share, in every block.
+    logs = torch.tensor(lams[: 64 // n]).log().flatten()
+    counts = torch.histc((logs - math.log(0.1)) / math.log(30), 8, 0, 1)
+    assert float(counts.min()) >= 6 and float(counts.max()) <= 12
 
-    class Spy(HyperVariational):
-        def draw(self, n, generator):
-            found = super().draw(n, generator)
-            drawn.append(found)
-            return found
 
+def test_normalization_of_every_lambda():
+    """Validation is by the statistics of the batch, and changes no running ones; J by those of the network itself."""
     torch.manual_seed(0)
-    for seed in (0, 0, 1):
-        net = Spy(nn.Sequential(nn.Linear(10, 4), nn.ReLU(), nn.Linear(4, 2)))
-        trained(net, epochs=1, lambdas_per_step=2, seed=seed)
-    first, again, other = drawn[:8], drawn[8:16], drawn[16:24]
-    assert first == again != other and len({lam for lams in first for lam in lams}) > 10
+    net = nn.Sequential(nn.Linear(10, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 2))
+    module = trained(HyperVariational(net, lambda_range=(0.1, 3.0), knots=3), epochs=10)
+    assert float(module.trainer.callback_metrics["val_accuracy/0.1"]) > 0.85
+    before = module.model.network[1].running_mean.clone()
+    (x, y) = data(N).dataset.tensors
+
+    def log_likelihood(outputs, y):
+        return -nn.functional.cross_entropy(outputs, y, reduction="sum")
+
+    found = module.model.train().elbo(0.1, [(x, y)], log_likelihood, calibration=[x])
+    assert torch.equal(module.model.network[1].running_mean, before)
+    plain = module.model.materialize(0.1, [x]).eval()
+    with torch.no_grad():
+        assert found["expected_log_likelihood"] == pytest.approx(float(log_likelihood(plain(x), y)), rel=0.2)
 
 
 def test_what_is_no_number_is_named():

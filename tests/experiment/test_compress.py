@@ -108,7 +108,7 @@ def test_it_goes_on_from_a_checkpoint(tmp_path):
 @pytest.mark.parametrize("weights", ["variational", "point"])
 def test_one_lambda(tmp_path, weights):
     parameters = {"trial": "x", "kind": "constant", "lambda": 0.5, "seed": 0}
-    found = run_compress(config(weights=weights, lambdas=[]), parameters, tmp_path, lambda row: None)
+    found = run_compress(config(weights=weights, kinds=[], direct=[0.5]), parameters, tmp_path, lambda row: None)
     (row,) = found["compression"]
     assert row["lambda"] == 0.5 and ("predictive" in row) == (weights == "variational")
 
@@ -154,11 +154,16 @@ def test_networks_by_name_and_from_a_search(tmp_path):
         ({"network_args": {"hidden": [0]}}, r"hidden must be at least 1 each, got \[0\]"),
         ({"network": "cnn", "network_args": {"channels": [4, 4, 4, 4]}}, "needs images of at least 16 pixels"),
         ({"batch_size": 4000}, "compress.batch_size` must be at most the"),
-        ({"lambda_range": [3.0, 0.1], "lambdas": []}, "0 < low < high"),
+        ({"lambda_range": [0.0, 1.0], "lambdas": [0.5]}, "0 < low < high"),
         ({"knots": 1}, "knots must be at least 2"),
         ({"fractions": [1.0]}, r"compress.fractions` must be shares that are left out, in \[0, 1\), got 1"),
         ({"lambdas": [5.0]}, "compress.lambdas` must lie in compress.lambda_range, 0.1 to 3, got 5"),
         ({"kinds": [], "direct": []}, "compress.kinds` must name a hypernetwork"),
+        ({"lambdas": []}, "compress.lambdas` must name what is read off"),
+        ({"lambdas": [0.1, 0.1]}, "compress.lambdas` must be distinct"),
+        ({"finetune_learning_rate": 0.0}, "compress.finetune_learning_rate` must be positive"),
+        ({"divide_batch": True, "lambdas_per_step": 65}, "compress.lambdas_per_step` must leave an object"),
+        ({"direct": [1.0, 0.0], "prior": "scaled"}, "lambda must be above 0 with the prior 'scaled'"),
         ({"direct": [-1.0]}, "compress.direct` must not be negative"),
         ({"architecture": "x.json"}, "compress.architecture` must be an architecture.json for the network `space`"),
         ({"prior": "laplace"}, "compress.prior` must be one of"),

@@ -57,7 +57,7 @@ def test_one_share_of_all_layers():
 def test_layers_without_standard_deviations_are_named():
     plain = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     config = [{"op_types": ["Linear"], "sparse_ratio": 0.5}]
-    with pytest.raises(ConfigError, match=r"sd must hold the standard deviations .* but '0' has weights of shape"):
+    with pytest.raises(ConfigError, match=r"sd must hold the standard deviations .* but '[02]' has weights of shape"):
         RelativeDensityPruner(plain, config)
     with pytest.raises(ConfigError, match="'2' has weights of shape"):
         RelativeDensityPruner(plain, config, {"0": torch.ones(3, 4), "2": torch.ones(3, 3)})
