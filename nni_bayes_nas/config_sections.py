@@ -208,9 +208,10 @@ class CompressConfig:
     ``architecture``, an architecture.json, in the space of the run.
 
     For every one of ``kinds`` a hypernetwork is trained over ``lambda_range`` and read off at ``lambdas``; for every
-    one of ``direct`` a network at this lambda alone; all ``repeats`` times. What is read off is pruned to every one of
-    ``fractions``, and trained on for ``finetune_epochs``. ``draws`` of the weights make the predictive distribution.
-    ``inputs`` raw takes the standardization of the data back.
+    one of ``direct`` a network at this lambda alone; all with every one of ``priors``, and ``repeats`` times. What is
+    read off is pruned to every one of ``fractions``, by whole neurons and filters if ``structured``, and trained on for
+    ``finetune_epochs``. ``draws`` of the weights make the predictive distribution. ``inputs`` raw takes the
+    standardization of the data back.
     """
 
     network: str = "mlp"
@@ -222,7 +223,7 @@ class CompressConfig:
     lambda_range: tuple[float, float] = (0.1, 3.0)
     axis: Literal["log", "literal"] = "log"
     weights: Literal["variational", "point"] = "variational"
-    prior: Literal["fixed", "scaled", "empirical_bayes", "ard", "log_uniform"] = "ard"
+    priors: tuple[Literal["fixed", "scaled", "empirical_bayes", "ard", "log_uniform"], ...] = ("ard",)
     prior_sd: float = 1.0
     rho: float = -5.0
     knots: int | tuple[float, ...] = 5
@@ -241,6 +242,7 @@ class CompressConfig:
     inputs: Literal["raw", "standardized"] = "raw"
     fractions: tuple[float, ...] = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98)
     scope: Literal["global", "layer"] = "global"
+    structured: bool = False
     finetune_epochs: int = 0
     finetune_learning_rate: float = 1e-3
     draws: int = 10
@@ -261,7 +263,8 @@ class CompressConfig:
             require(low <= lam <= high, "compress.lambdas", rule, lam, "widen the range")
         has = bool(self.lambdas) or not self.kinds
         require(has, "compress.lambdas", "must name what is read off", [], "[0.1, 1.0], say")
-        for name in ("kinds", "direct", "lambdas", "fractions"):
+        require(bool(self.priors), "compress.priors", "must name a prior", [], "[ard], say")
+        for name in ("kinds", "direct", "priors", "lambdas", "fractions"):
             given = getattr(self, name)
             require(len(set(given)) == len(given), f"compress.{name}", "must be distinct", given, "leave one out")
         rate = self.finetune_learning_rate

@@ -21,6 +21,7 @@ def accuracy_pruning_curve(
     evaluate: Callable[[nn.Module], dict[str, float]],
     *,
     scope: Scope = "global",
+    structured: bool = False,
     calibration: Iterable[Tensor] = (),
     finetune: Callable[[nn.Module], None] | None = None,
 ) -> list[dict[str, Any]]:
@@ -31,6 +32,7 @@ def accuracy_pruning_curve(
         fractions: Shares that are left out, in [0, 1).
         evaluate: Gives numbers by name of a network in evaluation mode.
         scope: See `masks`.
+        structured: Whole neurons and filters; the last layer, whose rows are outputs, then stays whole.
         calibration: Batches of inputs for batch normalization, whose statistics change with what is left out.
         finetune: Trains a pruned network further, in place; None for none.
 
@@ -43,10 +45,12 @@ def accuracy_pruning_curve(
     """
     found, inputs = scores(network), list(calibration)
     total = sum(score.numel() for score in found.values())
+    if structured:
+        del found[list(found)[-1]]
     rows = []
     for fraction in fractions:
         pruned = mean_network(network)
-        apply_masks(pruned, masks(found, fraction=fraction, scope=scope))
+        apply_masks(pruned, masks(found, fraction=fraction, scope=scope, structured=structured))
         recalibrate(pruned, inputs)
         left = kept(pruned)
         row: dict[str, Any] = {"fraction": fraction, "kept": left, "compression": total / max(1, left)}

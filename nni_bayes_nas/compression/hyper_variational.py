@@ -213,6 +213,10 @@ class HyperVariational(nn.Module):
         pairs = zip(self.prunable, rhos, strict=True)
         return {name: normal.log_relative_density(values[name], normal.sd(values[rho])) for name, rho in pairs}
 
+    def relative_density(self, lam: float | None = None) -> dict[str, Tensor]:
+        """q(0) / q(mode) of every weight, by name, in [0, 1]; it underflows: rank by its logarithm."""
+        return {name: value.exp() for name, value in self.log_relative_density(lam).items()}
+
     @torch.no_grad()
     def elbo(
         self,

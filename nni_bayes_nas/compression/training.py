@@ -8,14 +8,14 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 import torch
 import torchmetrics
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nni_bayes_nas.bayes import elbo, objective
 from nni_bayes_nas.coercion import require
 from nni_bayes_nas.compression.hyper_variational import HyperVariational
 from nni_bayes_nas.layers.normalization import batch_statistics
-from nni_bayes_nas.layers.variational import weight_noise
+from nni_bayes_nas.layers.variational import collect_kl, weight_noise
 
 Optimizer = Literal["adam", "sgd"]
 _LEFT_AT_THE_END = 1e-3
@@ -165,3 +165,58 @@ class HyperVariationalModule(pl.LightningModule):
         for lam in lams:
             for name, value in self.model.at(lam).divergences().items():
                 objective.check_finite(f"divergence of {name} at lambda {lam:g}", value, step=step)
+
+
+def finetune(
+    network: nn.Module,
+    loader: Any,
+    epochs: int,
+    learning_rate: float,
+    *,
+    lam: float = 1.0,
+    n_objects: int | None = None,
+) -> None:
+    """Train a network of its own further, in place: Adam, its rate falling linearly to zero.
+
+    A plain network, pruned or not, minimizes its loss; one with Gaussian layers E_q[-log p] + lam KL / m, per object.
+
+    Args:
+        network: As `materialize`, `mean_network` or `prune` leave it; it stays on its device.
+        loader: Batches of inputs and classes.
+        epochs: Of the loader.
+        learning_rate: At the first step.
+        lam: Lambda, of Gaussian layers.
+        n_objects: m; the size of the loader's data set if None.
+    """
+    device = next(network.parameters()).device
+    module = _Finetuning(network, learning_rate, lam, len(loader.dataset) if n_objects is None else n_objects)
+    trainer = pl.Trainer(
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=1,
+        max_epochs=epochs,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, loader)
+    network.to(device)  # Lightning has moved it back
+
+
+class _Finetuning(pl.LightningModule):
+    def __init__(self, network: nn.Module, rate: float, lam: float, n_objects: int) -> None:
+        super().__init__()
+        self.network, self.rate, self.price = network, rate, lam / n_objects
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        terms = {"loss": F.cross_entropy(self.network(x), y)}
+        if divergences := collect_kl(self.network):
+            terms["complexity"] = self.price * torch.stack(list(divergences.values())).sum()
+        return objective.total(terms, step=self.trainer.global_step)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.network.parameters(), lr=self.rate, fused=_FUSED)
+        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nni_bayes_nas import registry
 from nni_bayes_nas.architecture import Architecture
+from nni_bayes_nas.complexity.measure import count_parameters
 from nni_bayes_nas.compression.curve import accuracy_pruning_curve, description_length
 from nni_bayes_nas.compression.hyper_variational import HyperVariational
 from nni_bayes_nas.compression.networks import Stored
 from nni_bayes_nas.compression.pruning import kept, mean_network, prune
-from nni_bayes_nas.compression.training import HyperVariationalModule
+from nni_bayes_nas.compression.shrink import shrink
+from nni_bayes_nas.compression.training import HyperVariationalModule, finetune
 from nni_bayes_nas.config import CompressConfig, Config
-from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.errors import ConfigError, SpaceError
 from nni_bayes_nas.experiment import evaluator as evaluation
 from nni_bayes_nas.experiment.build import build_space, drop_training_parts
 from nni_bayes_nas.experiment.callbacks import EpochLog, SeedEpochs
@@ -42,7 +45,8 @@ def run_compress(
 
     Args:
         config: The configuration.
-        parameters: Of the trial; "kind" (of the hypernetwork, or "constant"), "lambda" (of a direct run) and "seed".
+        parameters: Of the trial; "kind" (of the hypernetwork, or "constant"), "lambda" (of a direct run), "prior" and
+            "seed".
         directory: Where checkpoint, metrics, data.json and model.pt (of the hypernetwork) are written.
         report: Called after every epoch with the intermediate result.
 
@@ -107,7 +111,7 @@ def build_model(config: Config, data: DataSplits, parameters: dict[str, Any]) ->
         build_network(config, data, int(parameters["seed"])),
         kind=parameters["kind"],
         weights=settings.weights,
-        prior=settings.prior,
+        prior=parameters.get("prior", settings.priors[0]),
         prior_sd=settings.prior_sd,
         lambda_range=settings.lambda_range if direct is None else float(direct),
         axis=settings.axis,
@@ -165,10 +169,10 @@ def check(config: Config, data: DataSplits) -> None:
         SpaceError: Layers that cannot be treated.
     """
     settings = config.compress
-    runs: list[dict[str, Any]] = [{"kind": k, "lambda": None, "seed": config.seed} for k in settings.kinds]
-    runs += [{"kind": "constant", "lambda": lam, "seed": config.seed} for lam in settings.direct]
-    for parameters in runs:
-        model = build_model(config, data, parameters).eval()
+    runs: list[dict[str, Any]] = [{"kind": kind, "lambda": None} for kind in settings.kinds]
+    runs += [{"kind": "constant", "lambda": lam} for lam in settings.direct]
+    for prior, parameters in itertools.product(settings.priors, runs):
+        model = build_model(config, data, {**parameters, "prior": prior, "seed": config.seed}).eval()
         HyperVariationalModule(model, n_objects=len(data.train), **_options(settings))
         with torch.no_grad():
             outputs = model(data.train[:2][0], model.single if model.axis is None else model.axis.low)
@@ -193,7 +197,8 @@ def look_at(
         "lambda"; "objective", "expected_log_likelihood", "kl" on the training set; validation and test scores of the
         network of the means ("val_accuracy", "test_accuracy", "test_nll", "test_ece"), and of the predictive
         distribution ("predictive"); "z_above_1": weights above one standard deviation; "bits", see
-        `description_length`; "curve": by fraction, on validation and test data.
+        `description_length`; "curve": by fraction, on validation and test data, with the parameters of the smaller
+        dense network ("params") where whole neurons go and the network is a chain.
     """
     torch.manual_seed(seed)
     inputs = [x.to(model.device) for x, _ in _first(data, _CALIBRATION)]
@@ -219,11 +224,20 @@ def look_at(
         row["bits"] = {name: round(value) for name, value in description_length(cut).items()}
     parts = {"val": data.val, "test": data.test}
     tune = partial(_finetune, data=data, settings=settings, seed=seed) if settings.finetune_epochs else None
+
+    def evaluate(pruned: nn.Module) -> dict[str, float]:
+        found = {f"{name}_accuracy": _accuracy(pruned, part) for name, part in parts.items()}
+        if settings.structured:
+            with contextlib.suppress(SpaceError):  # of what is no chain nobody knows
+                found["params"] = count_parameters(shrink(pruned))
+        return found
+
     row["curve"] = accuracy_pruning_curve(
         network,
         settings.fractions,
-        lambda pruned: {f"{name}_accuracy": _accuracy(pruned, part) for name, part in parts.items()},
+        evaluate,
         scope=settings.scope,
+        structured=settings.structured,
         calibration=inputs,
         finetune=tune,
     )
@@ -259,34 +273,9 @@ def _accuracy(network: nn.Module, objects: Any) -> float:
 
 
 def _finetune(network: nn.Module, *, data: DataSplits, settings: CompressConfig, seed: int) -> None:
-    """Some epochs of Adam on what is left, its rate falling linearly to zero."""
-    module, device = _Plain(network, settings.finetune_learning_rate), next(network.parameters()).device
+    """Some epochs on what is left."""
     evaluation.quiet_lightning()
-    trainer = pl.Trainer(
-        accelerator="gpu" if device.type == "cuda" else "cpu",
-        devices=1,
-        max_epochs=settings.finetune_epochs,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(module, batches(data.train, settings.batch_size, seed=seed))
-    network.to(device)  # Lightning has moved it back
+    loader = batches(data.train, settings.batch_size, seed=seed)
+    finetune(network, loader, settings.finetune_epochs, settings.finetune_learning_rate)
+    device = next(network.parameters()).device
     recalibrate(network, [x.to(device) for x, _ in _first(data, _CALIBRATION)])
-
-
-class _Plain(pl.LightningModule):
-    def __init__(self, network: nn.Module, rate: float) -> None:
-        super().__init__()
-        self.network, self.rate = network, rate
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        x, y = batch
-        return F.cross_entropy(self.network(x), y)
-
-    def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.Adam(self.network.parameters(), lr=self.rate)
-        steps = max(1, int(self.trainer.estimated_stepping_batches))
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -13,15 +13,19 @@ from nni_bayes_nas.report.figures import Plot
 from nni_bayes_nas.report.read import Row, RunFolder
 from nni_bayes_nas.report.tables import DASH, Measure, count, lam, measure, percent, plural
 
-COLUMNS = ["Trained", "λ", "Seeds", "J", "E log p", "KL", "Validation", "Test", "Predictive", "NLL", "ECE", "|z| > 1"]
+COLUMNS = ["Trained", "λ", "Seeds", "J", "E log p", "KL", "Loss of J", "Validation", "Test", "Predictive", "NLL", "ECE"]
+COLUMNS += ["|z| > 1", "Bytes"]
 TEXT_COLUMNS = ("Trained",)
 
 
 def networks(run: RunFolder) -> dict[tuple[str, float], list[Row]]:
-    """What was read off, by (kind, lambda); a row for every repeat."""
+    """What was read off, by (how it was trained, lambda); a row for every repeat."""
     found: dict[tuple[str, float], list[Row]] = {}
-    for trained in run.summary.get("compression") or []:
-        kind = "direct" if trained.get("kind") == "constant" else str(trained.get("kind", "?"))
+    every = run.summary.get("compression") or []
+    several = len({trained.get("prior") for trained in every}) > 1
+    for trained in every:
+        kind = _DIRECT if trained.get("kind") == "constant" else str(trained.get("kind", "?"))
+        kind += f", {trained.get('prior')}" if several else ""
         for row in trained.get("rows") or []:
             found.setdefault((kind, float(row["lambda"])), []).append(row)
     return found
@@ -29,8 +33,9 @@ def networks(run: RunFolder) -> dict[tuple[str, float], list[Row]]:
 
 def table(run: RunFolder) -> list[list[str]]:
     """Rows of `COLUMNS`: means and standard deviations over the repeats."""
-    rows = []
-    for (kind, value), members in networks(run).items():
+    rows, found = [], networks(run)
+    for (kind, value), members in found.items():
+        direct = found.get((_DIRECT + kind[kind.find(",") :] if "," in kind else _DIRECT, value))
         predictive = [row.get("predictive") or {} for row in members]
         numbers = [_rounded(measure([row.get(name) for row in members])) for name in _EVIDENCE]
         rows.append(
@@ -39,12 +44,14 @@ def table(run: RunFolder) -> list[list[str]]:
                 lam(value),
                 str(len(members)),
                 *numbers,
+                _loss(members, direct) if direct is not members else DASH,
                 percent(measure([row.get("val_accuracy") for row in members])),
                 percent(measure([row.get("test_accuracy") for row in members])),
                 percent(measure([row.get("accuracy") for row in predictive])),
                 _decimals(measure([row.get("nll") for row in predictive])),
                 _decimals(measure([row.get("ece") for row in predictive])),
                 count(measure([row.get("z_above_1") for row in members]).mean),
+                count(measure([(row.get("bits") or {}).get("total", math.nan) / 8 for row in members]).mean),
             ]
         )
     return rows
@@ -79,10 +86,11 @@ def headline(run: RunFolder) -> list[str]:
     """What is compressed, on which data; empty for a run that compresses nothing."""
     if run.setting("experiment", "plan") != "compression":
         return []
-    network, weights, prior = (run.setting("compress", name) for name in ("network", "weights", "prior"))
+    network, weights, priors = (run.setting("compress", name) for name in ("network", "weights", "priors"))
     trained = plural(len(run.summary.get("compression") or []), "finished training")
-    prior = f", prior {str(prior).replace('_', ' ')}" if weights == "variational" else ""
-    return [f"Network {network}, data {run.summary.get('data', '?')}, {weights} weights{prior}: {trained}."]
+    words = ", ".join(str(prior).replace("_", " ") for prior in priors or ["?"])
+    said = f", prior {words}" if weights == "variational" else ""
+    return [f"Network {network}, data {run.summary.get('data', '?')}, {weights} weights{said}: {trained}."]
 
 
 def learning_plots(run: RunFolder) -> list[Plot]:
@@ -124,6 +132,7 @@ def sentence(run: RunFolder) -> str:
     return f"{' and '.join(said)}." if said else ""
 
 
+_DIRECT = "direct"
 _EVIDENCE = {"objective": "J", "expected_log_likelihood": "E log p", "kl": "KL"}
 
 
@@ -138,8 +147,8 @@ def _curve(found: dict[tuple[str, float], list[Row]]) -> Plot:
             x = [float(point["compression"]) for point in points]
             y = [_error([row["curve"][i].get("test_accuracy") for row in members]) for i in range(len(points))]
             color = SERIES[lams.index(value) % len(SERIES)]
-            style = "--" if kind == "direct" else "-"
-            label = f"λ = {lam(value)}" + (", direct" if kind == "direct" else f", {kind.replace('_', ' ')}")
+            style = "--" if kind.startswith(_DIRECT) else "-"
+            label = f"λ = {lam(value)}, {kind.replace('_', ' ')}"
             axes.plot(x, y, style, marker="o", markersize=3, color=color, linewidth=1.2, label=label)
             after = [[row["curve"][i].get("finetuned") or {} for row in members] for i in range(len(points))]
             tuned = [_error([one.get("test_accuracy") for one in rows]) for rows in after]
@@ -167,8 +176,8 @@ def _evidence(found: dict[tuple[str, float], list[Row]], run: RunFolder) -> Plot
                 x = sorted(mine)
                 means = [measure([row.get(name) for row in mine[value]]).mean for value in x]
                 y = [math.nan if mean is None else mean for mean in means]
-                style: Any = {"linestyle": "none", "marker": "s"} if kind == "direct" else {"marker": "o"}
-                color = MUTED if kind == "direct" else SERIES[i % len(SERIES)]
+                style: Any = {"linestyle": "none", "marker": "s"} if kind.startswith(_DIRECT) else {"marker": "o"}
+                color = MUTED if kind.startswith(_DIRECT) else SERIES[i % len(SERIES)]
                 label = kind.replace("_", " ")
                 axes.plot(x, y, color=color, markersize=3.5, linewidth=1.2, label=label, **style)
             axes.set_ylabel(title)
@@ -176,15 +185,24 @@ def _evidence(found: dict[tuple[str, float], list[Row]], run: RunFolder) -> Plot
         log_axis(panels[-1], "x", [value for _, value in found], lam)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
 
-    prior, weights = run.setting("compress", "prior"), run.setting("compress", "weights")
-    weighed = "KL(q ‖ p), the prior N(0, s²/λ)" if prior == "scaled" else "λ KL(q ‖ p)"
-    caption = f"J = E log p(D | w) − {weighed} on the training set, in nats, and its parts. J of a direct run less "
+    priors, weights = run.setting("compress", "priors") or [], run.setting("compress", "weights")
+    caption = "J = E log p(D | w) − λ KL(q ‖ p) on the training set, in nats, and its parts. J of a direct run less "
     caption += "that of a hypernetwork is what it loses by serving every λ."
+    if "scaled" in priors:
+        caption += " Of the prior “scaled”, N(0, s²/λ), J = E log p − KL."
     if weights == "point":
         caption += " Weights are points: KL stands for −log p(w) up to a constant."
-    elif prior == "log_uniform":
-        caption += " The prior is improper: J is no evidence, not even at λ = 1."
+    elif "log_uniform" in priors:
+        caption += " The prior log-uniform is improper: its J is no evidence, not even at λ = 1."
     return Plot("The objective over λ", render("evidence", draw, height=5.2), caption)
+
+
+def _loss(members: list[Row], direct: list[Row] | None) -> str:
+    """J of the direct runs at this lambda less that of a hypernetwork: what it loses by serving every lambda."""
+    means = [measure([row.get("objective") for row in rows or []]).mean for rows in (direct, members)]
+    if None in means:
+        return DASH
+    return f"{float(means[0] or 0) - float(means[1] or 0):+,.0f}".replace("-", "−")
 
 
 def _error(accuracies: list[Any]) -> float:

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from nni_bayes_nas.compression import HyperVariational, kept, mean_network, prune
+from nni_bayes_nas.compression import HyperVariational, finetune, kept, mean_network, prune
 from nni_bayes_nas.compression.training import HyperVariationalModule
 from nni_bayes_nas.errors import ConfigError, NumericsError
+from nni_bayes_nas.layers.variational import collect_kl
 
 N = 256
 
@@ -81,6 +82,23 @@ def test_large_lambda_leaves_less():
         left.append(kept(gaussian))
         assert kept(network) == 192
     assert left[1] < left[0]
+
+
+def test_training_further():
+    """A pruned network keeps its masks; Gaussian layers go on with their divergence, more of it at larger lambda."""
+    net = trained(model(), epochs=5).model
+    plain = mean_network(net.materialize(1.0))
+    prune(plain, fraction=0.5)
+    x, y = data().dataset.tensors
+    before = nn.functional.cross_entropy(plain(x), y).item()
+    finetune(plain, data(), 5, 1e-2)
+    assert nn.functional.cross_entropy(plain(x), y).item() < before and kept(plain) == 96
+    divergences = []
+    for lam in (0.1, 10.0):
+        gaussian = net.materialize(1.0)
+        finetune(gaussian, data(), 5, 1e-2, lam=lam)
+        divergences.append(sum(kl.item() for kl in collect_kl(gaussian).values()))
+    assert divergences[1] < divergences[0]
 
 
 @pytest.mark.parametrize("weights", ["variational", "point"])

@@ -37,7 +37,9 @@ def test_a_trial_for_every_kind_lambda_and_repeat():
         *(f"compress-direct-lam{lam}-seed{seed}" for lam in ("0.1", "1") for seed in (0, 1)),
     ]
     assert {spec.kind for spec in specs} == {"compress"}
-    assert specs[-1].parameters == {"kind": "constant", "lambda": 1.0, "seed": 1}
+    assert specs[-1].parameters == {"kind": "constant", "lambda": 1.0, "prior": "ard", "seed": 1}
+    several = Compression(config(priors=["ard", "fixed"])).trials({}, set())
+    assert [spec.name for spec in several] == [f"compress-piecewise_linear-{p}-seed0" for p in ("ard", "fixed")]
     for spec in specs[1:]:
         ledger.died(spec.name, "killed")
     assert ledger.verdict() is None and not ledger.finished
@@ -105,6 +107,15 @@ def test_it_goes_on_from_a_checkpoint(tmp_path):
     assert again["compression"] == whole["compression"]
 
 
+def test_whole_neurons_leave_a_smaller_network(tmp_path):
+    parameters = {"trial": "x", "kind": "constant", "lambda": 1.0, "seed": 0}
+    settings = config(kinds=[], direct=[1.0], structured=True, fractions=[0.0, 0.5, 0.9])
+    found = run_compress(settings, parameters, tmp_path, lambda row: None)
+    sizes = [point["params"] for point in found["compression"][0]["curve"]]
+    whole = 64 * 16 + 16 + 160 + 10
+    assert sizes[0] <= whole and sizes[1] == pytest.approx(whole / 2, rel=0.1) and sizes[2] < whole / 7
+
+
 @pytest.mark.parametrize("weights", ["variational", "point"])
 def test_one_lambda(tmp_path, weights):
     parameters = {"trial": "x", "kind": "constant", "lambda": 0.5, "seed": 0}
@@ -163,10 +174,11 @@ def test_networks_by_name_and_from_a_search(tmp_path):
         ({"lambdas": [0.1, 0.1]}, "compress.lambdas` must be distinct"),
         ({"finetune_learning_rate": 0.0}, "compress.finetune_learning_rate` must be positive"),
         ({"divide_batch": True, "lambdas_per_step": 65}, "compress.lambdas_per_step` must leave an object"),
-        ({"direct": [1.0, 0.0], "prior": "scaled"}, "lambda must be above 0 with the prior 'scaled'"),
+        ({"direct": [1.0, 0.0], "priors": ["ard", "scaled"]}, "lambda must be above 0 with the prior 'scaled'"),
         ({"direct": [-1.0]}, "compress.direct` must not be negative"),
         ({"architecture": "x.json"}, "compress.architecture` must be an architecture.json for the network `space`"),
-        ({"prior": "laplace"}, "compress.prior` must be one of"),
+        ({"priors": ["laplace"]}, r"compress.priors\[0\]` must be one of"),
+        ({"priors": []}, "compress.priors` must name a prior"),
         ({"epochs": 0}, "compress.epochs` must be at least 1"),
     ],
 )

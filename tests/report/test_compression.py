@@ -22,6 +22,7 @@ def row(lam, accuracy, tuned=None):
         "test_accuracy": accuracy,
         "predictive": {"accuracy": accuracy, "nll": 0.125, "ece": 0.01},
         "z_above_1": 1234,
+        "bits": {"total": 8000},
         "curve": curve,
     }
 
@@ -33,7 +34,7 @@ def trained(kind, seed, seconds, *rows):
 TRAINED = [
     trained("piecewise_linear", 0, 10.4, row(0.1, 0.9), row(1.0, 0.8, 0.85)),
     trained("piecewise_linear", 1, 9.6, row(0.1, 0.92), row(1.0, 0.8, 0.87)),
-    trained("constant", 0, 5.0, row(1.0, 0.7)),
+    trained("constant", 0, 5.0, {**row(1.0, 0.7), "objective": -1050.0}),
 ]
 
 
@@ -42,7 +43,7 @@ def folder(run_folder, edit_summary):
     made = run_folder(with_metrics=False)
     edit_summary(made, lambda summary: summary.update(compression=TRAINED, architectures=[], searches=[], curves={}))
     path = made / "config.yaml"
-    section = "\ncompress: {network: mlp, weights: variational, prior: ard}\n"
+    section = "\ncompress: {network: mlp, weights: variational, priors: [ard]}\n"
     path.write_text(path.read_text(encoding="utf-8") + section, encoding="utf-8")
     trial = made / "trials" / "compress-piecewise_linear-seed0"
     trial.mkdir(parents=True)
@@ -54,13 +55,25 @@ def folder(run_folder, edit_summary):
 
 def test_means_and_standard_deviations_over_repeats(folder):
     first, second, direct = compression.table(read_run(folder))
-    assert first[:7] == ["piecewise linear", "0.1", "2", "−100 ± 0", "−500 ± 0", "500 ± 0", "91.00 ± 1.41 %"]
-    assert first[9:] == ["0.1250 ± 0.0000", "0.0100 ± 0.0000", "1,234"]
-    assert second[1] == "1" and direct[:4] == ["direct", "1", "1", "−1,000"]
+    assert first[:6] == ["piecewise linear", "0.1", "2", "−100 ± 0", "−500 ± 0", "500 ± 0"]
+    assert first[7] == "91.00 ± 1.41 %"
+    assert first[10:] == ["0.1250 ± 0.0000", "0.0100 ± 0.0000", "1,234", "1,000"]
+    assert second[1] == "1" and direct[:4] == ["direct", "1", "1", "−1,050"]
+    assert (first[6], second[6], direct[6]) == ("–", "−50", "–")
     columns, rows = compression.curve_table(read_run(folder))
     assert columns == ["Trained", "λ", "1 ×", "2 ×"]
     assert rows[1] == ["piecewise linear", "1", "80.00 ± 0.00 %", "75.00 ± 0.00 % → 86.00 ± 1.41 %"]
     assert rows[2][-1] == "65.00 %"
+
+
+def test_several_priors(folder, edit_summary):
+    others = [{**one, "prior": "fixed"} for one in TRAINED]
+    both = [{**one, "prior": "ard"} for one in TRAINED] + others
+    edit_summary(folder, lambda summary: summary.update(compression=both))
+    rows = compression.table(read_run(folder))
+    assert [row[0] for row in rows[2:4]] == ["direct, ard", "piecewise linear, fixed"] and rows[1][6] == "−50"
+    page = write_report([folder])[0].read_text(encoding="utf-8")
+    assert "λ = 1, direct, fixed" in page
 
 
 def test_words(folder):

@@ -10,7 +10,8 @@ class Compression:
     """The plan of the command ``compress``.
 
     Trials: ``compress-piecewise_linear-seed0`` for every kind of hypernetwork and repeat,
-    ``compress-direct-lam1-seed0`` for every lambda that is trained on its own.
+    ``compress-direct-lam1-seed0`` for every lambda that is trained on its own; with several priors, for each of them
+    ``compress-piecewise_linear-ard-seed0``.
     """
 
     def __init__(self, config: Config) -> None:
@@ -18,9 +19,15 @@ class Compression:
         seeds = range(config.seed, config.seed + settings.repeats)
         runs: list[tuple[str, dict[str, Any]]] = [(kind, {"kind": kind, "lambda": None}) for kind in settings.kinds]
         runs += [(f"direct-lam{lam:g}", {"kind": "constant", "lambda": lam}) for lam in settings.direct]
+        several = len(settings.priors) > 1
         self.specs = [
-            TrialSpec(f"compress-{name}-seed{seed}", "compress", {**parameters, "seed": seed})
+            TrialSpec(
+                f"compress-{name}-{prior}-seed{seed}" if several else f"compress-{name}-seed{seed}",
+                "compress",
+                {**parameters, "prior": prior, "seed": seed},
+            )
             for name, parameters in runs
+            for prior in settings.priors
             for seed in seeds
         ]
 
