@@ -2,12 +2,14 @@
 
 Scores of short trainings, in units of their standard deviation, are modelled as
 
-    y(a) = b + w z(log q(a)) + f(a) + noise,    f ~ GP(0, c exp(-h(a, b) / l^2)),    w ~ N(w0, w0^2 / 4)
+    y(a) = b + w z(log q(a)) + e(a) + f(a) + noise,    f ~ GP(0, c exp(-h(a, b) / l^2)),    w ~ N(w0, w0^2 / 4)
 
 with b what makes the mean difference to the prior 0, z the standardization over the candidates and h the number of
-places in which two architectures differ: on one-hot features the squared distance of a radial kernel is 2 h. The
-search says which kinds of operation are good, and the trainings where they belong; and they say how far the search is
-to be believed: what is tried is much alike, and its scores vary less than those of all candidates would.
+places in which two architectures differ: on one-hot features the squared distance of a radial kernel is 2 h. e(a) is a
+sum of effects of the options of a, of which nothing is known beforehand: an option that no training has had may be a
+very good one, which is what makes a process try it. The search says which kinds of operation are good, and the
+trainings where they belong; and they say how far the search is to be believed: what is tried is much alike, and its
+scores vary less than those of all candidates would.
 
 Longer trainings, of every rung, see the same f with less noise, at a level of their own that nothing is known of:
 
@@ -32,6 +34,8 @@ _FEW = 4
 _NOISE = 0.1
 _JITTER = 1e-6
 _SLOPE = 0.5
+# Variance of the sum of the effects of an architecture's options.
+_EFFECTS = 10.0
 # Variance of the level of longer trainings, in units of that of scores.
 _ANY_LEVEL = 1e4
 
@@ -135,9 +139,10 @@ class Surrogate:
         from sklearn.gaussian_process import GaussianProcessRegressor
         from sklearn.gaussian_process.kernels import ConstantKernel, WhiteKernel
 
-        from nni_bayes_nas.experiment.kernels import Places, Slope
+        from nni_bayes_nas.experiment.kernels import Effects, Places, Slope
 
-        smooth = ConstantKernel(1.0, (0.3, 10.0)) * Places(2.0, (0.7, 10.0)) + Slope(self._slope)
+        broad = Effects(_EFFECTS, float(self.x[:, :-1].sum(1).mean())) + Slope(self._slope)
+        smooth = ConstantKernel(1.0, (0.3, 10.0)) * Places(2.0, (0.7, 10.0)) + broad
         process = GaussianProcessRegressor(
             smooth + WhiteKernel(_NOISE, (0.01, 0.3)), n_restarts_optimizer=2, random_state=self.seed
         )

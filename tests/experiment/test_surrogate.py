@@ -7,7 +7,7 @@ import pytest
 
 from nni_bayes_nas.bayes import law
 from nni_bayes_nas.errors import ConfigError
-from nni_bayes_nas.experiment.kernels import Places, Slope
+from nni_bayes_nas.experiment.kernels import Effects, Places, Slope
 from nni_bayes_nas.experiment.surrogate import Observation, Surrogate, features, standardized
 
 UNITS = [law.Choice(f"e{i}", ("skip", "conv1", "conv3")) for i in range(4)]
@@ -55,15 +55,26 @@ def test_it_finds_what_the_search_does_not_know(how):
 
 
 def test_the_prior_of_the_search_helps():
+    """Most where little has been seen."""
     regrets = {}
     for weight in (1.0, 0.0):
         found = []
         for seed in range(5):
             surrogate = Surrogate(X, LOG_PROB, weight, seed)
-            mean, _ = surrogate.posterior(observe(surrogate, 3, 2))
+            mean, _ = surrogate.posterior(observe(surrogate, 1, 2))
             found.append(TRUTH.max() - TRUTH[int(np.argmax(mean))])
         regrets[weight] = np.mean(found)
     assert regrets[1.0] < regrets[0.0]
+
+
+def test_an_option_that_no_training_has_had_is_tried():
+    """The search is sure of an option that is not the best one; every option of every edge has its trial."""
+    sure = LOG_PROB + np.array([4.0 if c["e0"] == "conv3" else 0.0 for c in CELLS])
+    surrogate = Surrogate(X, sure, 1.0, 0)
+    seen = observe(surrogate, 6, 2)
+    assert X[[o.candidate for o in seen]].sum(0).min() >= 1
+    mean, _ = surrogate.posterior(seen)
+    assert CELLS[int(np.argmax(mean))]["e0"] == "skip"
 
 
 def test_probabilities_of_the_best_are_probabilities_and_sharpen():
@@ -145,7 +156,9 @@ def test_how_far_the_search_is_believed_is_learned():
 
 def test_covariances_are_what_they_say():
     x = np.column_stack([X[:6], LOG_PROB[:6]])
-    places, slope = Places(2.0), Slope(0.25)
+    places, slope, effects = Places(2.0), Slope(0.25), Effects(6.0, 4)
+    # Cells 0 and 1 share three of four options.
+    assert effects(x)[0, 0] == effects.diag(x)[0] == 6.0 and effects(x, x[:2])[0, 1] == 4.5
     np.testing.assert_allclose(places(x), np.exp(-((X[:6, None] - X[None, :6]) ** 2).sum(-1) / 8.0))
     np.testing.assert_allclose(slope(x, x[:2]), 0.25 * np.outer(LOG_PROB[:6], LOG_PROB[:2]))
     np.testing.assert_allclose(slope.diag(x), np.diag(slope(x)))
