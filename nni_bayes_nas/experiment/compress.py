@@ -45,7 +45,7 @@ def run_compress(
 
     Args:
         config: The configuration.
-        parameters: Of the trial; "kind" (of the hypernetwork, or "constant"), "lambda" (of a direct run), "prior" and
+        parameters: Of the trial; "hypernet" (its kind, or "constant"), "lambda" (of a direct run), "prior" and
             "seed".
         directory: Where checkpoint, metrics, data.json and model.pt (of the hypernetwork) are written.
         report: Called after every epoch with the intermediate result.
@@ -89,7 +89,7 @@ def run_compress(
         save(model.cpu(), data, directory)
     return {
         "default": max(row["val_accuracy"] for row in rows),
-        "kind": parameters["kind"],
+        "hypernet": parameters["hypernet"],
         "seed": seed,
         "compression": rows,
         "training_seconds": round(module.seconds, 2),
@@ -109,7 +109,7 @@ def build_model(config: Config, data: DataSplits, parameters: dict[str, Any]) ->
     direct = parameters.get("lambda")
     return HyperVariational(
         build_network(config, data, int(parameters["seed"])),
-        kind=parameters["kind"],
+        kind=parameters["hypernet"],
         weights=settings.weights,
         prior=parameters.get("prior", settings.priors[0]),
         prior_sd=settings.prior_sd,
@@ -169,8 +169,8 @@ def check(config: Config, data: DataSplits) -> None:
         SpaceError: Layers that cannot be treated.
     """
     settings = config.compress
-    runs: list[dict[str, Any]] = [{"kind": kind, "lambda": None} for kind in settings.kinds]
-    runs += [{"kind": "constant", "lambda": lam} for lam in settings.direct]
+    runs: list[dict[str, Any]] = [{"hypernet": kind, "lambda": None} for kind in settings.kinds]
+    runs += [{"hypernet": "constant", "lambda": lam} for lam in settings.direct]
     for prior, parameters in itertools.product(settings.priors, runs):
         model = build_model(config, data, {**parameters, "prior": prior, "seed": config.seed}).eval()
         HyperVariationalModule(model, n_objects=len(data.train), **_options(settings))

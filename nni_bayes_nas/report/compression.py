@@ -24,7 +24,7 @@ def networks(run: RunFolder) -> dict[tuple[str, float], list[Row]]:
     every = run.summary.get("compression") or []
     several = len({trained.get("prior") for trained in every}) > 1
     for trained in every:
-        kind = _DIRECT if trained.get("kind") == "constant" else str(trained.get("kind", "?"))
+        kind = _DIRECT if trained.get("hypernet") == "constant" else str(trained.get("hypernet", "?"))
         kind += f", {trained.get('prior')}" if several else ""
         for row in trained.get("rows") or []:
             found.setdefault((kind, float(row["lambda"])), []).append(row)
@@ -122,8 +122,8 @@ def learning_plots(run: RunFolder) -> list[Plot]:
 def sentence(run: RunFolder) -> str:
     """What was trained, and how long it took."""
     trained = run.summary.get("compression") or []
-    direct = [float(row.get("training_seconds") or 0) for row in trained if row.get("kind") == "constant"]
-    others = [float(row.get("training_seconds") or 0) for row in trained if row.get("kind") != "constant"]
+    direct = [float(row.get("training_seconds") or 0) for row in trained if row.get("hypernet") == "constant"]
+    others = [float(row.get("training_seconds") or 0) for row in trained if row.get("hypernet") != "constant"]
     said = []
     if others:
         said.append(f"{plural(len(others), 'hypernetwork')} in {sum(others) / len(others):.0f} s of training each")

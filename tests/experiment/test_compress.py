@@ -37,7 +37,7 @@ def test_a_trial_for_every_kind_lambda_and_repeat():
         *(f"compress-direct-lam{lam}-seed{seed}" for lam in ("0.1", "1") for seed in (0, 1)),
     ]
     assert {spec.kind for spec in specs} == {"compress"}
-    assert specs[-1].parameters == {"kind": "constant", "lambda": 1.0, "prior": "ard", "seed": 1}
+    assert specs[-1].parameters == {"hypernet": "constant", "lambda": 1.0, "prior": "ard", "seed": 1}
     several = Compression(config(priors=["ard", "fixed"])).trials({}, set())
     assert [spec.name for spec in several] == [f"compress-piecewise_linear-{p}-seed0" for p in ("ard", "fixed")]
     for spec in specs[1:]:
@@ -45,7 +45,7 @@ def test_a_trial_for_every_kind_lambda_and_repeat():
     assert ledger.verdict() is None and not ledger.finished
     ledger.done(specs[0].name, {"compression": [{"lambda": 0.1}], "training_seconds": 1.0, "seconds": 2.0}, "job")
     (row,) = ledger.summary()["compression"]
-    assert ledger.finished and (row["kind"], row["trial"], row["rows"]) == ("linear", "job", [{"lambda": 0.1}])
+    assert ledger.finished and (row["hypernet"], row["trial"], row["rows"]) == ("linear", "job", [{"lambda": 0.1}])
     lost = Ledger(Compression(config()), retries=0)
     lost.died(lost.take()[0].name, "out of memory")
     assert "every compression failed (compress-piecewise_linear-seed0: out of memory)" in str(lost.verdict())
@@ -55,7 +55,7 @@ def test_a_trial_for_every_kind_lambda_and_repeat():
 def result(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compress-x")
     seen = []
-    parameters = {"trial": folder.name, "kind": "piecewise_linear", "lambda": None, "seed": 0}
+    parameters = {"trial": folder.name, "hypernet": "piecewise_linear", "lambda": None, "seed": 0}
     found = run_compress(config(finetune_epochs=1), parameters, folder, seen.append)
     return found, folder, seen
 
@@ -82,7 +82,7 @@ def test_the_hypernetwork_is_kept(result):
     found, folder, _ = result
     settings = config(finetune_epochs=1)
     data = load_data(settings.data)
-    model = build_model(settings, data, {"kind": "piecewise_linear", "lambda": None, "seed": 5})
+    model = build_model(settings, data, {"hypernet": "piecewise_linear", "lambda": None, "seed": 5})
     model.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
     x, y = data.val[:]
     with torch.no_grad():
@@ -92,7 +92,7 @@ def test_the_hypernetwork_is_kept(result):
 
 
 def test_it_goes_on_from_a_checkpoint(tmp_path):
-    parameters = {"trial": "x", "kind": "linear", "lambda": None, "seed": 1}
+    parameters = {"trial": "x", "hypernet": "linear", "lambda": None, "seed": 1}
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir(), two.mkdir()
     whole = run_compress(config(), parameters, one, lambda row: None)
@@ -108,7 +108,7 @@ def test_it_goes_on_from_a_checkpoint(tmp_path):
 
 
 def test_whole_neurons_leave_a_smaller_network(tmp_path):
-    parameters = {"trial": "x", "kind": "constant", "lambda": 1.0, "seed": 0}
+    parameters = {"trial": "x", "hypernet": "constant", "lambda": 1.0, "seed": 0}
     settings = config(kinds=[], direct=[1.0], structured=True, fractions=[0.0, 0.5, 0.9])
     found = run_compress(settings, parameters, tmp_path, lambda row: None)
     sizes = [point["params"] for point in found["compression"][0]["curve"]]
@@ -118,7 +118,7 @@ def test_whole_neurons_leave_a_smaller_network(tmp_path):
 
 @pytest.mark.parametrize("weights", ["variational", "point"])
 def test_one_lambda(tmp_path, weights):
-    parameters = {"trial": "x", "kind": "constant", "lambda": 0.5, "seed": 0}
+    parameters = {"trial": "x", "hypernet": "constant", "lambda": 0.5, "seed": 0}
     found = run_compress(config(weights=weights, kinds=[], direct=[0.5]), parameters, tmp_path, lambda row: None)
     (row,) = found["compression"]
     assert row["lambda"] == 0.5 and ("predictive" in row) == (weights == "variational")
@@ -203,7 +203,7 @@ def test_by_a_real_manager(pipeline):
     }
     run = pipeline(values)
     out = run.run()
-    kinds = {row["kind"] for row in run.summary["compression"]}
+    kinds = {row["hypernet"] for row in run.summary["compression"]}
     assert kinds == {"piecewise_linear", "constant"} and "report.html" in out
     page = (run.output / "report.html").read_text(encoding="utf-8")
     assert "Weights as functions of λ" in page and "Mixing weights over time" not in page

@@ -28,7 +28,7 @@ def row(lam, accuracy, tuned=None):
 
 
 def trained(kind, seed, seconds, *rows):
-    return {"kind": kind, "lambda": None, "seed": seed, "training_seconds": seconds, "rows": list(rows)}
+    return {"hypernet": kind, "lambda": None, "seed": seed, "training_seconds": seconds, "rows": list(rows)}
 
 
 TRAINED = [

@@ -17,8 +17,8 @@ class Compression:
     def __init__(self, config: Config) -> None:
         settings = config.compress
         seeds = range(config.seed, config.seed + settings.repeats)
-        runs: list[tuple[str, dict[str, Any]]] = [(kind, {"kind": kind, "lambda": None}) for kind in settings.kinds]
-        runs += [(f"direct-lam{lam:g}", {"kind": "constant", "lambda": lam}) for lam in settings.direct]
+        runs: list[tuple[str, dict[str, Any]]] = [(kind, {"hypernet": kind, "lambda": None}) for kind in settings.kinds]
+        runs += [(f"direct-lam{lam:g}", {"hypernet": "constant", "lambda": lam}) for lam in settings.direct]
         several = len(settings.priors) > 1
         self.specs = [
             TrialSpec(
