@@ -24,7 +24,7 @@ from nni_bayes_nas.bayes import law
 from nni_bayes_nas.bayes.posterior import ArchitecturePosterior
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.experiment.packed import pack, unpack
-from nni_bayes_nas.experiment.plans.posterior_refinement import PosteriorRefinement
+from nni_bayes_nas.experiment.plans.posterior_refinement import PosteriorRefinement, rung_word
 from nni_bayes_nas.experiment.surrogate import Observation, Surrogate, features
 
 PRIORS = ("posterior", "flat", "parameters")
@@ -161,8 +161,7 @@ class Refinement:
             covered += abs(one.score - mean[one.candidate]) <= norm.ppf(0.95) * sd[one.candidate]
         refine, longer = self.plan.refine, []
         for number, (_, epochs) in enumerate(refine.rungs, 1):
-            stem = "final-s0-c" if number == 1 else f"final{number}-s0-c"
-            named = [(c, f"{stem}{c}") for c in range(len(self.rows))]
+            named = [(c, f"{rung_word(number)}-s0-c{c}") for c in range(len(self.rows))]
             rung = [Observation(c, -self.results[name]["val_loss"]) for c, name in named if name in self.results]
             longer.append((rung, epochs / refine.epochs))
         mean, covariance = surrogate.posterior(seen, longer)

@@ -57,6 +57,7 @@ def accuracy_pruning_curve(
         row |= evaluate(pruned.eval())
         if finetune is not None:
             finetune(pruned)
+            recalibrate(pruned, inputs)
             row["finetuned"] = evaluate(pruned.eval())
         rows.append(row)
     return rows

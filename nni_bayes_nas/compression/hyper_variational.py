@@ -124,8 +124,12 @@ class HyperVariational(nn.Module):
         super().__init__()
         _check(kind, weights, prior, lambda_range, axis)
         self.kind, self.weights, self.prior, self.prior_sd = kind, weights, prior, prior_sd
-        self.axis = _axis(lambda_range, axis)
-        self.single = None if self.axis else float(lambda_range)  # type: ignore[arg-type]
+        self.axis: Axis | None = None
+        self.single: float | None = None
+        if isinstance(lambda_range, (int, float)):
+            self.single = float(lambda_range)
+        else:
+            self.axis = LambdaAxis(*lambda_range) if axis == "log" else LiteralAxis(*lambda_range)
         # To any layer the scaled prior is a fixed one, of another width at every lambda.
         given: Any = "fixed" if prior == "scaled" else prior
         network = to_variational(
@@ -289,12 +293,6 @@ def _of(layer: str, name: str) -> str:
     return f"{layer}.{name}" if layer else name
 
 
-def _axis(lambda_range: tuple[float, float] | float, axis: str) -> Axis | None:
-    if isinstance(lambda_range, (int, float)):
-        return None
-    return LambdaAxis(*lambda_range) if axis == "log" else LiteralAxis(*lambda_range)
-
-
 def _check(kind: str, weights: str, prior: str, lambda_range: tuple[float, float] | float, axis: str) -> None:
     for name, value, known in (
         ("weights", weights, ("variational", "point")),
@@ -304,7 +302,7 @@ def _check(kind: str, weights: str, prior: str, lambda_range: tuple[float, float
         if value not in known:
             raise ConfigError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
     single = isinstance(lambda_range, (int, float))
-    low = float(lambda_range if isinstance(lambda_range, (int, float)) else lambda_range[0])
+    low = lambda_range if isinstance(lambda_range, (int, float)) else lambda_range[0]
     if not 0 <= low < float("inf"):
         raise ConfigError(f"lambda must be at least 0 and finite, got {low:g}; 1 gives the evidence bound.")
     if prior == "scaled" and not low > 0:

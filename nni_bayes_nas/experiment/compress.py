@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,13 @@ from nni_bayes_nas.errors import ConfigError, SpaceError
 from nni_bayes_nas.experiment import evaluator as evaluation
 from nni_bayes_nas.experiment.build import build_space, drop_training_parts
 from nni_bayes_nas.experiment.callbacks import EpochLog, SeedEpochs
-from nni_bayes_nas.experiment.data import DataSplits, batches, load_data_on
+from nni_bayes_nas.experiment.data import DataSplits, batches, first_batches, load_data_on
 from nni_bayes_nas.experiment.retrained import save
 from nni_bayes_nas.experiment.stopwatch import Stopwatch
 from nni_bayes_nas.experiment.uncertainty import ensemble, scores
-from nni_bayes_nas.layers.normalization import recalibrate
 from nni_bayes_nas.layers.variational import weight_noise
 
-_BATCH, _CALIBRATION = 512, 8
+_BATCH, _CALIBRATION = 512, 4096
 
 
 def run_compress(
@@ -201,7 +200,7 @@ def look_at(
         dense network ("params") where whole neurons go and the network is a chain.
     """
     torch.manual_seed(seed)
-    inputs = [x.to(model.device) for x, _ in _first(data, _CALIBRATION)]
+    inputs = [x for x, _ in first_batches(data.train, _CALIBRATION, model.device)]
     network = model.materialize(lam, inputs).eval()
     plain = mean_network(network).eval()
 
@@ -210,8 +209,8 @@ def look_at(
 
     evidence = model.elbo(lam, batches(data.train, _BATCH, seed=None), log_likelihood, calibration=inputs)
     row: dict[str, Any] = {"lambda": lam, **{name: round(value, 3) for name, value in evidence.items()}}
-    (val, _), (test, y) = _predicted(plain, data.val), _predicted(plain, data.test)
-    row["val_accuracy"] = scores(val, data.val.tensors[1].cpu())["accuracy"]
+    test, y = _predicted(plain, data.test)
+    row["val_accuracy"] = _accuracy(plain, data.val)
     found = scores(test, y)
     row |= {f"test_{name}": found[name] for name in ("accuracy", "nll", "ece")}
     if model.weights == "variational":
@@ -249,16 +248,6 @@ def _options(settings: CompressConfig) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in (*names, "optimizer")}
 
 
-def _first(data: DataSplits, n: int) -> Sequence[tuple[Tensor, Tensor]]:
-    """The first batches of the training set."""
-    found = []
-    for i, batch in enumerate(batches(data.train, _BATCH, seed=0)):
-        if i == n:
-            break
-        found.append(batch)
-    return found
-
-
 @torch.no_grad()
 def _predicted(network: nn.Module, objects: Any) -> tuple[Tensor, Tensor]:
     """Log-probabilities and classes."""
@@ -277,5 +266,3 @@ def _finetune(network: nn.Module, *, data: DataSplits, settings: CompressConfig,
     evaluation.quiet_lightning()
     loader = batches(data.train, settings.batch_size, seed=seed)
     finetune(network, loader, settings.finetune_epochs, settings.finetune_learning_rate)
-    device = next(network.parameters()).device
-    recalibrate(network, [x.to(device) for x, _ in _first(data, _CALIBRATION)])

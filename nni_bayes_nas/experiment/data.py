@@ -19,6 +19,7 @@ from nni_bayes_nas.experiment.tasks import Task, task_of
 
 _SPLIT_SEED = 20_261_122  # one split for all seeds: test objects of one run are never training objects of another
 _SHARE_OF_MEMORY = 0.25  # of a GPU, that the data may take; the rest is for the network
+BATCH_OF_FIRST = 128
 _CHUNK = 4096  # objects that are standardized at a time: double precision for all of them may not fit the memory
 
 
@@ -304,6 +305,11 @@ def batches(data: TensorDataset, batch_size: int, *, seed: int | None) -> Any:
     while seed is None and len(data) % batch_size == 1 < len(data):
         batch_size += 1
     return DataLoader(data, sampler=EpochBatches(len(data), batch_size, seed), batch_size=None)
+
+
+def first_batches(data: TensorDataset, n: int, device: torch.device) -> list[list[Tensor]]:
+    """Batches of the first `n` objects, in the memory of a device: to calibrate a network by, or to look at one."""
+    return [[t.to(device) for t in batch] for batch in batches(part_of(data, slice(n)), BATCH_OF_FIRST, seed=None)]
 
 
 def halves(data: TensorDataset, fraction: float, seed: int) -> tuple[TensorDataset, TensorDataset]:

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from nni_bayes_nas.experiment.data import batches, part_of
+from nni_bayes_nas.experiment.data import BATCH_OF_FIRST, first_batches
 from nni_bayes_nas.experiment.evaluator import SupervisedModule
 from nni_bayes_nas.layers.normalization import batch_statistics, recalibrated
 
-_BATCH = 128
 # Objects of the calibration and of the evaluation: enough for a mean and a variance per channel, and for a standard
 # error of one point of accuracy. A mixture costs what all operations cost, and is looked at on fewer.
 _CALIBRATION, _EVALUATION = 1024, 2000
@@ -49,8 +48,8 @@ class SharedWeights:
         self.module: SupervisedModule = search.training_module
         self.network: nn.Module = self.module.model
         device = self.structure.reference.device
-        self.calibration = [x for x, _ in _first(calibration, _CALIBRATION, device)]
-        self.validation = _first(validation, _EVALUATION, device)
+        self.calibration = [x for x, _ in first_batches(calibration, _CALIBRATION, device)]
+        self.validation = first_batches(validation, _EVALUATION, device)
 
     @contextmanager
     def alone(self, choices: Mapping[str, Any]) -> Iterator[nn.Module]:
@@ -78,7 +77,10 @@ class SharedWeights:
     def mixed(self, weights: dict[str, Tensor]) -> dict[str, float]:
         """Validation terms of the supernet with mixing weights."""
         self.binding.weights = weights
-        calibration, validation = _CALIBRATION_OF_MIXTURE // _BATCH, -(-_EVALUATION_OF_MIXTURE // _BATCH)
+        calibration, validation = (
+            _CALIBRATION_OF_MIXTURE // BATCH_OF_FIRST,
+            -(-_EVALUATION_OF_MIXTURE // BATCH_OF_FIRST),
+        )
         with recalibrated(self.network, self.network, self.calibration[:calibration]):
             return measure(self.module, self.network, self.validation[:validation])
 
@@ -111,7 +113,7 @@ class SharedWeights:
             return None
         gradient = torch.zeros_like(flat)
         with recalibrated(self.network, self.network, []), batch_statistics(self.network):
-            priced = self.validation[: _PRICED // _BATCH]
+            priced = self.validation[: _PRICED // BATCH_OF_FIRST]
             for x, y in priced:
                 weights = structure.weights_of(flat, self.temperature)
                 self.binding.weights = {label: w.to(structure.reference) for label, w in weights.items()}
@@ -138,7 +140,3 @@ def measure(
     terms = {**{name: total / n for name, total in sums.items()}, **{k: float(v) for k, v in metrics.compute().items()}}
     metrics.reset()
     return terms
-
-
-def _first(data: TensorDataset, n: int, device: torch.device) -> list[list[Tensor]]:
-    return [[t.to(device) for t in batch] for batch in batches(part_of(data, slice(n)), _BATCH, seed=None)]

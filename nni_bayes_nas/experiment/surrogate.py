@@ -61,7 +61,7 @@ class Observation:
     score: float
 
 
-Rung = tuple[Sequence[Observation], float]
+Longer = tuple[Sequence[Observation], float]
 """Scores of trainings that were longer, and how many times as long as those that the process was fitted to."""
 
 
@@ -96,7 +96,7 @@ class Surrogate:
         self.seed = seed
         self._fits: dict[tuple[Observation, ...], _Fit] = {}
 
-    def posterior(self, observed: Sequence[Observation], longer: Sequence[Rung] = ()) -> tuple[Array, Array]:
+    def posterior(self, observed: Sequence[Observation], longer: Sequence[Longer] = ()) -> tuple[Array, Array]:
         """Mean `(n,)` and covariance `(n, n)` of the standardized score, noise left out, given observations.
 
         Args:
@@ -190,7 +190,7 @@ class Surrogate:
     def probability_best(
         self,
         observed: Sequence[Observation],
-        longer: Sequence[Rung] = (),
+        longer: Sequence[Longer] = (),
         draws: int = 1000,
     ) -> Array:
         """How often each candidate is the best one of a draw: the posterior over the best architecture; `(n,)`."""

@@ -25,10 +25,6 @@ class Mask(nn.Module):
         """What stays of the weight."""
         return weight * self.mask
 
-    def right_inverse(self, weight: Tensor) -> Tensor:
-        """What is kept for a weight that is assigned."""
-        return weight
-
 
 def mask_of(layer: nn.Module) -> Tensor | None:
     """The mask of a layer's `weight`; None where nothing is left out."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,33 +18,50 @@ COLUMNS += ["|z| > 1", "Bytes"]
 TEXT_COLUMNS = ("Trained",)
 
 
-def networks(run: RunFolder) -> dict[tuple[str, float], list[Row]]:
-    """What was read off, by (how it was trained, lambda); a row for every repeat."""
-    found: dict[tuple[str, float], list[Row]] = {}
+class Key(NamedTuple):
+    """How something was trained, and the lambda at which it was read off."""
+
+    hypernet: str
+    prior: str
+    lam: float
+
+    @property
+    def direct(self) -> Key:
+        """That of a direct run at this lambda."""
+        return self._replace(hypernet="constant")
+
+    @property
+    def trained(self) -> str:
+        """In words; the prior where there are several."""
+        kind = "direct" if self == self.direct else self.hypernet
+        return f"{kind}, {self.prior}".removesuffix(", ").replace("_", " ")
+
+
+def networks(run: RunFolder) -> dict[Key, list[Row]]:
+    """What was read off; a row for every repeat."""
+    found: dict[Key, list[Row]] = {}
     every = run.summary.get("compression") or []
     several = len({trained.get("prior") for trained in every}) > 1
     for trained in every:
-        kind = _DIRECT if trained.get("hypernet") == "constant" else str(trained.get("hypernet", "?"))
-        kind += f", {trained.get('prior')}" if several else ""
+        prior = str(trained.get("prior")) if several else ""
         for row in trained.get("rows") or []:
-            found.setdefault((kind, float(row["lambda"])), []).append(row)
+            found.setdefault(Key(str(trained.get("hypernet", "?")), prior, float(row["lambda"])), []).append(row)
     return found
 
 
 def table(run: RunFolder) -> list[list[str]]:
     """Rows of `COLUMNS`: means and standard deviations over the repeats."""
     rows, found = [], networks(run)
-    for (kind, value), members in found.items():
-        direct = found.get((_DIRECT + kind[kind.find(",") :] if "," in kind else _DIRECT, value))
+    for key, members in found.items():
         predictive = [row.get("predictive") or {} for row in members]
         numbers = [_rounded(measure([row.get(name) for row in members])) for name in _EVIDENCE]
         rows.append(
             [
-                kind.replace("_", " "),
-                lam(value),
+                key.trained,
+                lam(key.lam),
                 str(len(members)),
                 *numbers,
-                _loss(members, direct) if direct is not members else DASH,
+                DASH if key == key.direct else _loss(members, found.get(key.direct)),
                 percent(measure([row.get("val_accuracy") for row in members])),
                 percent(measure([row.get("test_accuracy") for row in members])),
                 percent(measure([row.get("accuracy") for row in predictive])),
@@ -65,8 +82,8 @@ def curve_table(run: RunFolder) -> tuple[list[str], list[list[str]]]:
     points = next(iter(found.values()))[0].get("curve") or []
     columns = ["Trained", "λ", *(f"{point['compression']:.3g} ×" for point in points)]
     rows = []
-    for (kind, value), members in found.items():
-        cells = [kind.replace("_", " "), lam(value)]
+    for key, members in found.items():
+        cells = [key.trained, lam(key.lam)]
         for i in range(len(points)):
             cut = [row["curve"][i] for row in members if i < len(row.get("curve") or [])]
             plain = percent(measure([point.get("test_accuracy") for point in cut]))
@@ -132,23 +149,22 @@ def sentence(run: RunFolder) -> str:
     return f"{' and '.join(said)}." if said else ""
 
 
-_DIRECT = "direct"
 _EVIDENCE = {"objective": "J", "expected_log_likelihood": "E log p", "kl": "KL"}
 
 
-def _curve(found: dict[tuple[str, float], list[Row]]) -> Plot:
+def _curve(found: dict[Key, list[Row]]) -> Plot:
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        lams = sorted({value for _, value in found})
+        lams = sorted({key.lam for key in found})
         every: list[float] = []
         errors: list[float] = []
-        for (kind, value), members in found.items():
+        for key, members in found.items():
             points = members[0].get("curve") or []
             x = [float(point["compression"]) for point in points]
             y = [_error([row["curve"][i].get("test_accuracy") for row in members]) for i in range(len(points))]
-            color = SERIES[lams.index(value) % len(SERIES)]
-            style = "--" if kind.startswith(_DIRECT) else "-"
-            label = f"λ = {lam(value)}, {kind.replace('_', ' ')}"
+            color = SERIES[lams.index(key.lam) % len(SERIES)]
+            style = "--" if key == key.direct else "-"
+            label = f"λ = {lam(key.lam)}, {key.trained}"
             axes.plot(x, y, style, marker="o", markersize=3, color=color, linewidth=1.2, label=label)
             after = [[row["curve"][i].get("finetuned") or {} for row in members] for i in range(len(points))]
             tuned = [_error([one.get("test_accuracy") for one in rows]) for rows in after]
@@ -165,24 +181,25 @@ def _curve(found: dict[tuple[str, float], list[Row]]) -> Plot:
     return Plot("Test error against compression", render("compression", draw, height=4.2), caption)
 
 
-def _evidence(found: dict[tuple[str, float], list[Row]], run: RunFolder) -> Plot:
-    kinds = list(dict.fromkeys(kind for kind, _ in found))
+def _evidence(found: dict[Key, list[Row]], run: RunFolder) -> Plot:
+    lines: dict[str, dict[float, list[Row]]] = {}
+    for key, rows in found.items():
+        lines.setdefault(key.trained, {})[key.lam] = rows
+    direct = {key.trained for key in found if key == key.direct}
 
     def draw(figure: Figure) -> None:
         panels: list[Axes] = list(figure.subplots(3, 1, sharex=True, squeeze=False)[:, 0])
         for axes, (name, title) in zip(panels, _EVIDENCE.items(), strict=True):
-            for i, kind in enumerate(kinds):
-                mine = {value: rows for (one, value), rows in found.items() if one == kind}
+            for i, (label, mine) in enumerate(lines.items()):
                 x = sorted(mine)
                 means = [measure([row.get(name) for row in mine[value]]).mean for value in x]
                 y = [math.nan if mean is None else mean for mean in means]
-                style: Any = {"linestyle": "none", "marker": "s"} if kind.startswith(_DIRECT) else {"marker": "o"}
-                color = MUTED if kind.startswith(_DIRECT) else SERIES[i % len(SERIES)]
-                label = kind.replace("_", " ")
+                style: Any = {"linestyle": "none", "marker": "s"} if label in direct else {"marker": "o"}
+                color = MUTED if label in direct else SERIES[i % len(SERIES)]
                 axes.plot(x, y, color=color, markersize=3.5, linewidth=1.2, label=label, **style)
             axes.set_ylabel(title)
         panels[-1].set_xlabel("λ")
-        log_axis(panels[-1], "x", [value for _, value in found], lam)
+        log_axis(panels[-1], "x", [key.lam for key in found], lam)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
 
     priors, weights = run.setting("compress", "priors") or [], run.setting("compress", "weights")

@@ -12,7 +12,7 @@ from nni_bayes_nas.config import Config
 from nni_bayes_nas.experiment.packed import unpack
 from nni_bayes_nas.experiment.plan import Ledger, Result, TrialSpec
 from nni_bayes_nas.experiment.plans.search_and_retrain import SearchAndRetrain
-from nni_bayes_nas.experiment.surrogate import Observation, Rung, Surrogate, features
+from nni_bayes_nas.experiment.surrogate import Longer, Observation, Surrogate, features
 
 _SHOWN = 20
 
@@ -25,6 +25,11 @@ class _Rung:
     epochs: int
     candidates: list[int]
     scores: list[Observation]
+
+
+def rung_word(number: int) -> str:
+    """What the trials of a rung are called by, the first of which is 1."""
+    return "final" if number == 1 else f"final{number}"
 
 
 class PosteriorRefinement(SearchAndRetrain):
@@ -121,7 +126,7 @@ class PosteriorRefinement(SearchAndRetrain):
         mean, _ = self._surrogate(raw, i).posterior(observed, self._longer(rungs))
         return max(last, key=lambda o: (mean[o.candidate], o.score)).candidate
 
-    def _longer(self, rungs: list[_Rung]) -> list[Rung]:
+    def _longer(self, rungs: list[_Rung]) -> list[Longer]:
         """As the process takes them."""
         return [(rung.scores, rung.epochs / self.refine.epochs) for rung in rungs]
 
@@ -207,7 +212,7 @@ class PosteriorRefinement(SearchAndRetrain):
         rungs: list[_Rung] = []
         tried = observed
         for number, (n, epochs) in enumerate(self.refine.rungs, 1):
-            word = "final" if number == 1 else f"final{number}"
+            word = rung_word(number)
             # What ended before a late result opened the rung before again stays.
             begins = done and bool(tried)
             chosen = self._chosen(raw, i, observed, rungs, tried, n) if begins else []
