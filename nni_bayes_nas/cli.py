@@ -127,17 +127,27 @@ def _progress(networks: list[Any]) -> Iterable[Any]:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from nni_bayes_nas.experiment.export import export
+    from nni_bayes_nas.experiment.export import export, export_compressed
 
-    exported = export(
+    run, shared = (
         Path(options.run),
-        options.architecture,
-        options.format,
-        output=Path(options.output) if options.output else None,
-        seed=options.seed,
-        standardized=options.standardized_input,
-        tolerance=options.tolerance,
+        {
+            "output": Path(options.output) if options.output else None,
+            "standardized": options.standardized_input,
+            "tolerance": options.tolerance,
+        },
     )
+    others = (
+        {"--seed": options.seed} if options.compressed else {"--lambda": options.lam, "--fraction": options.fraction}
+    )
+    if wrong := [name for name, value in others.items() if value is not None]:
+        has, goes = ("--compressed", "--architecture") if options.compressed else ("--architecture", "--compressed")
+        raise ConfigError(f"`{wrong[0]}` must go with {goes}, got it with {has}\nleave it out")
+    if options.compressed is not None:
+        given = {"lam": options.lam, "fraction": options.fraction}
+        exported = export_compressed(run, options.compressed, options.format, **given, **shared)
+    else:
+        exported = export(run, options.architecture, options.format, seed=options.seed, **shared)
     return _print_lines(exported.lines())
 
 
@@ -287,7 +297,11 @@ def _add_evaluate_options(command: argparse.ArgumentParser) -> None:
 
 def _add_export_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("run", metavar="RUN", help="the folder of a run that retrained, for example runs/demo")
-    command.add_argument("--architecture", required=True, metavar="ID", help="its id in RUN/summary.json")
+    which = command.add_mutually_exclusive_group(required=True)
+    which.add_argument("--architecture", metavar="ID", help="its id in RUN/summary.json")
+    which.add_argument("--compressed", metavar="NAME", help="or a compression in RUN/summary.json, with:")
+    command.add_argument("--lambda", dest="lam", type=float, metavar="L", help="one that it was read off at")
+    command.add_argument("--fraction", type=float, metavar="F", help="share of the weights left out, one of its curve")
     command.add_argument(
         "--format", default="pt2", help="pt2: torch.export (default); onnx: needs the extra nni-bayes-nas[export]"
     )

@@ -12,7 +12,8 @@ them); nothing is chosen by the table. Arms, one row a seed:
     Dirichlet ...                    single level or bilevel; weights that are points, gated or scaled Gaussians
     concrete, logistic-normal        other families, as the Dirichlet on a single level
     refined                          the posterior of "Dirichlet, single level", by short trainings of 16 cells and
-                                     longer ones of five (`refinement.py`); and that from two priors without a search
+                                     longer ones of five, still longer ones of two (`refinement.py`); and that from
+                                     two priors without a search
     random                           cells without "none": one of them; the best of 10 by validation after 12 epochs
     NNI's evolution, NNI's TPE       the same space; as many cells as a refinement has trainings, each of 12 epochs, of
                                      the whole network on all of CIFAR-10, out of the table
@@ -76,8 +77,8 @@ PRESETS = {
     "smoke": Setting(
         4, 1, 1, 192, 64, 2, 1, 32, {**_REFINE, "candidates": 16, "evaluations": 6, "epochs": 1, "rungs": ((5, 2),)}, 1
     ),
-    "cpu": Setting(8, 1, 2, 10_000, 1_000, 5, 2, 32, {**_REFINE, "epochs": 1, "rungs": ((5, 4),)}, 3),
-    "gpu": Setting(16, 5, 1, 50_000, 5_000, 50, 20, 32, {**_REFINE, "epochs": 2, "rungs": ((5, 6),)}, 5),
+    "cpu": Setting(8, 1, 2, 10_000, 1_000, 5, 2, 32, {**_REFINE, "epochs": 1, "rungs": ((5, 4), (2, 8))}, 3),
+    "gpu": Setting(16, 5, 1, 50_000, 5_000, 50, 20, 32, {**_REFINE, "epochs": 2, "rungs": ((5, 6), (2, 12))}, 5),
 }
 SEEDS = {"smoke": 1, "cpu": 6, "gpu": 3}
 

@@ -50,7 +50,7 @@ class Setting:
 _REFINE = {"candidates": 512, "parallel": 2, "evaluations": 16}
 PRESETS = {
     "smoke": Setting(2, 1, 1, 2, 1, 2, {**_REFINE, "evaluations": 6, "epochs": 1, "rungs": ((5, 2),)}),
-    "cpu": Setting(8, 3, 12, 40, 16, 3, {**_REFINE, "epochs": 2, "rungs": ((5, 8),)}),
+    "cpu": Setting(8, 3, 12, 40, 16, 3, {**_REFINE, "epochs": 2, "rungs": ((5, 8), (2, 16))}),
 }
 SEEDS = {"smoke": 1, "cpu": 6}
 

@@ -24,6 +24,7 @@ def accuracy_pruning_curve(
     structured: bool = False,
     calibration: Iterable[Tensor] = (),
     finetune: Callable[[nn.Module], None] | None = None,
+    keep: Callable[[dict[str, Any], nn.Module], None] | None = None,
 ) -> list[dict[str, Any]]:
     """What `evaluate` says of the network of the means with shares of its weights left out.
 
@@ -35,6 +36,7 @@ def accuracy_pruning_curve(
         structured: Whole neurons and filters; the last layer, whose rows are outputs, then stays whole.
         calibration: Batches of inputs for batch normalization, whose statistics change with what is left out.
         finetune: Trains a pruned network further, in place; None for none.
+        keep: Called with every row and its network, as it is in the end.
 
     Returns:
         Rows "fraction", "kept" (weights), "compression" (weights / kept), what `evaluate` gives, and with `finetune`
@@ -59,6 +61,8 @@ def accuracy_pruning_curve(
             finetune(pruned)
             recalibrate(pruned, inputs)
             row["finetuned"] = evaluate(pruned.eval())
+        if keep is not None:
+            keep(row, pruned)
         rows.append(row)
     return rows
 

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from nni_bayes_nas.bayes import normal
 from nni_bayes_nas.errors import ConfigError, SpaceError
-from nni_bayes_nas.layers.masked import Mask, mask_of
+from nni_bayes_nas.layers.masked import Mask, make_plain, mask_of
 from nni_bayes_nas.layers.variational import Variational, to_deterministic
 
 Scope = Literal["global", "layer"]
@@ -176,10 +176,7 @@ def make_permanent(model: nn.Module) -> None:
         if (mask := mask_of(layer)) is not None:
             if isinstance(layer, Variational):
                 layer.rho.data.masked_fill_(mask == 0, normal.RHO_RANGE[0])
-            # A copy shares the class that torch makes for a parametrized module, and takes the property out of it.
-            kind: Any = type(layer)
-            layer.__class__ = type(kind.__name__, kind.__bases__, dict(kind.__dict__))
-            parametrize.remove_parametrizations(layer, "weight")
+            make_plain(layer)
 
 
 def mean_network(model: nn.Module) -> nn.Module:

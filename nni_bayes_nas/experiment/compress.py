@@ -20,6 +20,7 @@ from nni_bayes_nas.complexity.measure import count_parameters
 from nni_bayes_nas.compression.curve import accuracy_pruning_curve, description_length
 from nni_bayes_nas.compression.hyper_variational import HyperVariational
 from nni_bayes_nas.compression.networks import Stored
+from nni_bayes_nas.compression.packing import pack
 from nni_bayes_nas.compression.pruning import kept, mean_network, prune
 from nni_bayes_nas.compression.shrink import shrink
 from nni_bayes_nas.compression.training import HyperVariationalModule, finetune
@@ -46,7 +47,8 @@ def run_compress(
         config: The configuration.
         parameters: Of the trial; "hypernet" (its kind, or "constant"), "lambda" (of a direct run), "prior" and
             "seed".
-        directory: Where checkpoint, metrics, data.json and model.pt (of the hypernetwork) are written.
+        directory: Where checkpoint, metrics, data.json, model.pt (of the hypernetwork) and networks/ (those of the
+            curves) are written.
         report: Called after every epoch with the intermediate result.
 
     Returns:
@@ -83,7 +85,7 @@ def run_compress(
         model.to("cuda")  # Lightning has moved it back
     with watch.stage("reading"):
         lams = settings.lambdas if parameters.get("lambda") is None else (float(parameters["lambda"]),)
-        rows = [look_at(model, lam, data, settings, seed) for lam in lams]
+        rows = [look_at(model, lam, data, settings, seed, directory / "networks") for lam in lams]
     with watch.stage("saving"):
         save(model.cpu(), data, directory)
     return {
@@ -188,16 +190,18 @@ def check(config: Config, data: DataSplits) -> None:
 
 
 def look_at(
-    model: HyperVariational, lam: float, data: DataSplits, settings: CompressConfig, seed: int
+    model: HyperVariational, lam: float, data: DataSplits, settings: CompressConfig, seed: int, folder: Path
 ) -> dict[str, Any]:
     """What the network at one lambda is worth; test data are read for the figures alone.
+
+    Every network of the curve is left in `folder`, packed.
 
     Returns:
         "lambda"; "objective", "expected_log_likelihood", "kl" on the training set; validation and test scores of the
         network of the means ("val_accuracy", "test_accuracy", "test_nll", "test_ece"), and of the predictive
         distribution ("predictive"); "z_above_1": weights above one standard deviation; "bits", see
-        `description_length`; "curve": by fraction, on validation and test data, with the parameters of the smaller
-        dense network ("params") where whole neurons go and the network is a chain.
+        `description_length`; "curve": by fraction, on validation and test data, with the file of the network ("file")
+        and the parameters of the smaller dense one ("params") where whole neurons go and the network is a chain.
     """
     torch.manual_seed(seed)
     inputs = [x for x, _ in first_batches(data.train, _CALIBRATION, model.device)]
@@ -231,6 +235,11 @@ def look_at(
                 found["params"] = count_parameters(shrink(pruned))
         return found
 
+    def keep(point: dict[str, Any], pruned: nn.Module) -> None:
+        point["file"] = f"lambda{lam}-fraction{point['fraction']}.pt"
+        torch.save(pack(pruned).cpu().state_dict(), folder / point["file"])
+
+    folder.mkdir(exist_ok=True)
     row["curve"] = accuracy_pruning_curve(
         network,
         settings.fractions,
@@ -239,6 +248,7 @@ def look_at(
         structured=settings.structured,
         calibration=inputs,
         finetune=tune,
+        keep=keep,
     )
     return row
 

@@ -1,4 +1,4 @@
-"""The command `export`: a retrained network as one file that needs neither NNI nor this package."""
+"""The command `export`: a network of a run as one file that needs neither NNI nor this package."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from nni_bayes_nas.coercion import closest
 from nni_bayes_nas.errors import ConfigError, RunError
 from nni_bayes_nas.experiment import standalone
+from nni_bayes_nas.experiment.compressed import Compressed, find_compressed
+from nni_bayes_nas.experiment.compressed import rebuild as rebuild_compressed
 from nni_bayes_nas.experiment.retrained import Retraining, find_retraining, rebuild
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ class Exported:
 
     Attributes:
         path: The file.
-        retraining: Where its weights come from.
+        source: Where its weights come from.
         shape: Of one input object.
         outputs: How many numbers it gives for one.
         standardized: Whether the caller must standardize the input.
@@ -52,7 +54,7 @@ class Exported:
     """
 
     path: Path
-    retraining: Retraining
+    source: Retraining | Compressed
     shape: tuple[int, ...]
     outputs: int
     standardized: bool
@@ -62,14 +64,12 @@ class Exported:
 
     def lines(self) -> list[str]:
         """For the user: the file, what goes in and what comes out, how it was checked."""
-        words, score = self.retraining.score
         sizes = ", ".join(str(n) for n in self.shape)
         form = "standardized by the caller" if self.standardized else "as the data set gives it, 8-bit values over 255"
         gives = "predictions in the units of the targets" if self.regression else "logits"
         return [
             str(self.path),
-            f"  network: {self.retraining.architecture['id']}, retrained with seed {self.retraining.row['seed']}, "
-            f"{words} {score:.4f}",
+            f"  network: {self.source.words}",
             f"  input x: float32 (batch, {sizes}), {form}",
             f"  output: float32 (batch, {self.outputs}), {gives}",
             f"  size: {self.parameters} parameters, {self.path.stat().st_size} bytes",
@@ -112,13 +112,57 @@ def export(
         RunError: The network cannot be exported, or the file does not give its outputs. Nothing is written.
     """
     _check_format(format)
+    return _export(run, find_retraining(run, architecture, seed), format, output, standardized, tolerance)
+
+
+def export_compressed(
+    run: Path,
+    name: str,
+    format: str,
+    *,
+    lam: float | None = None,
+    fraction: float | None = None,
+    output: Path | None = None,
+    standardized: bool = False,
+    tolerance: float | None = None,
+) -> Exported:
+    """Writes a compressed network as `export` does a retrained one.
+
+    Mostly empty weights are packed in the file, which unpacks them (`compression.packing`); where whole neurons went
+    and the network is a chain, it is the smaller dense one.
+
+    Args:
+        run: The folder of a run of `nni-bayes-nas compress`.
+        name: Of the compression in summary.json.
+        format: See `export`.
+        lam: Lambda, one of those that the compression was read off at.
+        fraction: Share of the weights that is left out, one of its curve.
+        output: The file; `RUN/export/NAME-lambdaL-fractionF.FORMAT` if None.
+        standardized: See `export`.
+        tolerance: See `export`.
+
+    Raises:
+        ConfigError: The user's mistake: see `find_compressed`, and as `export`. Nothing is written.
+        RunError: As `export`.
+    """
+    _check_format(format)
+    return _export(run, find_compressed(run, name, lam, fraction), format, output, standardized, tolerance)
+
+
+def _export(
+    run: Path,
+    source: Retraining | Compressed,
+    format: str,
+    output: Path | None,
+    standardized: bool,
+    tolerance: float | None,
+) -> Exported:
     tolerance = TOLERANCE if tolerance is None else tolerance
     if not tolerance > 0:
         raise ConfigError(f"`--tolerance` must be positive, got {tolerance}; {TOLERANCE:g} is the default")
-    retraining = find_retraining(run, architecture, seed)
-    plain = re.sub(r"[^\w.+-]", "-", architecture)
+    plain = re.sub(r"[^\w.+-]", "-", source.name)
     path = _check_output(output or run / "export" / f"{plain}.{format}", format)
-    network, data = rebuild(retraining)
+    network, data = rebuild(source) if isinstance(source, Retraining) else rebuild_compressed(source)
 
     import torch
 
@@ -126,7 +170,7 @@ def export(
     from nni_bayes_nas.experiment.program import Scaled, write_program
 
     regression = data.task == "regression"
-    source = Scaled(
+    whole = Scaled(
         network,
         inputs=None if standardized else (data.mean, data.sd),
         targets=(data.target_mean, data.target_sd) if regression else None,
@@ -134,15 +178,15 @@ def export(
     shape = tuple(data.shape)
     samples = {str(n): _sample(data, n, standardized) for n in _BATCHES}
     with torch.no_grad():
-        expected = {name: source(x) for name, x in samples.items()}
+        expected = {name: whole(x) for name, x in samples.items()}
     with _quiet(), _new_folder(path) as folder:
         program = folder / path.name
         try:
-            write_program(source, _sample(data, _TRACED_BATCH, standardized), program)
+            write_program(whole, _sample(data, _TRACED_BATCH, standardized), program)
         except Exception as error:
             said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise RunError(
-                f"`{architecture}` must be a network that torch.export can trace, but writing {format} failed: {said}"
+                f"`{source.name}` must be a network that torch.export can trace, but writing {format} failed: {said}"
             ) from error
         outputs = _run_alone(program, samples, _NOT_NEEDED | _own_modules(network))
         # In float32 a prediction is no finer than its own size allows; logits are taken as they are.
@@ -151,7 +195,7 @@ def export(
         _put(program, path)
     return Exported(
         path=path,
-        retraining=retraining,
+        source=source,
         shape=shape,
         outputs=expected[str(_BATCHES[0])].shape[1],
         standardized=standardized,

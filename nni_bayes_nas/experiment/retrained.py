@@ -40,6 +40,17 @@ class Retraining:
     directory: Path
 
     @property
+    def name(self) -> str:
+        """For messages and files."""
+        return str(self.architecture["id"])
+
+    @property
+    def words(self) -> str:
+        """What it is, for the user."""
+        words, score = self.score
+        return f"{self.name}, retrained with seed {self.row['seed']}, {words} {score:.4f}"
+
+    @property
     def score(self) -> tuple[str, float]:
         """What the task maximizes, in words, and its value on the validation data."""
         task = task_of(self.config.data)
@@ -64,13 +75,11 @@ def save(network: nn.Module, data: DataSplits, directory: Path) -> None:
     torch.save(network.state_dict(), directory / "model.pt")
 
 
-def find_retraining(run: Path, architecture: str, seed: int | None = None) -> Retraining:
-    """The retraining of an architecture with this seed; without a seed, the one of the best validation score.
+def read_summary(run: Path) -> dict[str, Any]:
+    """summary.json of a run folder.
 
     Raises:
-        ConfigError: The folder holds no run, the run has no such architecture or did not retrain it (with this seed),
-            or one of its files is not in the folder. Without data.json (a run of an earlier version) nobody knows the
-            scale of the training: the data may be others by now.
+        ConfigError: There is none, or it is damaged.
     """
     summary = read_json(run / "summary.json")
     if not isinstance(summary, dict):
@@ -80,6 +89,18 @@ def find_retraining(run: Path, architecture: str, seed: int | None = None) -> Re
             + ("its summary.json is damaged\n" if there else "it has no summary.json\n")
             + "give the folder that `nni-bayes-nas run` wrote, for example runs/demo"
         )
+    return summary
+
+
+def find_retraining(run: Path, architecture: str, seed: int | None = None) -> Retraining:
+    """The retraining of an architecture with this seed; without a seed, the one of the best validation score.
+
+    Raises:
+        ConfigError: The folder holds no run, the run has no such architecture or did not retrain it (with this seed),
+            or one of its files is not in the folder. Without data.json (a run of an earlier version) nobody knows the
+            scale of the training: the data may be others by now.
+    """
+    summary = read_summary(run)
     try:
         rows = {str(row["id"]): row for row in summary.get("architectures", [])}
     except (KeyError, TypeError) as error:

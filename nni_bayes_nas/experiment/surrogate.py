@@ -35,7 +35,7 @@ _NOISE = 0.1
 _JITTER = 1e-6
 _SLOPE = 0.5
 # Variance of the sum of the effects of an architecture's options.
-_EFFECTS = 10.0
+_EFFECTS = 30.0
 # Variance of the level of longer trainings, in units of that of scores.
 _ANY_LEVEL = 1e4
 

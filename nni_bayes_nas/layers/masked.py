@@ -1,4 +1,4 @@
-"""Weights that are left out of a layer."""
+"""Weights that are left out of a layer, and layers whose weights are plain parameters again."""
 
 from __future__ import annotations
 
@@ -32,3 +32,12 @@ def mask_of(layer: nn.Module) -> Tensor | None:
         return None
     every: Any = layer.parametrizations
     return next((part.mask for part in every["weight"] if isinstance(part, Mask)), None)
+
+
+def make_plain(layer: nn.Module) -> None:
+    """What a parametrized `weight` is becomes a plain parameter, in place."""
+    if parametrize.is_parametrized(layer, "weight"):
+        # A copy shares the class that torch makes for a parametrized module, and takes the property out of it.
+        kind: Any = type(layer)
+        layer.__class__ = type(kind.__name__, kind.__bases__, dict(kind.__dict__))
+        parametrize.remove_parametrizations(layer, "weight")

@@ -1,15 +1,13 @@
-"""Curves, lengths and files of pruned networks."""
+"""Curves and lengths of pruned networks."""
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from nni_bayes_nas.compression import kept, mean_network, prune
 from nni_bayes_nas.compression.curve import accuracy_pruning_curve, description_length
-from nni_bayes_nas.compression.sparse_file import load_sparse, save_sparse
 from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.layers.normalization import batch_norms
 from nni_bayes_nas.layers.variational import collect_kl, to_variational
@@ -61,36 +59,3 @@ def test_lengths_by_hand():
     assert short["total"] == pytest.approx(short["values"] + short["positions"] + short["points"])
     with pytest.raises(ConfigError, match="precision must be at least 1 bit, got 0"):
         description_length(net, precision=0)
-
-
-def test_a_file_that_is_smaller(tmp_path):
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10))
-    torch.save(net.state_dict(), tmp_path / "dense.pt")
-    prune(net, fraction=0.95)
-    save_sparse(net, tmp_path / "sparse.npz")
-    assert (tmp_path / "sparse.npz").stat().st_size <= (tmp_path / "dense.pt").stat().st_size / 10
-    plain = nn.Sequential(nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10))
-    plain.load_state_dict(load_sparse(tmp_path / "sparse.npz"))
-    x = torch.randn(5, 784)
-    assert torch.equal(plain(x), net(x)) and kept(plain) == kept(net)
-
-
-def test_every_tensor_comes_back(tmp_path):
-    net = mean_network(network())
-    prune(net, fraction=0.8)
-    path = save_sparse(net, tmp_path / "net.npz")
-    other = network(gaussian=False)
-    other.load_state_dict(load_sparse(path))
-    torch.testing.assert_close(other.eval()(X), net.eval()(X))
-    assert other.state_dict()["1.num_batches_tracked"].dtype == torch.int64
-
-
-def test_files_that_are_none(tmp_path):
-    with pytest.raises(ConfigError, match=r"must end in \.npz, got 'net\.pt'"):
-        save_sparse(network(), tmp_path / "net.pt")
-    (tmp_path / "text.npz").write_text("no archive")
-    np.savez(tmp_path / "part.npz", **{"a/bits": np.zeros(1, np.uint8)})
-    for name in ("text.npz", "part.npz", "none.npz"):
-        with pytest.raises(ConfigError, match="must be what save_sparse wrote"):
-            load_sparse(tmp_path / name)

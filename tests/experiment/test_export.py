@@ -310,16 +310,16 @@ def test_a_regression_predicts_in_the_units_of_its_targets(tmp_path: Path, one_r
     written = export(run, "s0-lam-0.001", "onnx")
     assert written.path == run / "export" / "s0-lam-0.001.onnx"
     assert "predictions in the units of the targets" in "\n".join(written.lines())
-    assert written.retraining.score == ("validation R²", written.retraining.row["val_r2"])
+    assert written.source.score == ("validation R²", written.source.row["val_r2"])
     data = load_data(config.data)
     x, z = data.test.tensors
     y = (z * data.target_sd + data.target_mean).numpy()
     predicted = call(written.path, x * data.sd + data.mean)[:, 0]
     assert 25 < y.min() and y.max() < 347  # the scores of the disease as published
     rmse = np.sqrt(((predicted - y) ** 2).mean())
-    assert rmse == pytest.approx(written.retraining.row["test_rmse"], rel=1e-4)
+    assert rmse == pytest.approx(written.source.row["test_rmse"], rel=1e-4)
     r2 = 1 - ((predicted - y) ** 2).sum() / ((y - y.mean()) ** 2).sum()
-    assert r2 == pytest.approx(written.retraining.row["test_r2"], abs=1e-4)
+    assert r2 == pytest.approx(written.source.row["test_r2"], abs=1e-4)
 
 
 @onnx
@@ -345,10 +345,10 @@ def test_what_served_in_training_only_is_left_out(tmp_path: Path, one_retrained:
     assert Architecture(choices).canonical() != choices
     run = one_retrained(tmp_path / "run", values, choices)
     written = export(run, "s0-lam-0.001", "onnx")
-    row = written.retraining.row
+    row = written.source.row
     assert row["test_accuracy"] > 0.25
-    assert written.parameters == written.retraining.architecture["params"]
-    assert not [name for name in torch.load(written.retraining.directory / "model.pt") if "auxiliary" in name]
+    assert written.parameters == written.source.architecture["params"]
+    assert not [name for name in torch.load(written.source.directory / "model.pt") if "auxiliary" in name]
     assert b"auxiliary" not in written.path.read_bytes()
     x, y = data.test.tensors
     logits = call(written.path, x * data.sd + data.mean)

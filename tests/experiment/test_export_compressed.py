@@ -1,0 +1,144 @@
+"""The command `export` on compressions: small files with the outputs of the networks whose accuracy was measured."""
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from nni_bayes_nas.cli import main
+from nni_bayes_nas.config import Config
+from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.experiment.compress import run_compress
+from nni_bayes_nas.experiment.compressed import find_compressed, rebuild
+from nni_bayes_nas.experiment.data import load_data
+from nni_bayes_nas.experiment.export import export_compressed
+from nni_bayes_nas.experiment.plan import Ledger
+from nni_bayes_nas.experiment.plans.compression import Compression
+from nni_bayes_nas.experiment.record import read_json, write_json
+
+NAMES = ("compress-piecewise_linear-seed0", "compress-direct-lam1-seed0")
+onnx = pytest.mark.skipif(importlib.util.find_spec("onnxscript") is None, reason="needs the extra `export`")
+
+
+def compressed(folder: Path, **compress) -> Path:
+    """The folder of a run, as the plan leaves it; its trials run in this process."""
+    values = {
+        "experiment": {"plan": "compression", "device": "cpu", "threads": 1},
+        "compress": {
+            "network_args": {"hidden": [200, 32]},
+            "epochs": 20,
+            "batch_size": 64,
+            "lambdas": [0.1, 3.0],
+            "direct": [1.0],
+            "fractions": [0.0, 0.95],
+            "draws": 1,
+            **compress,
+        },
+    }
+    config = Config.from_dict(values)
+    ledger = Ledger(Compression(config), retries=0)
+    for spec in ledger.take():
+        directory = folder / "trials" / spec.name
+        directory.mkdir(parents=True)
+        ledger.done(spec.name, run_compress(config, spec.parameters, directory, lambda row: None), "job")
+    (folder / "config.yaml").write_text(yaml.safe_dump(values))
+    write_json(folder / "summary.json", {"architectures": [], **ledger.summary()})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compressed(tmp_path_factory.mktemp("compressed") / "run", finetune_epochs=1)
+
+
+def call(program: Path, x: torch.Tensor) -> np.ndarray:
+    if program.suffix == ".pt2":
+        with torch.no_grad():
+            return np.asarray(torch.export.load(program).module()(x))
+    import onnxruntime
+
+    return np.asarray(onnxruntime.InferenceSession(program).run(None, {"x": x.numpy()})[0])
+
+
+@pytest.mark.parametrize("format", ["pt2", pytest.param("onnx", marks=onnx)])
+def test_the_file_has_the_accuracy_of_the_curve_and_is_small(format, made, tmp_path, capsys):
+    output = tmp_path / f"net.{format}"
+    options = ["--lambda", "3", "--fraction", "0.95", "--format", format, "--output", str(output)]
+    assert main(["export", str(made), "--compressed", NAMES[0], *options]) == 0
+    printed = capsys.readouterr().out
+    data = load_data(Config.from_dict({}).data)
+    x, y = data.test.tensors
+    logits = call(output, x * data.sd + data.mean)
+    found = find_compressed(made, NAMES[0], 3.0, 0.95)
+    assert found.point["finetuned"]["test_accuracy"] > 0.3
+    assert (logits.argmax(1) == y.numpy()).mean() == pytest.approx(found.point["finetuned"]["test_accuracy"], abs=1e-6)
+    assert "at lambda 3, 95.0% of the weights left out and trained further, validation accuracy" in printed
+    # The program itself, which does not grow with the network, has some 50 KiB; dense weights had 76.
+    assert output.stat().st_size < 60 * 1024
+
+
+def test_every_point_can_be_had(made):
+    data = load_data(Config.from_dict({}).data)
+    x, y = data.test.tensors
+    for name, lams in zip(NAMES, ([0.1, 3.0], [None]), strict=True):
+        for lam in lams:
+            for fraction in (0.0, 0.95):
+                found = find_compressed(made, name, lam, fraction)
+                network, _ = rebuild(found)
+                with torch.no_grad():
+                    accuracy = float((network(x).argmax(1) == y).double().mean())
+                assert accuracy == pytest.approx(found.point["finetuned"]["test_accuracy"], abs=1e-9)
+
+
+def test_whole_neurons_make_a_dense_network_that_is_smaller(tmp_path):
+    run = compressed(tmp_path / "run", structured=True, fractions=[0.5], direct=[], lambdas=[1.0])
+    found = find_compressed(run, NAMES[0])
+    network, _ = rebuild(found)
+    assert sum(p.numel() for p in network.parameters()) == found.point["params"] < 0.7 * (64 * 200 + 200 * 32 + 320)
+    written = export_compressed(run, NAMES[0], "pt2")
+    assert written.path == run / "export" / f"{NAMES[0]}-lambda1-fraction0.5.pt2"
+    assert written.parameters == found.point["params"] and written.difference <= 1e-5
+
+
+BAD = {
+    "no compression": (["--compressed", "compress-mlp-seed0"], "has no compression `compress-mlp-seed0`"),
+    "no lambda": (["--compressed", NAMES[0], "--fraction", "0"], "`--lambda` must be one of 0.1, 3, got none"),
+    "other lambda": (["--compressed", NAMES[0], "--lambda", "1"], "`--lambda` must be one of 0.1, 3, got 1"),
+    "no fraction": (["--compressed", NAMES[1]], "`--fraction` must be one of 0, 0.95, got none"),
+    "other fraction": (["--compressed", NAMES[1], "--fraction", "0.9"], "must be one of 0, 0.95, got 0.9"),
+    "seed": (["--compressed", NAMES[1], "--seed", "1"], "`--seed` must go with --architecture, got it with --compress"),
+    "architecture": (["--architecture", "a", "--lambda", "1"], "`--lambda` must go with --compressed"),
+    "both": (["--architecture", "a", "--compressed", "b"], "not allowed with"),
+    "suffix": (["--compressed", NAMES[1], "--fraction", "0", "--output", "a.onnx"], "`--output` must end in .pt2"),
+}
+
+
+@pytest.mark.parametrize("options, said", BAD.values(), ids=BAD)
+def test_mistakes(options, said, made, capsys):
+    before = sorted(made.rglob("*"))
+    try:
+        code = main(["export", str(made), *options])
+    except SystemExit as stopped:
+        code = stopped.code
+    assert code == 2 and said in capsys.readouterr().err and sorted(made.rglob("*")) == before
+
+
+def test_folders_that_are_not_whole(made, tmp_path):
+    run = Path(shutil.copytree(made, tmp_path / "run"))
+    point = find_compressed(run, NAMES[1], 1.0, 0.95)
+    file = point.directory / "networks" / point.point["file"]
+    file.write_bytes(b"torn")
+    with pytest.raises(ConfigError, match=r"must hold the weights of the network that config\.yaml describes"):
+        rebuild(point)
+    file.unlink()
+    with pytest.raises(ConfigError, match=r"needs the file .*fraction0\.95\.pt, which is not there"):
+        find_compressed(run, NAMES[1], 1.0, 0.95)
+    write_json(run / "summary.json", {**read_json(run / "summary.json"), "compression": []})
+    with pytest.raises(ConfigError, match=r"its summary\.json has no compression"):
+        find_compressed(run, NAMES[1])
+    with pytest.raises(ConfigError, match="is no run folder"):
+        find_compressed(tmp_path, NAMES[1])
