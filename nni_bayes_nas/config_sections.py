@@ -84,13 +84,16 @@ class SearchConfig:
     there are as many searches for each of its entries, mappings from paths below ``strategy.args`` and ``search``,
     ``data.limit`` or ``data.skip`` to values. ``structure_fraction`` of the training set is for the structure step.
     ``replicas`` searches run in one trial, side by side: for small networks. ``precision``: ``bf16-mixed`` lets the
-    supernet, and nothing else, compute in bfloat16.
+    supernet, and nothing else, compute in bfloat16. ``optimizer`` is that of the weights (``learning_rate`` of adam:
+    0.002, say), ``rho_learning_rate`` that of the logarithms of their standard deviations, where weights are Gaussian.
     """
 
     epochs: int = 30
     warmup_epochs: int = 3
     batch_size: int = 64
+    optimizer: Literal["sgd", "adam"] = "sgd"
     learning_rate: float = 0.05
+    rho_learning_rate: float | None = None
     momentum: float = 0.9
     weight_decay: float = 3e-4
     gradient_clip: float = 5.0
@@ -120,6 +123,10 @@ class SearchConfig:
             least = {"lambdas": 2, "random": 0, "samples": 0}.get(name, 1)
             require_at_least(f"search.{name}", getattr(self, name), least)
         require_inside("search.structure_fraction", self.structure_fraction)
+        rate = self.rho_learning_rate
+        require(
+            rate is None or rate > 0, "search.rho_learning_rate", "must be positive", rate, "0.005 is usual with adam"
+        )
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nni_bayes_nas.bayes import dirichlet, elbo, law, normal, objective
+from nni_bayes_nas.complexity.axis import Axis
+from nni_bayes_nas.compression.lambda_weights import LambdaWeights, swapped
+from nni_bayes_nas.compression.weight_hypernet import Kind
 from nni_bayes_nas.layers.gaussian_output import Estimator
 from nni_bayes_nas.layers.variational import Variational, divergences
 
@@ -45,6 +49,9 @@ class BayesOptions:
         weight_prior_sd: Of the prior "fixed".
         rho: Logarithm of the weights' standard deviations at first.
         estimator: See `nni_bayes_nas.layers.variational`.
+        weight_hypernet: How the weights depend on lambda, see `WeightHypernet`; "constant": not at all. Where they do,
+            lambda is that of the bound: it multiplies all divergences, those of the structure and of the weights, and
+            all objects of a step share one.
     """
 
     scheme: Scheme = "single_level"
@@ -59,6 +66,7 @@ class BayesOptions:
     weight_prior_sd: float = 1.0
     rho: float = -5.0
     estimator: Estimator = "local"
+    weight_hypernet: Kind = "constant"
 
 
 class GateWalk(CostWalk):
@@ -154,6 +162,7 @@ class BayesianModule(BilevelModule):
         bayes: Priors and weights of the divergences.
         gates: See `GateWalk`; empty for weights that are points.
         linear: See `GateWalk`.
+        hyper: The weights as functions of lambda; None where they are not.
         **options: Of `BilevelModule`.
     """
 
@@ -164,16 +173,63 @@ class BayesianModule(BilevelModule):
         bayes: BayesOptions,
         gates: Mapping[Variational, Any],
         linear: Mapping[str, set[int]],
+        hyper: LambdaWeights | None = None,
         **options: Any,
     ) -> None:
         super().__init__(training_module, **options)
         self.bayes = bayes
+        if hyper is not None:
+            # There the evaluator's optimizer finds its parameters.
+            training_module.lambda_weights = hyper
+        self._position: Tensor | None = None
+        self._price = 1.0
         self.gates = dict(gates)
         self._gate_table: GateTable | None = None
         if bayes.dependence == "scaled":
             self.structure.squared = {
                 k: as_weights_lie(self.binding.units[k], options) for k, options in linear.items()
             }
+
+    # -- weights at lambda -----------------------------------------------------------------------------------------
+
+    @property
+    def hyper(self) -> LambdaWeights | None:
+        """The weights as functions of lambda; None where they are not."""
+        found: LambdaWeights | None = getattr(self.training_module, "lambda_weights", None)
+        return found
+
+    @contextlib.contextmanager
+    def weights_at(self, position: Tensor) -> Iterator[None]:
+        """Inside the block the supernet has the weights of a position of lambda, `()`, if they depend on it."""
+        hyper, axis = self.hyper, self.structure.axis
+        if hyper is None or axis is None:
+            yield
+            return
+        self._position = position
+        self._price = float(axis.to_lambda(position.double()))
+        try:
+            with swapped(self.training_module.model, hyper(fraction_of(axis, position))):
+                yield
+        finally:
+            self._position, self._price = None, 1.0
+
+    def positions(self, n_objects: int, step: int, phase: int) -> list[Tensor]:
+        """See `BilevelModule`; where weights depend on lambda all objects have one, and draws of their own."""
+        found = super().positions(n_objects, step, phase)
+        if self.hyper is None or self.step_options.draw_per == "step":
+            return found
+        return [u.expand(n_objects) for u in found]
+
+    def one_hot_positions(self, generator: torch.Generator) -> list[Tensor]:
+        """See `BilevelModule`; where weights depend on lambda, at that of the step."""
+        if self._position is None:
+            return super().one_hot_positions(generator)
+        return [self._position] * self.step_options.one_hot_passes
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        """See `SearchValidation`; with the weights of the position."""
+        with self.weights_at(self.validation_positions()[dataloader_idx]):
+            return super().validation_step(batch, batch_idx, dataloader_idx)
 
     # -- the bound -------------------------------------------------------------------------------------------------
 
@@ -238,7 +294,10 @@ class BayesianModule(BilevelModule):
         return next(str(name) for name, module in self.training_module.named_modules() if module is layer)
 
     def _per_object(self, divergences: dict[str, Tensor], part: str) -> dict[str, Tensor]:
-        weights = {"structure_kl": self.bayes.kl_structure, "weight_kl": self.bayes.kl_weights}
+        weights = {
+            "structure_kl": self._price * self.bayes.kl_structure,
+            "weight_kl": self._price * self.bayes.kl_weights,
+        }
         warmth = elbo.warmth(self.progress, self.bayes.kl_warmup)
         return elbo.divergence_terms(divergences, self.n_training(part), weights, warmth)
 
@@ -261,10 +320,17 @@ class BayesianModule(BilevelModule):
         step = self._begin_step(batch_idx)
         self._log_warmth()
         learning = self.trainer.current_epoch >= self.warmup_epochs
+        if self.hyper is not None:
+            # In the warm-up the weights learn what they share at all lambda.
+            self.hyper.share(not learning)
         joined = _joined(batch["train"], batch["val"])
+        positions = self.positions(n_objects(joined), step, 1)
+        with self.weights_at(positions[0].flatten()[0]):
+            self._joint_step(joined, batch_idx, step, positions, learning=learning)
+
+    def _joint_step(self, joined: Any, batch_idx: int, step: int, positions: list[Tensor], *, learning: bool) -> None:
         optimizer = self.architecture_optimizers()
         optimizer.zero_grad()
-        positions = self.positions(n_objects(joined), step, 1)
         with torch.set_grad_enabled(learning):
             draws = self.draws(positions, step, 1)
         task = self.weight_loss(joined, batch_idx, draws, step)
@@ -295,6 +361,12 @@ def _joined(first: Any, second: Any) -> Any:
     return [torch.cat(pair) for pair in zip(first, second, strict=True)]
 
 
+def fraction_of(axis: Axis, position: Tensor) -> float:
+    """Where a position of lambda, `()`, lies in its range, from 0 to 1: as a hypernetwork of weights takes it."""
+    low, high = axis.domain
+    return min(1.0, max(0.0, (float(position) - low) / (high - low)))
+
+
 def _ends_in_gaussian(module: nn.Module) -> bool:
     """Whether the last layer of an operation, normalization left aside, has Gaussian weights."""
     leaves = [m for m in module.modules() if not list(m.children())]
@@ -311,4 +383,13 @@ def as_weights_lie(unit: law.Unit, options: set[int]) -> Tensor:
     return torch.nn.functional.pad(flat.reshape(-1, len(unit.operations)), (0, 1))
 
 
-__all__ = ["DEPENDENCES", "BayesOptions", "BayesianModule", "Dependence", "GateWalk", "Scheme", "as_weights_lie"]
+__all__ = [
+    "DEPENDENCES",
+    "BayesOptions",
+    "BayesianModule",
+    "Dependence",
+    "GateWalk",
+    "Scheme",
+    "as_weights_lie",
+    "fraction_of",
+]

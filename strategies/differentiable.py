@@ -286,6 +286,9 @@ class DifferentiableStrategy(DerivedFamily, DARTS):  # type: ignore[misc]
             structure = structure["structure"]
         return {"train": train_dataloader_fn(), "val": structure}
 
+    def settle(self, lam: float | None = None) -> None:
+        """Give the supernet the weights at lambda; where they do not depend on it, nothing happens."""
+
     # -- results ---------------------------------------------------------------------------------------------------
 
     @property

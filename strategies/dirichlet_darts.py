@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import nn
 
 from nni_bayes_nas.bayes import dirichlet, elbo, normal
 from nni_bayes_nas.complexity.axis import LambdaAxis
+from nni_bayes_nas.compression.lambda_weights import LambdaWeights, settle
+from nni_bayes_nas.compression.weight_hypernet import KINDS, Kind
 from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.layers.gaussian_output import ESTIMATORS, Estimator
 from nni_bayes_nas.layers.variational import to_variational
 
-from .bayesian import DEPENDENCES, BayesianModule, BayesOptions, Dependence, GateWalk, Scheme
+from .bayesian import DEPENDENCES, BayesianModule, BayesOptions, Dependence, GateWalk, Scheme, fraction_of
 from .bilevel import BilevelModule
 from .costs import CostKind
 from .differentiable import DifferentiableStrategy
@@ -52,6 +56,9 @@ class DirichletDARTS(DifferentiableStrategy):
         weight_prior_sd: Standard deviation of the prior "fixed".
         rho: Logarithm of the weights' standard deviations at first.
         estimator: How their noise comes into the outputs, "local" or "flipout".
+        weight_hypernet: How the weights depend on lambda, of which `lambda_range` is the range: "constant": not at all;
+            "linear", "piecewise_linear" (with `n_knots`), "low_rank" or "mlp": one lambda gives concentrations, means
+            and standard deviations, and multiplies all their divergences; see `materialize`.
         kl_structure: Weight of the structure's divergence; 1 gives the bound.
         kl_weights: Weight of that of the weights.
         kl_warmup: Share of the structure steps until they count in full.
@@ -105,6 +112,7 @@ class DirichletDARTS(DifferentiableStrategy):
         weight_prior_sd: float = 1.0,
         rho: float = -5.0,
         estimator: Estimator = "local",
+        weight_hypernet: Kind = "constant",
         kl_structure: float = 1.0,
         kl_weights: float = 1.0,
         kl_warmup: float = 0.5,
@@ -150,8 +158,11 @@ class DirichletDARTS(DifferentiableStrategy):
             weight_prior_sd=weight_prior_sd,
             rho=rho,
             estimator=estimator,
+            weight_hypernet=weight_hypernet,
         )
         _check(family, self.bayes, lambda_range, complexity)
+        self._n_knots = n_knots
+        self._hyper: LambdaWeights | None = None
         if cuda_graphs and weights == "variational":
             raise ConfigError(
                 "cuda_graphs needs weights that are points, got weights='variational', whose noise has a generator of "
@@ -172,7 +183,7 @@ class DirichletDARTS(DifferentiableStrategy):
             },
             loss=StructureLoss(complexity, complexity_weight, target_scale=target_scale, target_range=target_range),
             step=StepOptions(
-                lambda_per="object" if draw_per == "object" else "step",
+                lambda_per="object" if draw_per == "object" and weight_hypernet == "constant" else "step",
                 mixing_temperature=mixing_temperature,
                 temperature_schedule=temperature_schedule,
                 one_hot_passes=one_hot_passes,
@@ -214,7 +225,59 @@ class DirichletDARTS(DifferentiableStrategy):
         """Priors, and under which choices the layers with Gaussian weights are there."""
         supernet: nn.Module = self._mutating
         walk = GateWalk(supernet, list(self._binding.units.values()))
-        return {"bayes": self.bayes, "gates": walk.gates, "linear": walk.linear}
+        kind = self.bayes.weight_hypernet
+        self._hyper = None if kind == "constant" else LambdaWeights(supernet, kind, knots=self._n_knots, seed=self.seed)
+        return {"bayes": self.bayes, "gates": walk.gates, "linear": walk.linear, "hyper": self._hyper}
+
+    @property
+    def lambda_weights(self) -> LambdaWeights | None:
+        """The weights as functions of lambda; None where they are not, or before the search."""
+        return self._hyper
+
+    def settle(self, lam: float | None = None) -> None:
+        """The supernet's own weights become those at lambda, of the low end without one; nothing where they are fixed.
+
+        Raises:
+            ConfigError: Lambda lies outside the trained range.
+        """
+        if self._hyper is not None and self.axis is not None:
+            with torch.no_grad():
+                values = self._hyper(fraction_of(self.axis, self.structure.position(lam)))
+            settle(self.oneshot_module.training_module.model, values)
+
+    def materialize(self, lam: float | None = None, choices: Mapping[str, Any] | None = None) -> nn.Module:
+        """A network of its own, of the weights' posterior at lambda: Gaussian layers where weights are variational.
+
+        It costs no optimizer step, and can be pruned and trained further (`compression`). The running statistics of
+        batch normalization are those of the search: recalibrate them (`layers.normalization.recalibrate`).
+
+        Args:
+            lam: Lambda; None: the low end of its range, or where there is none.
+            choices: The architecture; None: what is derived at lambda.
+
+        Raises:
+            ConfigError: Lambda lies outside the trained range; a guard that has added identities to the supernet, which
+                no network of its own has, or a part of the channels alone.
+        """
+        if self.guards.auxiliary or self.step.partial_channels > 1:
+            raise ConfigError(
+                "what is materialized must be a part of the supernet, which an auxiliary identity or partial channels "
+                f"are not; got auxiliary {self.guards.auxiliary} and partial_channels {self.step.partial_channels}; "
+                "search without them, or retrain."
+            )
+        self.settle(lam)
+        supernet: Any = self.oneshot_module.training_module.model
+        network: nn.Module = copy.deepcopy(supernet.freeze(dict(self.export(lam) if choices is None else choices)))
+        return network.requires_grad_(True)
+
+    def check_beside(self) -> None:
+        """See `DifferentiableStrategy`; weights that depend on lambda are of one search."""
+        super().check_beside()
+        if self.bayes.weight_hypernet != "constant":
+            raise ConfigError(
+                "searches side by side have weights that do not depend on lambda, got weight_hypernet "
+                f"{self.bayes.weight_hypernet!r}; set search.replicas to 1."
+            )
 
     def check_search(self, search: Any) -> None:
         """Raise ConfigError for section `search` of a configuration, where this strategy cannot search so."""
@@ -255,10 +318,30 @@ def _check(family: str, bayes: BayesOptions, lambda_range: Any, complexity: str)
             f"weights that are points depend on nothing, got dependence {bayes.dependence!r}; "
             "set weights='variational', or leave it out."
         )
-    if (complexity != "none") != (lambda_range is not None):
+    if bayes.weight_hypernet not in KINDS:
+        raise ConfigError(f"weight_hypernet must be one of {', '.join(KINDS)}, got {bayes.weight_hypernet!r}.")
+    if bayes.weight_hypernet != "constant":
+        _check_joint(bayes, lambda_range, complexity)
+    elif (complexity != "none") != (lambda_range is not None):
         raise ConfigError(
             f"complexity and lambda_range belong together, got complexity {complexity!r} and range {lambda_range!r}; "
             "give both, or neither."
+        )
+
+
+def _check_joint(bayes: BayesOptions, lambda_range: Any, complexity: str) -> None:
+    """Of weights that depend on lambda."""
+    kind = bayes.weight_hypernet
+    if lambda_range is None or bayes.weights == "point" or bayes.scheme == "bilevel":
+        raise ConfigError(
+            f"weights that depend on lambda have a range of it, and one bound with the structure, got weight_hypernet "
+            f"{kind!r}, lambda_range {lambda_range!r}, weights {bayes.weights!r} and scheme {bayes.scheme!r}; set "
+            "lambda_range, weights='variational' and scheme='single_level'."
+        )
+    if complexity == "target":
+        raise ConfigError(
+            f"lambda weighs the divergences where weights depend on it, got weight_hypernet {kind!r} and complexity "
+            "'target', where it is but an index of sizes; set complexity to none or penalty."
         )
 
 

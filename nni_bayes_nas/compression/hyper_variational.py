@@ -13,7 +13,8 @@ from torch.func import functional_call
 
 from nni_bayes_nas.bayes import normal
 from nni_bayes_nas.complexity.axis import Axis, LambdaAxis, LiteralAxis
-from nni_bayes_nas.compression.weight_hypernet import Kind, WeightHypernet
+from nni_bayes_nas.compression.lambda_weights import LambdaWeights, settle
+from nni_bayes_nas.compression.weight_hypernet import Kind
 from nni_bayes_nas.errors import ConfigError, SpaceError
 from nni_bayes_nas.layers.gaussian_output import Estimator
 from nni_bayes_nas.layers.normalization import recalibrate
@@ -143,13 +144,8 @@ class HyperVariational(nn.Module):
         self.prunable = [_of(name, "weight") for name in converted]
         if weights == "point":
             network = copy.deepcopy(model)
-        self.network = network.requires_grad_(False)
-        self._rhos = [_of(name, "rho") for name in converted] if weights == "variational" else []
-        parameters = dict(network.named_parameters())
-        self._points = [name for name in parameters if name not in set(self._rhos)]
-        options: dict[str, Any] = {"knots": knots, "rank": rank, "hidden": hidden, "seed": seed}
-        self.means = WeightHypernet([parameters[name] for name in self._points], kind, **options)
-        self.rhos = WeightHypernet([parameters[name] for name in self._rhos], kind, **options) if self._rhos else None
+        self.network = network
+        self.hyper = LambdaWeights(network, kind, knots=knots, rank=rank, hidden=hidden, seed=seed)
 
     def at(self, lam: float | None = None) -> AtLambda:
         """The network at lambda; None only where there is one lambda.
@@ -158,26 +154,16 @@ class HyperVariational(nn.Module):
             ConfigError: Lambda lies outside of what is trained.
         """
         lam = self._checked(lam)
-        t = self._position(lam)
-        values = dict(zip(self._points, self.means(t), strict=True))
-        if self.rhos is not None:
-            values |= dict(zip(self._rhos, self.rhos(t), strict=True))
-        return AtLambda(self, lam, values)
+        return AtLambda(self, lam, self.hyper(self._position(lam)))
 
     @property
     def device(self) -> torch.device:
         """Where it is."""
-        return next(self.means.parameters()).device
+        return next(self.hyper.parameters()).device
 
     def prior_sd_at(self, lam: float) -> float:
         """Standard deviation of the priors "fixed" and "scaled" at lambda."""
         return self.prior_sd * (lam**-0.5 if self.prior == "scaled" else 1.0)
-
-    def share(self, alone: bool) -> None:
-        """Whether piecewise linear hypernetworks are what their knots share alone, and learn that."""
-        for net in (self.means, self.rhos):
-            if net is not None:
-                net.alone = alone
 
     def forward(self, x: Tensor, lam: float | None = None) -> Tensor:
         """The outputs of the network at lambda."""
@@ -199,9 +185,8 @@ class HyperVariational(nn.Module):
             calibration: Batches of inputs, by which the running statistics of batch normalization become those of this
                 network; without them they stay those of all lambda.
         """
-        values = {name: value.clone() for name, value in self.at(lam).values.items()}
         network = copy.deepcopy(self.network).requires_grad_(True)
-        network.load_state_dict(values, strict=False)
+        settle(network, self.at(lam).values)
         for layer in variational_layers(network).values():
             layer.prior_sd = self.prior_sd_at(self._checked(lam))
         recalibrate(network, calibration)
@@ -243,11 +228,7 @@ class HyperVariational(nn.Module):
             "expected_log_likelihood", "kl", "objective": J.
         """
         found, network = self.at(lam), self.materialize(lam, calibration).eval()
-        device = next(network.parameters()).device
-        total = 0.0
-        with weight_noise(network, True):
-            for x, y in ((x.to(device), y.to(device)) for x, y in data):
-                total += sum(float(log_likelihood(network(x), y)) for _ in range(draws)) / draws
+        total = expected_log_likelihood(network, data, log_likelihood, draws)
         return {
             "expected_log_likelihood": total,
             "kl": float(found.kl()),
@@ -258,7 +239,7 @@ class HyperVariational(nn.Module):
         """What the numbers mean: saved with them."""
         axis = None if self.axis is None else [type(self.axis).__name__, self.axis.low, self.axis.high]
         options = {"kind": self.kind, "weights": self.weights, "prior": self.prior, "prior_sd": self.prior_sd}
-        return {**options, "axis": axis, "single": self.single, "knots": list(self.means.knots)}
+        return {**options, "axis": axis, "single": self.single, "knots": list(self.hyper.means.knots)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Refuses those of another model.
@@ -286,6 +267,28 @@ class HyperVariational(nn.Module):
             return 0.0
         u, (low, high) = self.axis.to_u(lam), self.axis.domain
         return min(1.0, max(0.0, (u - low) / (high - low)))
+
+
+@torch.no_grad()
+def expected_log_likelihood(
+    network: nn.Module,
+    data: Iterable[Sequence[Tensor]],
+    log_likelihood: Callable[[Tensor, Tensor], Tensor],
+    draws: int = 1,
+) -> float:
+    """E_q[log p(D | w)] of a network with Gaussian layers, in nats, a sum over all objects.
+
+    Args:
+        network: In evaluation mode.
+        data: Batches of all objects, inputs and targets.
+        log_likelihood: log p(y | f(x, w)) of outputs and targets, summed over the batch; `()`.
+        draws: Of the weights, for every batch.
+    """
+    device, total = next(network.parameters()).device, 0.0
+    with weight_noise(network, True):
+        for x, y in ((x.to(device), y.to(device)) for x, y in data):
+            total += sum(float(log_likelihood(network(x), y)) for _ in range(draws)) / draws
+    return total
 
 
 def _of(layer: str, name: str) -> str:

@@ -85,7 +85,7 @@ class HyperVariationalModule(pl.LightningModule):
         x, y = batch
         step = self.trainer.global_step
         progress = step / max(1, int(self.trainer.estimated_stepping_batches))
-        self.model.share(progress < self.shared_until)
+        self.model.hyper.share(progress < self.shared_until)
         lams = self.lambdas_at(step)
         parts = [(x, y)] * len(lams)
         if self.divide_batch:
@@ -147,9 +147,9 @@ class HyperVariationalModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Adam, or SGD; constant rates for half of the steps, then a straight line to a thousandth."""
         rate, rho_rate = self.rates
-        groups = [{"params": list(self.model.means.parameters()), "lr": rate}]
-        if self.model.rhos is not None:
-            groups.append({"params": list(self.model.rhos.parameters()), "lr": rho_rate})
+        groups = [{"params": list(self.model.hyper.means.parameters()), "lr": rate}]
+        if self.model.hyper.rhos is not None:
+            groups.append({"params": list(self.model.hyper.rhos.parameters()), "lr": rho_rate})
         sgd = self.optimizer == "sgd"
         made: Any = torch.optim.SGD(groups, momentum=0.9) if sgd else torch.optim.Adam(groups, fused=_FUSED)
         steps = max(1, int(self.trainer.estimated_stepping_batches))

@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from nni_bayes_nas import registry
 from nni_bayes_nas.architecture import Architecture
-from nni_bayes_nas.complexity.measure import count_parameters
-from nni_bayes_nas.compression.curve import accuracy_pruning_curve, description_length
 from nni_bayes_nas.compression.hyper_variational import HyperVariational
 from nni_bayes_nas.compression.networks import Stored
-from nni_bayes_nas.compression.packing import pack
-from nni_bayes_nas.compression.pruning import kept, mean_network, prune
-from nni_bayes_nas.compression.shrink import shrink
-from nni_bayes_nas.compression.training import HyperVariationalModule, finetune
+from nni_bayes_nas.compression.training import HyperVariationalModule
 from nni_bayes_nas.config import CompressConfig, Config
-from nni_bayes_nas.errors import ConfigError, SpaceError
+from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.experiment import evaluator as evaluation
 from nni_bayes_nas.experiment.build import build_space, drop_training_parts
 from nni_bayes_nas.experiment.callbacks import EpochLog, SeedEpochs
-from nni_bayes_nas.experiment.data import DataSplits, batches, first_batches, load_data_on
+from nni_bayes_nas.experiment.data import DataSplits, batches, load_data_on
+from nni_bayes_nas.experiment.pruned import calibration, every_batch, log_likelihood, look_at
 from nni_bayes_nas.experiment.retrained import save
 from nni_bayes_nas.experiment.stopwatch import Stopwatch
-from nni_bayes_nas.experiment.uncertainty import ensemble, scores
-from nni_bayes_nas.layers.variational import weight_noise
-
-_BATCH, _CALIBRATION = 512, 4096
 
 
 def run_compress(
@@ -53,7 +42,7 @@ def run_compress(
 
     Returns:
         "default", the best validation accuracy of a network of means; "compression": a row for every lambda, see
-        `look_at`; "seconds" of the training, and of all.
+        `look_at`, with the evidence on the training set; "seconds" of the training, and of all.
 
     Raises:
         NumericsError: A term of the loss is not finite.
@@ -78,14 +67,14 @@ def run_compress(
     trainer.fit(
         module,
         batches(data.train, settings.batch_size, seed=seed),
-        batches(data.val, _BATCH, seed=None),
+        every_batch(data.val),
         **evaluation.resume_arguments(directory),
     )
     if device == "gpu":
         model.to("cuda")  # Lightning has moved it back
     with watch.stage("reading"):
         lams = settings.lambdas if parameters.get("lambda") is None else (float(parameters["lambda"]),)
-        rows = [look_at(model, lam, data, settings, seed, directory / "networks") for lam in lams]
+        rows = [_row(model, lam, data, settings, seed, directory / "networks") for lam in lams]
     with watch.stage("saving"):
         save(model.cpu(), data, directory)
     return {
@@ -189,90 +178,18 @@ def check(config: Config, data: DataSplits) -> None:
         )
 
 
-def look_at(
+def _row(
     model: HyperVariational, lam: float, data: DataSplits, settings: CompressConfig, seed: int, folder: Path
 ) -> dict[str, Any]:
-    """What the network at one lambda is worth; test data are read for the figures alone.
-
-    Every network of the curve is left in `folder`, packed.
-
-    Returns:
-        "lambda"; "objective", "expected_log_likelihood", "kl" on the training set; validation and test scores of the
-        network of the means ("val_accuracy", "test_accuracy", "test_nll", "test_ece"), and of the predictive
-        distribution ("predictive"); "z_above_1": weights above one standard deviation; "bits", see
-        `description_length`; "curve": by fraction, on validation and test data, with the file of the network ("file")
-        and the parameters of the smaller dense one ("params") where whole neurons go and the network is a chain.
-    """
+    """Evidence at one lambda, and what the network there is worth."""
     torch.manual_seed(seed)
-    inputs = [x for x, _ in first_batches(data.train, _CALIBRATION, model.device)]
+    inputs = calibration(data, model.device)
+    evidence = model.elbo(lam, every_batch(data.train), log_likelihood, calibration=inputs)
     network = model.materialize(lam, inputs).eval()
-    plain = mean_network(network).eval()
-
-    def log_likelihood(outputs: Tensor, y: Tensor) -> Tensor:
-        return -F.cross_entropy(outputs, y, reduction="sum")
-
-    evidence = model.elbo(lam, batches(data.train, _BATCH, seed=None), log_likelihood, calibration=inputs)
-    row: dict[str, Any] = {"lambda": lam, **{name: round(value, 3) for name, value in evidence.items()}}
-    test, y = _predicted(plain, data.test)
-    row["val_accuracy"] = _accuracy(plain, data.val)
-    found = scores(test, y)
-    row |= {f"test_{name}": found[name] for name in ("accuracy", "nll", "ece")}
-    if model.weights == "variational":
-        with weight_noise(network, True):
-            drawn = [_predicted(network, data.test)[0] for _ in range(settings.draws)]
-        row["predictive"] = scores(ensemble(drawn), y)
-        cut = model.materialize(lam)
-        prune(cut, threshold=1.0)
-        row["z_above_1"] = kept(cut)
-        row["bits"] = {name: round(value) for name, value in description_length(cut).items()}
-    parts = {"val": data.val, "test": data.test}
-    tune = partial(_finetune, data=data, settings=settings, seed=seed) if settings.finetune_epochs else None
-
-    def evaluate(pruned: nn.Module) -> dict[str, float]:
-        found = {f"{name}_accuracy": _accuracy(pruned, part) for name, part in parts.items()}
-        if settings.structured:
-            with contextlib.suppress(SpaceError):  # of what is no chain nobody knows
-                found["params"] = count_parameters(shrink(pruned))
-        return found
-
-    def keep(point: dict[str, Any], pruned: nn.Module) -> None:
-        point["file"] = f"lambda{lam}-fraction{point['fraction']}.pt"
-        torch.save(pack(pruned).cpu().state_dict(), folder / point["file"])
-
-    folder.mkdir(exist_ok=True)
-    row["curve"] = accuracy_pruning_curve(
-        network,
-        settings.fractions,
-        evaluate,
-        scope=settings.scope,
-        structured=settings.structured,
-        calibration=inputs,
-        finetune=tune,
-        keep=keep,
-    )
-    return row
+    row = {"lambda": lam, **{name: round(value, 3) for name, value in evidence.items()}}
+    return {**row, **look_at(network, f"lambda{lam}", data, settings, seed, folder)}
 
 
 def _options(settings: CompressConfig) -> dict[str, Any]:
     names = ("learning_rate", "rho_learning_rate", "lambdas_per_step", "divide_batch", "warmup", "shared_until")
     return {name: getattr(settings, name) for name in (*names, "optimizer")}
-
-
-@torch.no_grad()
-def _predicted(network: nn.Module, objects: Any) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and classes."""
-    device = next(network.parameters()).device
-    pairs = [(network(x.to(device)).log_softmax(-1).cpu(), y.cpu()) for x, y in batches(objects, _BATCH, seed=None)]
-    return torch.cat([p for p, _ in pairs]), torch.cat([y for _, y in pairs])
-
-
-def _accuracy(network: nn.Module, objects: Any) -> float:
-    log_probs, y = _predicted(network, objects)
-    return float((log_probs.argmax(-1) == y).double().mean())
-
-
-def _finetune(network: nn.Module, *, data: DataSplits, settings: CompressConfig, seed: int) -> None:
-    """Some epochs on what is left."""
-    evaluation.quiet_lightning()
-    loader = batches(data.train, settings.batch_size, seed=seed)
-    finetune(network, loader, settings.finetune_epochs, settings.finetune_learning_rate)

@@ -7,7 +7,7 @@ import logging
 import math
 import warnings
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -19,6 +19,7 @@ from torchmetrics.classification import MulticlassPrecision
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from nni_bayes_nas.bayes import objective
+from nni_bayes_nas.compression.lambda_weights import LambdaWeights
 from nni_bayes_nas.config import Precision
 from nni_bayes_nas.experiment.callbacks import CHECKPOINT, Checkpoints, Stages
 from nni_bayes_nas.experiment.stopwatch import Stopwatch
@@ -28,7 +29,7 @@ from nni_bayes_nas.precision import Autocast, in_full
 
 
 class SupervisedModule(LightningModule):  # type: ignore[misc]
-    """A network, its loss, and what is measured: SGD with Nesterov momentum, cosine schedule over all steps.
+    """A network, its loss, and what is measured: SGD with Nesterov momentum, or Adam; cosine schedule over all steps.
 
     Unlike NNI's own `ClassificationModule` (nni/nas/evaluator/pytorch/lightning.py) it never reports to NNI: a trial
     sends exactly one final result, which the trial command sends.
@@ -41,6 +42,9 @@ class SupervisedModule(LightningModule):  # type: ignore[misc]
         learning_rate: At the first step.
         momentum: Of Nesterov.
         weight_decay: L2 decay of the network's weights.
+        optimizer: "sgd" or "adam".
+        rho_learning_rate: Of the logarithms of the standard deviations of Gaussian weights, which have a long way to go
+            with Adam, and do not move with SGD; None: as the others.
         auxiliary_weight: Factor of the loss of the network's attribute `auxiliary_logits`, where that is not None
             after a forward pass in training (Szegedy et al., 2015, arXiv 1409.4842).
     """
@@ -48,12 +52,21 @@ class SupervisedModule(LightningModule):  # type: ignore[misc]
     metrics: nn.ModuleDict
 
     def __init__(
-        self, *, learning_rate: float, momentum: float, weight_decay: float, auxiliary_weight: float = 0.0
+        self,
+        *,
+        learning_rate: float,
+        momentum: float,
+        weight_decay: float,
+        optimizer: Literal["sgd", "adam"] = "sgd",
+        rho_learning_rate: float | None = None,
+        auxiliary_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.learning_rate = learning_rate
         self.momentum = momentum
         self.weight_decay = weight_decay
+        self.optimizer = optimizer
+        self.rho_learning_rate = learning_rate if rho_learning_rate is None else rho_learning_rate
         self.auxiliary_weight = auxiliary_weight
         self.replica: Alone = Alone()
 
@@ -74,8 +87,17 @@ class SupervisedModule(LightningModule):  # type: ignore[misc]
         return outputs, y
 
     def undecayed(self) -> list[nn.Parameter]:
-        """Parameters that the weight decay leaves alone: those of Gaussian weights, which have a prior instead."""
-        return [p for layer in variational_layers(self).values() for p in (layer.weight, layer.rho)]
+        """Parameters that are no weights of a network, which the weight decay leaves alone."""
+        return []
+
+    def gaussian_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """What Gaussian weights are of, which have a prior in the place of a decay: means, and logarithms of sds."""
+        layers = list(variational_layers(self).values())
+        means, rhos = [layer.weight for layer in layers], [layer.rho for layer in layers]
+        for hyper in (m for m in self.modules() if isinstance(m, LambdaWeights)):
+            means += hyper.means.parameters()
+            rhos += [] if hyper.rhos is None else hyper.rhos.parameters()
+        return [p for p in means if p.requires_grad], [p for p in rhos if p.requires_grad]
 
     def forward(self, x: Tensor) -> Tensor:
         """The network's outputs."""
@@ -135,19 +157,25 @@ class SupervisedModule(LightningModule):  # type: ignore[misc]
         self._evaluate(batch, batch_idx, "test")
 
     def configure_optimizers(self) -> Any:
-        """SGD and a cosine schedule to zero, stepped per batch."""
+        """SGD or Adam, and a cosine schedule to zero, stepped per batch."""
+        means, rhos = self.gaussian_parameters()
         apart = self.undecayed()
-        spared = {id(p) for p in apart}
+        spared = {id(p) for p in (*apart, *means, *rhos)}
         groups: list[Any] = [{"params": [p for p in self.parameters() if p.requires_grad and id(p) not in spared]}]
-        if apart:
-            groups.append({"params": apart, "weight_decay": 0.0})
-        optimizer = torch.optim.SGD(
-            groups,
-            self.learning_rate,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            nesterov=self.momentum > 0,
-        )
+        for parameters, rate in ((apart + means, self.learning_rate), (rhos, self.rho_learning_rate)):
+            if parameters:
+                groups.append({"params": parameters, "weight_decay": 0.0, "lr": rate})
+        optimizer: torch.optim.Optimizer
+        if self.optimizer == "adam":
+            optimizer = torch.optim.Adam(groups, self.learning_rate, weight_decay=self.weight_decay)
+        else:
+            optimizer = torch.optim.SGD(
+                groups,
+                self.learning_rate,
+                momentum=self.momentum,
+                weight_decay=self.weight_decay,
+                nesterov=self.momentum > 0,
+            )
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
             optimizer, max(1, int(self.trainer.estimated_stepping_batches))
         )
@@ -164,7 +192,7 @@ class ClassificationModule(SupervisedModule):
         options: As `SupervisedModule`.
     """
 
-    def __init__(self, *, num_classes: int, label_smoothing: float = 0.0, **options: float) -> None:
+    def __init__(self, *, num_classes: int, label_smoothing: float = 0.0, **options: Any) -> None:
         super().__init__(**options)
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
@@ -201,7 +229,7 @@ class RegressionModule(SupervisedModule):
     # Of the targets' standard deviation: where the network interpolates, the likelihood has no maximum in s.
     least_sd: ClassVar[float] = 1e-3
 
-    def __init__(self, *, target_sd: float, **options: float) -> None:
+    def __init__(self, *, target_sd: float, **options: Any) -> None:
         super().__init__(**options)
         self.target_sd = target_sd
         self.log_sd = nn.Parameter(torch.zeros(()))
@@ -214,7 +242,7 @@ class RegressionModule(SupervisedModule):
 
     def undecayed(self) -> list[nn.Parameter]:
         """The logarithm of s: decay would pull s towards 1."""
-        return [*super().undecayed(), self.log_sd]
+        return [self.log_sd]
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Mean negative log-likelihood of y, `outputs` `(batch, 1)`, standardized targets `(batch,)`."""

@@ -28,6 +28,7 @@ from nni_bayes_nas.experiment.collapse_watch import CollapseWatch, stopped
 from nni_bayes_nas.experiment.data import DataSplits, batches, halves, load_data_on
 from nni_bayes_nas.experiment.derived import SharedWeights
 from nni_bayes_nas.experiment.deriving import best_of, by_perturbation
+from nni_bayes_nas.experiment.joint import joint_rows
 from nni_bayes_nas.experiment.packed import pack
 from nni_bayes_nas.experiment.posterior_file import posterior_file
 from nni_bayes_nas.experiment.record import write_json
@@ -113,6 +114,8 @@ def run_search(
         read = partial(reader.read, config.search)
         architectures, curve, random = read() if meeting is None else strategy.replica.in_turn(read)
         candidates = reader.candidates(parameters) if parameters.get("candidates") else []
+        joint = getattr(strategy, "lambda_weights", None) is not None and data.task == "classification"
+        rows = joint_rows(strategy, architectures, data, config, seed, directory) if joint else []
     terms = mean_over_loaders({k: float(v) for k, v in module.trainer.callback_metrics.items()})
     if not terms:
         terms = last_terms(directory)
@@ -147,6 +150,7 @@ def run_search(
         "curve": curve,
         **posterior,
         **({"candidates": pack(candidates)} if candidates else {}),
+        **({"compression": rows} if rows else {}),
         "config": effective(whole).to_dict(),
         "stage_seconds": watch.seconds,
     }
@@ -290,10 +294,11 @@ class Reader:
             )
         return rows
 
-    def one_hot_score(self, choices: dict[str, Any]) -> float:
-        """Validation score of an architecture with the weights of the search."""
-        key = Architecture(choices).key
+    def one_hot_score(self, choices: dict[str, Any], lam: float | None = None) -> float:
+        """Validation score of an architecture with the weights of the search at lambda."""
+        key = Architecture(choices).key + (f" {lam}" if getattr(self.strategy, "lambda_weights", None) else "")
         if key not in self._one_hot:
+            self.strategy.settle(lam)
             self._one_hot[key] = self.shared.one_hot(choices)[self.score]
         return self._one_hot[key]
 
@@ -320,6 +325,7 @@ class Reader:
     def derived(self, lam: float | None, wanted: SearchConfig) -> dict[str, Any]:
         """The architecture at lambda, and what the search knows of it without another optimizer step."""
         choices = Architecture(self.chosen(lam, wanted)).canonical()
+        self.strategy.settle(lam)
         return {
             "lambda": lam,
             "origin": wanted.derive if lam is None else "lambda",
@@ -328,7 +334,7 @@ class Reader:
             **self.size(choices),
             "price": self.shared.price(lam),
             f"mixture_{self.score}": self.shared.mixture(lam)[self.score],
-            f"one_hot_{self.score}": self.one_hot_score(choices),
+            f"one_hot_{self.score}": self.one_hot_score(choices, lam),
         }
 
     def sampled(self, n: int, derived: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -294,9 +294,12 @@ def _times(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape)) or "no"
 
 
-def _training(settings: SearchConfig | RetrainConfig) -> dict[str, float]:
-    return {
+def _training(settings: SearchConfig | RetrainConfig) -> dict[str, Any]:
+    common = {
         "learning_rate": settings.learning_rate,
         "momentum": settings.momentum,
         "weight_decay": settings.weight_decay,
     }
+    if isinstance(settings, RetrainConfig):
+        return common
+    return {**common, "optimizer": settings.optimizer, "rho_learning_rate": settings.rho_learning_rate}

@@ -158,7 +158,7 @@ def test_every_lambda_begins_as_the_given_network(weights):
     for lam in (0.1, 0.7, 3.0):
         torch.testing.assert_close(model(X, lam), plain(X))
     assert not any(p.requires_grad for p in model.network.parameters())
-    names = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+    names = {name.split(".")[1] for name, p in model.named_parameters() if p.requires_grad}
     assert names == ({"means", "rhos"} if weights == "variational" else {"means"})
 
 

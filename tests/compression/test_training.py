@@ -46,7 +46,7 @@ class Watch(pl.Callback):
         self.rows, self.rates = [], []
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        self.rows.append([bool(v.any()) for v in module.model.means.vectors])
+        self.rows.append([bool(v.any()) for v in module.model.hyper.means.vectors])
         self.rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
 
 
@@ -141,8 +141,8 @@ def test_normalization_of_every_lambda():
 
 def test_what_is_no_number_is_named():
     net = model(kind="linear")
-    net.rhos.vectors[0].data[0] = float("nan")
-    net.rhos.vectors[1].data[0] = float("nan")
+    net.hyper.rhos.vectors[0].data[0] = float("nan")
+    net.hyper.rhos.vectors[1].data[0] = float("nan")
     with pytest.raises(NumericsError, match=r"divergence of 0 at lambda .* is nan at step 0"):
         trained(net, epochs=1)
 

@@ -313,7 +313,7 @@ def test_weight_decay_leaves_gaussian_weights_alone():
     module = ClassificationModule(num_classes=10, learning_rate=0.1, momentum=0.9, weight_decay=1e-3)
     module.set_model(made._mutating)
     layers = variational_layers(made._mutating).values()
-    spared = {id(p) for p in module.undecayed()}
+    spared = {id(p) for part in module.gaussian_parameters() for p in part}
     assert spared == {id(p) for layer in layers for p in (layer.weight, layer.rho)}
 
 

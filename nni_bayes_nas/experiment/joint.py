@@ -1,0 +1,67 @@
+"""Networks read off a search whose structure and weights depend on one lambda, without a step of an optimizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nni_bayes_nas.compression.hyper_variational import expected_log_likelihood
+from nni_bayes_nas.config import Config
+from nni_bayes_nas.experiment.data import DataSplits
+from nni_bayes_nas.experiment.pruned import calibration, every_batch, log_likelihood, look_at
+from nni_bayes_nas.experiment.retrained import save
+from nni_bayes_nas.layers.normalization import recalibrate
+from nni_bayes_nas.layers.variational import collect_kl
+
+
+def joint_rows(
+    strategy: Any,
+    architectures: list[dict[str, Any]],
+    data: DataSplits,
+    config: Config,
+    seed: int,
+    directory: Path,
+) -> list[dict[str, Any]]:
+    """The derived network at every lambda with its weights there, and with ever fewer of them.
+
+    The weights as functions of lambda are left in model.pt, the networks of the curves in networks/.
+
+    Args:
+        strategy: The one that has searched; its weights depend on lambda.
+        architectures: Rows of what was read off.
+        data: Classes.
+        config: The configuration; section `compress` says how networks are pruned.
+        seed: Of draws.
+        directory: Of the trial.
+
+    Returns:
+        By lambda a row as of `nni-bayes-nas compress`, with "choices", "params" and "structure_kl", the divergence of
+        the structure, which "objective" counts too.
+    """
+    bayes, structure, rows = strategy.bayes, strategy.structure, []
+    for found in architectures:
+        lam = found["lambda"]
+        if lam is None:
+            continue
+        torch.manual_seed(seed)
+        network = strategy.materialize(lam, found["choices"])
+        recalibrate(network, calibration(data, next(network.parameters()).device))
+        network.eval()
+        total = expected_log_likelihood(network, every_batch(data.train), log_likelihood)
+        with torch.no_grad():
+            kl = float(torch.stack(list(collect_kl(network).values())).sum())
+            structure_kl = float(structure.divergence(structure.position(lam), bayes.prior, bayes.none_prior))
+        complexity = lam * (bayes.kl_weights * kl + bayes.kl_structure * structure_kl)
+        terms = {
+            "expected_log_likelihood": total,
+            "kl": kl,
+            "structure_kl": structure_kl,
+            "objective": total - complexity,
+        }
+        row = {"lambda": lam, "choices": found["choices"], "params": found["params"]}
+        row |= {name: round(value, 3) for name, value in terms.items()}
+        rows.append(row | look_at(network, f"lambda{lam}", data, config.compress, seed, directory / "networks"))
+    save(strategy.lambda_weights.cpu(), data, directory)
+    return rows

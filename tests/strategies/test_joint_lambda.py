@@ -1,0 +1,143 @@
+"""Structure and weights as functions of one lambda: what a step sees, what is read off, what is refused."""
+
+import pytest
+import torch
+
+from nni_bayes_nas.compression.lambda_weights import LambdaWeights, settle, swapped
+from nni_bayes_nas.config import Config
+from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.experiment.search import run_search
+from nni_bayes_nas.layers.normalization import batch_statistics
+from nni_bayes_nas.layers.variational import to_variational, variational_layers
+from nni_bayes_nas.strategies import DirichletDARTS
+
+JOINT = {
+    "weights": "variational",
+    "weight_hypernet": "piecewise_linear",
+    "weight_prior": "ard",
+    "dependence": "gated",
+    "lambda_range": [0.1, 3.0],
+    "n_knots": 3,
+}
+
+
+def small():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2)).double()
+    return to_variational(net, rho=-3.0)
+
+
+def test_gradients_flow_through_weights_that_are_swapped():
+    net = small()
+    own = dict(net.named_parameters())
+    hyper = LambdaWeights(net, "linear")
+    values = hyper(0.25)
+    x = torch.randn(3, 4, dtype=torch.float64)
+    with swapped(net, values):
+        assert net[0].weight is values["0.weight"]
+        (net.eval()(x).square().sum() + variational_layers(net)["0"].kl()).backward()
+    # (1 - t) of the gradient to one end, t to the other.
+    low, high = (vector.grad for vector in hyper.means.vectors)
+    torch.testing.assert_close(low * 0.25, high * 0.75)
+    assert bool(low.any()) and bool(hyper.rhos.vectors[0].grad.any())
+    assert all(p is own[name] and not p.requires_grad for name, p in net.named_parameters())
+    with pytest.raises(RuntimeError), swapped(net, values):
+        raise RuntimeError
+    assert net[0].weight is own["0.weight"]
+    with torch.no_grad():
+        hyper.means.vectors[1].add_(1.0)
+    settle(net, hyper(1.0))
+    assert net[0].weight is own["0.weight"] and torch.equal(net[0].weight, hyper(1.0)["0.weight"])
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    """A short search, its result, and its strategy."""
+    values = {
+        "space": {"name": "cell", "args": {"width": 4, "n_cells": 1, "n_nodes": 1}},
+        "data": {"name": "digits", "limit": 256, "val_limit": 64},
+        "strategy": {"name": "dirichlet_darts", "args": JOINT},
+        "search": {
+            "epochs": 4,
+            "warmup_epochs": 1,
+            "batch_size": 32,
+            "optimizer": "adam",
+            "learning_rate": 0.01,
+            "rho_learning_rate": 0.02,
+            "lambdas": 3,
+            "random": 1,
+        },
+        "compress": {"fractions": [0.0, 0.5], "draws": 2},
+        "experiment": {"device": "cpu"},
+    }
+    folder, kept = tmp_path_factory.mktemp("joint"), []
+    result = run_search(
+        Config.from_dict(values),
+        {"trial": "search-s0", "seed": 0},
+        folder,
+        lambda row: None,
+        inspect=lambda reader, rows: kept.append((reader, rows)),
+    )
+    return result, folder, kept[0][0]
+
+
+def test_what_a_search_gives(searched):
+    result, folder, _ = searched
+    rows = result["compression"]
+    assert [row["lambda"] for row in rows] == pytest.approx([0.1, 0.3**0.5, 3.0])
+    assert result["search"]["optimizer_steps_after_search"] == 0
+    for row in rows:
+        total = row["kl"] + row["structure_kl"]
+        assert row["objective"] == pytest.approx(row["expected_log_likelihood"] - row["lambda"] * total, abs=0.01)
+        assert [point["fraction"] for point in row["curve"]] == [0.0, 0.5] and row["structure_kl"] >= 0
+        assert all((folder / "networks" / point["file"]).is_file() for point in row["curve"])
+    # Weights and standard deviations learned, each with lambda.
+    hyper = torch.load(folder / "model.pt")
+    for part in ("means", "rhos"):
+        vectors = [hyper[f"{part}.vectors.{i}"] for i in range(3)]
+        assert all(bool(v.any()) for v in vectors) and not torch.equal(vectors[0], vectors[2])
+
+
+def test_the_network_of_its_own_is_a_part_of_the_supernet(searched):
+    _, _, reader = searched
+    strategy = reader.strategy
+    x = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    outputs = []
+    for lam in (0.1, 3.0):
+        choices = strategy.export(lam)
+        network = strategy.materialize(lam, choices).eval()
+        assert all(p.requires_grad for p in network.parameters()) and variational_layers(network)
+        supernet = strategy.oneshot_module.training_module.model.eval()
+        with torch.no_grad(), strategy.oneshot_module.binding.only(choices, strategy.structure.reference):
+            with batch_statistics(supernet):
+                expected = supernet(x)
+        with torch.no_grad(), batch_statistics(network):
+            outputs.append(network(x))
+        torch.testing.assert_close(outputs[-1], expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(outputs[0], outputs[1])
+    with pytest.raises(ConfigError, match=r"lambda must lie in the trained range \[0.1, 3\], got 5"):
+        strategy.materialize(5.0)
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"weight_hypernet": "spline"}, "weight_hypernet must be one of constant, linear"),
+        ({"lambda_range": None}, "weights that depend on lambda have a range of it"),
+        ({"weights": "point", "dependence": "independent"}, "got weight_hypernet 'piecewise_linear', lambda_range"),
+        ({"scheme": "bilevel"}, "and scheme 'bilevel'"),
+        ({"complexity": "target"}, "set complexity to none or penalty"),
+        ({"weight_hypernet": "constant"}, "complexity and lambda_range belong together"),
+    ],
+)
+def test_options_that_exclude_each_other(changes, said):
+    with pytest.raises(ConfigError, match=said):
+        DirichletDARTS(**{**JOINT, **changes})
+
+
+def test_what_joint_weights_cannot_do():
+    made = DirichletDARTS(**JOINT, auxiliary=1.0)
+    with pytest.raises(ConfigError, match="what is materialized must be a part of the supernet"):
+        made.materialize()
+    with pytest.raises(ConfigError, match="searches side by side have weights that do not depend on lambda"):
+        made.check_beside()
