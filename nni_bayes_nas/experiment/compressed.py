@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nni_bayes_nas.architecture import Architecture
 from nni_bayes_nas.coercion import closest
 from nni_bayes_nas.config import Config, load_config
 from nni_bayes_nas.errors import ConfigError, SpaceError
@@ -31,6 +32,7 @@ class Compressed:
         lam: Lambda.
         point: The point in its curve.
         directory: `RUN/trials/NAME`, which holds data.json and the file of the point.
+        choices: Of the architecture, where a search has found it with its weights.
     """
 
     config: Config
@@ -38,6 +40,7 @@ class Compressed:
     lam: float
     point: dict[str, Any]
     directory: Path
+    choices: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -71,7 +74,8 @@ def find_compressed(run: Path, name: str, lam: float | None = None, fraction: fl
     rows = {str(row["name"]): row for row in summary.get("compression") or []}
     if not rows:
         raise ConfigError(
-            f"`{run}` must be the folder of `nni-bayes-nas compress`, but its summary.json has no compression\n"
+            f"`{run}` must be the folder of `nni-bayes-nas compress`, or of a search with weight_hypernet, but its "
+            "summary.json has no compression\n"
             "for a retrained network give --architecture"
         )
     if name not in rows:
@@ -87,7 +91,7 @@ def find_compressed(run: Path, name: str, lam: float | None = None, fraction: fl
                 f"`{name}` needs the file {path}, which is not there: the trial ran where this folder is not visible, "
                 f"or its files were removed\ncopy trials/{name} from the machine that ran it, or run it again"
             )
-    return Compressed(load_config(run / "config.yaml"), row, float(at["lambda"]), point, directory)
+    return Compressed(load_config(run / "config.yaml"), row, float(at["lambda"]), point, directory, at.get("choices"))
 
 
 def rebuild(found: Compressed) -> tuple[nn.Module, DataSplits]:
@@ -102,13 +106,18 @@ def rebuild(found: Compressed) -> tuple[nn.Module, DataSplits]:
 
     from nni_bayes_nas.compression.packing import load_packed, pack
     from nni_bayes_nas.compression.shrink import shrink
+    from nni_bayes_nas.experiment.build import build_space
     from nni_bayes_nas.experiment.compress import build_network
 
     data = saved_data(found.directory / "data.json")
     path = found.directory / "networks" / found.point["file"]
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        network = load_packed(build_network(found.config, data, int(found.row["seed"])), state)
+        state, seed = torch.load(path, map_location="cpu", weights_only=True), int(found.row["seed"])
+        if found.choices is None:
+            network = build_network(found.config, data, seed)
+        else:
+            network = Architecture(found.choices).build(build_space(found.config, data, seed))
+        network = load_packed(network, state)
     except Exception as error:
         said = " ".join(str(error).split())[:200]
         raise ConfigError(

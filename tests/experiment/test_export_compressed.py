@@ -142,3 +142,31 @@ def test_folders_that_are_not_whole(made, tmp_path):
         find_compressed(run, NAMES[1])
     with pytest.raises(ConfigError, match="is no run folder"):
         find_compressed(tmp_path, NAMES[1])
+
+
+def test_what_a_search_has_found_with_its_weights(tmp_path, capsys):
+    values = {
+        "space": {"name": "cell", "args": {"width": 4, "n_cells": 1, "n_nodes": 1}},
+        "data": {"limit": 256, "val_limit": 64},
+        "strategy": {
+            "name": "dirichlet_darts",
+            "args": {"weights": "variational", "weight_hypernet": "linear", "lambda_range": [0.1, 3.0]},
+        },
+        "search": {"epochs": 2, "warmup_epochs": 1, "optimizer": "adam", "lambdas": 2, "random": 0},
+        "compress": {"fractions": [0.0, 0.9], "draws": 1},
+        "experiment": {"device": "cpu"},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    run = tmp_path / "run"
+    assert main(["search", str(tmp_path / "config.yaml"), "--output", str(run)]) == 0
+    (row,) = read_json(run / "summary.json")["compression"]
+    assert row["name"] == "search-s0" and [one["lambda"] for one in row["rows"]] == pytest.approx([0.1, 3.0])
+    data = load_data(Config.from_dict(values).data)
+    x, y = data.test.tensors
+    for one in row["rows"]:
+        for point in one["curve"]:
+            network, _ = rebuild(find_compressed(run, "search-s0", one["lambda"], point["fraction"]))
+            with torch.no_grad():
+                accuracy = float((network(x).argmax(1) == y).double().mean())
+            assert accuracy == pytest.approx(point["test_accuracy"], abs=1e-9)
+    assert "search-s0" in (run / "report.html").read_text() or "joint" in (run / "report.html").read_text()

@@ -12,6 +12,17 @@ from nni_bayes_nas.experiment.tasks import task_of
 from nni_bayes_nas.variants import searches
 
 
+def _compression(name: str, result: Result) -> dict[str, Any]:
+    """What was read off a search whose weights depend on lambda, as the plan `compression` says it of a training."""
+    search = result["search"]
+    seconds = {
+        "training_seconds": round(search["seconds"] - search["reading_seconds"], 2),
+        "seconds": search["seconds"],
+    }
+    head = {"name": name, "trial": None, "hypernet": "joint", "lambda": None, "prior": None, "seed": search["seed"]}
+    return {**head, "rows": result["compression"], **seconds}
+
+
 @dataclass(frozen=True)
 class _Found:
     """One architecture of a search's result, and the stem of the retrain trials that train its choices."""
@@ -66,15 +77,19 @@ class SearchAndRetrain:
 
     def summary(self, results: dict[str, Result], failed: set[str], ledger: Ledger) -> dict[str, Any]:
         """One row a search and one an architecture, with the retrain results there are so far."""
-        searched, curves = [], {}
+        searched, curves, read = [], {}, []
         for i in range(len(self.searches)):
             result = self._result(results, i)
             if result is not None:
                 searched.append({**result["search"], "id": f"s{i}"})
                 curves[f"s{i}"] = result.get("curve", [])
+                if result.get("compression"):
+                    read.append(_compression(f"search-s{i}", result))
         architectures = [self._architecture(found, results, ledger) for found in self._found(results)]
         lost = [row for spec in self.trials(results, failed) for row in results.get(spec.name, {}).get("failures", [])]
-        part = {"searches": searched, "architectures": architectures, "curves": curves}
+        part: dict[str, Any] = {"searches": searched, "architectures": architectures, "curves": curves}
+        if read:
+            part["compression"] = read
         return {**part, "failures": lost} if lost else part
 
     def _search(self, group: range) -> TrialSpec:
