@@ -14,6 +14,7 @@ from torch import nn
 from nni_bayes_nas.bayes import law
 from nni_bayes_nas.complexity.expected import CostModel
 from nni_bayes_nas.complexity.latency import read_latency_table
+from nni_bayes_nas.compression.lambda_weights import LambdaWeights
 from nni_bayes_nas.errors import ConfigError, SpaceError
 from nni_bayes_nas.layers.memory_format import images_channels_last
 from nni_bayes_nas.layers.replicas import Alone, Replica, Stacked
@@ -285,6 +286,11 @@ class DifferentiableStrategy(DerivedFamily, DARTS):  # type: ignore[misc]
         if isinstance(structure, dict) and set(structure) == {"structure", "validation"}:
             structure = structure["structure"]
         return {"train": train_dataloader_fn(), "val": structure}
+
+    @property
+    def lambda_weights(self) -> LambdaWeights | None:
+        """The supernet's weights as functions of lambda; None where they are not."""
+        return None
 
     def settle(self, lam: float | None = None) -> None:
         """Give the supernet the weights at lambda; where they do not depend on it, nothing happens."""

@@ -32,7 +32,7 @@ from contract import Target, parse, write_result
 from workers import Job, Outcome, Store, Workers
 
 NAME = "compression"
-DIRECT, HYPER, DENSE = "300-100, direct", "300-100, hypernetwork", "300-100, dense"
+DIRECT, HYPER = "300-100, direct", "300-100, hypernetwork"
 
 
 def run_rows(arm: str, job: Job, outcome: Outcome) -> list[dict[str, Any]]:

@@ -13,7 +13,6 @@ LAMBDAS = (0.1, 0.3, 1.0, 1.7, 3.0)
 RANGE = (0.1, 3.0)
 COMPRESSIONS = (1, 10, 20, 50, 68, 100)
 SHARES = (0.0, 0.5, 0.7, 0.8, 0.9)
-DIRECT = "constant"
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Setting:
 
 def direct(lambdas: tuple[float, ...]) -> tuple[tuple[str, float | None], ...]:
     """A run for every lambda."""
-    return tuple((DIRECT, lam) for lam in lambdas)
+    return tuple(("constant", lam) for lam in lambdas)
 
 
 def _fractions(compressions: tuple[int, ...]) -> list[float]:
@@ -63,8 +62,8 @@ def lenet(epochs: int, hyper_epochs: int, compressions: tuple[int, ...] = COMPRE
         "lambda_range": list(RANGE),
         "lambdas": list(LAMBDAS),
     }
-    hyper = {**shared, **HYPER, "epochs": hyper_epochs}
-    dense = {**shared, "weights": "point", "epochs": epochs, "prior_sd": 1.0}
+    hyper = {**shared, "epochs": hyper_epochs}
+    dense = {**shared, "weights": "point", "epochs": epochs}
     return (
         Arm("300-100, direct", {**shared, "epochs": epochs}, direct(LAMBDAS)),
         Arm("300-100, hypernetwork", hyper, (("piecewise_linear", None),)),
@@ -85,7 +84,6 @@ def small(epochs: int) -> tuple[Arm, ...]:
 
 # Of the baseline: lambda / (2 m) sum w^2 is added to the loss of an object.
 DECAYS = (0.0, 0.3, 1.0, 3.0, 10.0)
-HYPER = {"knots": 5, "shared_until": 0.1}
 
 PRESETS = {
     "smoke": Setting((*lenet(2, 2, (1, 20, 50, 68, 100)), *small(2)), 400, 200),

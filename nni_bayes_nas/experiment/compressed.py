@@ -84,8 +84,7 @@ def find_compressed(run: Path, name: str, lam: float | None = None, fraction: fl
     at = _one("--lambda", lam, {float(one["lambda"]): one for one in row["rows"]})
     point = _one("--fraction", fraction, {float(one["fraction"]): one for one in at["curve"]})
     directory = run / "trials" / name
-    for file in (str(point.get("file")), "data.json"):
-        path = directory / "networks" / file if file.endswith(".pt") else directory / file
+    for path in (directory / "networks" / str(point.get("file")), directory / "data.json"):
         if not path.is_file():
             raise ConfigError(
                 f"`{name}` needs the file {path}, which is not there: the trial ran where this folder is not visible, "
@@ -134,8 +133,9 @@ def _one(option: str, value: float | None, every: dict[float, dict[str, Any]]) -
     """The row of a value, up to rounding; of the only one where none is given."""
     if value is None and len(every) == 1:
         return next(iter(every.values()))
-    near = min(every, key=lambda known: abs(known - value)) if value is not None else math.nan
-    if value is None or not math.isclose(near, value, abs_tol=_SAME if value < 1 else 0.0, rel_tol=_SAME):
-        known = ", ".join(f"{one:.4g}" for one in every)
-        raise ConfigError(f"`{option}` must be one of {known}, got {'none' if value is None else f'{value:g}'}")
-    return every[near]
+    if value is not None:
+        near = min(every, key=lambda known: abs(known - value))
+        if math.isclose(near, value, abs_tol=_SAME, rel_tol=_SAME):
+            return every[near]
+    known = ", ".join(f"{one:.4g}" for one in every)
+    raise ConfigError(f"`{option}` must be one of {known}, got {'none' if value is None else f'{value:g}'}")

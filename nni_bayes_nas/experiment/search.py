@@ -114,7 +114,7 @@ def run_search(
         read = partial(reader.read, config.search)
         architectures, curve, random = read() if meeting is None else strategy.replica.in_turn(read)
         candidates = reader.candidates(parameters) if parameters.get("candidates") else []
-        joint = getattr(strategy, "lambda_weights", None) is not None and data.task == "classification"
+        joint = strategy.lambda_weights is not None and data.task == "classification"
         rows = joint_rows(strategy, architectures, data, config, seed, directory) if joint else []
     terms = mean_over_loaders({k: float(v) for k, v in module.trainer.callback_metrics.items()})
     if not terms:
@@ -296,7 +296,7 @@ class Reader:
 
     def one_hot_score(self, choices: dict[str, Any], lam: float | None = None) -> float:
         """Validation score of an architecture with the weights of the search at lambda."""
-        key = Architecture(choices).key + (f" {lam}" if getattr(self.strategy, "lambda_weights", None) else "")
+        key = Architecture(choices).key + ("" if self.strategy.lambda_weights is None else f" {lam}")
         if key not in self._one_hot:
             self.strategy.settle(lam)
             self._one_hot[key] = self.shared.one_hot(choices)[self.score]
