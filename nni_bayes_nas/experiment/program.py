@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import torch
@@ -65,8 +66,18 @@ def write_program(network: nn.Module, x: Tensor, path: Path) -> None:
                 node.meta.pop("stack_trace", None)
     if path.suffix == ".pt2":
         torch.export.save(program, path)
+        _deflate(path)
         return
     onnx = torch.onnx.export(program, dynamo=True, verbose=False, input_names=["x"], output_names=["output"])
     if onnx is None:
         raise RuntimeError("torch.onnx.export gave no program")
     onnx.save(path, external_data=False)
+
+
+def _deflate(path: Path) -> None:
+    """The same archive, compressed: the text of the program would weigh as much as a network that is nearly empty."""
+    stored = path.rename(path.with_name(f"{path.name}.stored"))
+    with zipfile.ZipFile(stored) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
+        for item in source.infolist():
+            target.writestr(item.filename, source.read(item))
+    stored.unlink()
