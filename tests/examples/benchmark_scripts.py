@@ -11,13 +11,11 @@ from typing import Any
 import pytest
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "benchmarks"
-MODULES = ("contract", "front", "baselines", "workers", "control_results", "control_figure", "judged", "refinement")
-SCRIPTS = ("complexity_control", "seed_table", "mnist_full", "nasbench201", "own_table", "robustness", "cifar10_cells")
 
 
 def clean() -> None:
-    for name in (*MODULES, *SCRIPTS):
-        sys.modules.pop(name, None)
+    for path in FOLDER.glob("*.py"):
+        sys.modules.pop(path.stem, None)
 
 
 @pytest.fixture(scope="module", autouse=True)

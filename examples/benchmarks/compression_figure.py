@@ -1,0 +1,151 @@
+"""The pictures of `compression.py`: errors by what is left out, and the evidence by lambda."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from compression_arms import AUTHORS, EVIDENCE_KINDS, EVIDENCE_PRIORS, PUBLISHED, SHARES
+from compression_rows import Curves
+
+# Colours that a colour-blind reader tells apart (Okabe & Ito).
+COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#cc79a7")
+KINDS = {"constant": "direct", "linear": "linear", "piecewise_linear": "piecewise linear"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve of a panel; `None` where nothing was measured."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float | None]
+    colour: str
+    style: str = "-"
+
+    def draw(self, axes: Any) -> None:
+        """With a marker at every point that was measured."""
+        known = [(x, y) for x, y in zip(self.x, self.y, strict=True) if y is not None]
+        if known:
+            axes.plot(*zip(*known, strict=True), self.style, color=self.colour, label=self.label, marker="o", ms=3)
+
+
+def draw(preset: str, rows: list[dict[str, Any]], path: Path) -> None:
+    """Write the figure of a preset."""
+    make = {"evidence": _evidence, "authors": _authors, "seed": _seed}.get(preset, _errors)
+    figure = make(rows)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _grid(n_rows: int, n_columns: int, width: float = 3.4, height: float = 3.0) -> tuple[Any, Any]:
+    return plt.subplots(
+        n_rows, n_columns, figsize=(width * n_columns, height * n_rows), layout="constrained", squeeze=False
+    )
+
+
+def _finish(axes: Any, title: str, x: str, y: str) -> None:
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(x, fontsize=9)
+    axes.set_ylabel(y, fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.25)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=7, frameon=False)
+
+
+def _errors(rows: list[dict[str, Any]]) -> Any:
+    """A column for every arm: test error by compression, as left by pruning (dashed) and trained further."""
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    figure, grid = _grid(1, len(arms))
+    for axes, arm in zip(grid[0], arms, strict=True):
+        curves = Curves(rows, arm)
+        times = [1 / (1 - f) for f in curves.fractions]
+        for colour, lam in zip(COLOURS, curves.lambdas, strict=False):
+            for name, style, suffix in (("test", "--", ""), ("tuned_test", "-", ", trained further")):
+                errors = [curves.mean(lam, f, name) for f in curves.fractions]
+                Line(f"λ = {lam:g}{suffix}", times, errors, colour, style).draw(axes)
+        axes.set_xscale("log")
+        axes.set_xticks(times, [f"{t:.3g}" for t in times])
+        axes.minorticks_off()
+        axes.set_ylim(*_limits(curves))
+        _finish(axes, arm, "weights / weights that are left", "test error, %")
+    return figure
+
+
+def _limits(curves: Curves) -> tuple[float, float]:
+    """From the best error on, four times as high: what is worse is useless."""
+    errors = [point["test"] for row in curves.rows for point in row["curve"]] or [1.0]
+    return 0.8 * min(errors), max(4 * min(errors), min(errors) + 2)
+
+
+def _seed(rows: list[dict[str, Any]]) -> Any:
+    """Test accuracy by the share that is left out: direct runs, the hypernetwork, and trained further."""
+    panels = (
+        ("direct", "seed, direct", "test"),
+        ("direct, trained further", "seed, direct", "tuned_test"),
+        ("hypernetwork", "seed, hypernetwork", "test"),
+        ("hypernetwork, trained further", "seed, hypernetwork", "tuned_test"),
+    )
+    figure, grid = _grid(1, len(panels))
+    for axes, (title, arm, name) in zip(grid[0], panels, strict=True):
+        curves = Curves(rows, arm)
+        for colour, lam in zip(COLOURS, curves.lambdas, strict=False):
+            shares = [100 * f for f in curves.fractions]
+            Line(f"λ = {lam:g}", shares, _accuracies(curves, lam, curves.fractions, name), colour).draw(axes)
+        axes.set_ylim(50, 100)
+        _finish(axes, title, "weights left out, %", "test accuracy, %")
+    return figure
+
+
+def _authors(rows: list[dict[str, Any]]) -> Any:
+    """Test accuracy by share at every lambda of the published table: theirs (dashed), run again, and ours."""
+    lams = sorted(PUBLISHED["base", "constant"])
+    figure, grid = _grid(2, len(lams))
+    shares = [100 * f for f in SHARES]
+    for panels, kind in zip(grid, ("constant", "piecewise_linear"), strict=True):
+        for axes, lam in zip(panels, lams, strict=True):
+            for colour, arm in zip(COLOURS, (*AUTHORS, "ours"), strict=False):
+                curves = Curves(rows, arm if kind == "constant" else f"{arm}, hypernetwork", kind)
+                Line(arm, shares, _accuracies(curves, lam, SHARES, "test"), colour).draw(axes)
+                if (arm, kind) in PUBLISHED:
+                    Line(f"{arm}, published", shares, PUBLISHED[arm, kind][lam], colour, "--").draw(axes)
+            axes.set_ylim(40, 100)
+            _finish(axes, f"{KINDS[kind]}, λ = {lam:g}", "weights left out, %", "test accuracy, %")
+    return figure
+
+
+def _evidence(rows: list[dict[str, Any]]) -> Any:
+    """A column for every prior: J, the gap to a direct run, and the weights that are kept."""
+    figure, grid = _grid(3, len(EVIDENCE_PRIORS), height=2.7)
+    for column, prior in enumerate(EVIDENCE_PRIORS):
+        direct = Curves(rows, prior, "constant")
+        for colour, kind in zip(("black", *COLOURS), ("constant", *EVIDENCE_KINDS), strict=False):
+            curves = Curves(rows, prior, kind)
+            lams = curves.lambdas
+            of_j = [curves.mean_of(lam, "objective") for lam in lams]
+            of_direct = [direct.mean_of(lam, "objective") for lam in lams]
+            gaps = [None if a is None or b is None else a - b for a, b in zip(of_direct, of_j, strict=True)]
+            label = {"constant": "direct"}.get(kind, kind)
+            Line(label, lams, of_j, colour).draw(grid[0][column])
+            if kind != "constant":
+                Line(label, lams, gaps, colour).draw(grid[1][column])
+            Line(label, lams, [curves.mean_of(lam, "kept") for lam in lams], colour).draw(grid[2][column])
+        names = ("J, nats", "J of a direct run - J, nats", "weights above one sd")
+        for axes, name in zip(grid[:, column], names, strict=True):
+            axes.set_xscale("log")
+            _finish(axes, prior, "λ", name)
+        grid[1][column].axhline(0, color="black", lw=0.8)
+        grid[2][column].set_yscale("log")
+    return figure
+
+
+def _accuracies(curves: Curves, lam: float, fractions: Sequence[float], name: str) -> list[float | None]:
+    errors = [curves.mean(lam, fraction, name) for fraction in fractions]
+    return [None if error is None else 100 - error for error in errors]

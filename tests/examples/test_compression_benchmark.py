@@ -1,0 +1,78 @@
+"""The benchmark of compression: what it reads off rows, its presets, and the whole at its smallest size."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmark_scripts import module, run, script_folder  # noqa: F401 (a fixture)
+
+from nni_bayes_nas.config import Config
+
+
+def row(lam: float, seed: int, val: list[float], test: list[float], arm: str = "a") -> dict[str, Any]:
+    fractions = (0.0, 0.5, 0.9)
+    points = zip(fractions, val, test, strict=True)
+    curve = [{"fraction": f, "kept": 10, "val": v, "test": t, "tuned_test": t - 1} for f, v, t in points]
+    return {"arm": arm, "hypernet": "constant", "lambda": lam, "seed": seed, "curve": curve, "kept": 100 * (1 + seed)}
+
+
+ROWS = [
+    row(0.1, 0, [2.0, 3.0, 9.0], [2.0, 3.0, 7.0]),
+    row(0.1, 1, [2.0, 3.0, 9.0], [3.0, 4.0, 9.0]),
+    row(1.0, 0, [3.0, 3.0, 4.0], [3.0, 3.5, 8.0]),
+    {"arm": "a", "hypernet": "constant", "lambda": 1.0, "seed": 1, "error": "out of memory"},
+]
+
+
+def test_lambda_is_chosen_by_validation() -> None:
+    curves = module("compression_rows").Curves(ROWS, "a")
+    assert curves.best(0.0) == (0.1, 2.5)
+    # On test data .1 would have been as good.
+    assert curves.best(0.9) == (1.0, 8.0)
+    assert curves.best(0.7) is None and curves.lambdas == [0.1, 1.0]
+    assert curves.mean_of(0.1, "kept") == 150 and curves.mean_of(0.1, "objective") is None
+    assert module("compression_rows").Curves(ROWS, "a", "mlp").best(0.0) is None
+
+
+def test_what_can_go_ends_before_the_first_share_that_costs_more() -> None:
+    curves = module("compression_rows").Curves(ROWS, "a")
+    assert curves.removable(0.1, 1.0) == 0.5 and curves.removable(0.1, 0.9) == 0.0
+    assert curves.removable(0.1, 6.0) == 0.9 and curves.removable(0.1, 0.0, tuned=True) == 0.5
+
+
+def test_the_claim_of_the_seed_is_judged_by_its_least_lambda() -> None:
+    script, arms = module("compression"), module("compression_arms")
+    shares = {0.0: 0.5, 0.1: 0.5}
+    rows = []
+    for lam in arms.SEED_LAMBDAS:
+        errors = [2.0, 2.5, 2.9 if shares.get(lam) is None else 20.0]
+        rows.append(row(lam, 0, errors, errors, "seed, hypernetwork"))
+    assert [target.value for target in script.seed_targets(rows)] == [0.9, 0.9]
+    assert all(target.holds for target in script.seed_targets(rows))
+    assert not any(target.holds for target in script.seed_targets(rows[:2]))
+
+
+@pytest.mark.parametrize("preset", ["smoke", "cpu", "gpu", "seed", "authors", "evidence", "cnn", "cnn-gpu"])
+def test_presets_are_configurations_with_a_figure(preset: str, tmp_path: Path) -> None:
+    arms = module("compression_arms")
+    options = argparse.Namespace(preset=preset, seeds=arms.SEEDS[preset], data="digits", root=None)
+    jobs = arms.jobs(options)
+    assert len({job.key for job in jobs.values()}) == len({job.name for job in jobs.values()}) == len(jobs)
+    configs = [Config.from_dict(job.config) for job in list(jobs.values())[:: max(1, len(jobs) // 20)]]
+    assert all((config.experiment.device == "gpu") == ("gpu" in preset) for config in configs)
+    hyper = [seed for _, kind, _, seed in jobs if kind == "piecewise_linear"]
+    assert len(set(hyper)) == (20 if preset == "authors" else 0 if preset == "seed" else options.seeds)
+    arm = arms.PRESETS[preset].arms[0].name
+    module("compression_figure").draw(preset, [{**ROWS[0], "arm": arm}], tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_compression(tmp_path: Path) -> None:
+    said, result = run("compression", tmp_path / "compression.json")
+    rows = result["rows"]
+    assert {row["arm"] for row in rows} >= {"300-100, direct", "300-100, hypernetwork", "784-50-10, dense"}
+    assert all(len(row["curve"]) == 5 and row["training_seconds"] > 0 for row in rows)
+    assert "300-100, hypernetwork, piecewise_linear" in said and (tmp_path / "compression.png").is_file()
+    assert run("compression", tmp_path / "compression.json")[1]["rows"] == rows
