@@ -1,0 +1,300 @@
+"""One lambda for structure and weights, against structure alone, weights alone, and one after the other.
+
+    python examples/benchmarks/joint.py --preset cpu --data digits --output FILE.json
+    python examples/benchmarks/joint.py --preset cpu --data mnist --root DATA --output FILE.json
+
+Networks of the cell space; the size of a network is the number of its parameters that are left. Arms, a seed each:
+
+    reference    the largest cell, retrained: losses and compressions are measured by it
+    structure    HyperDARTS, one search for a family of sizes; each of its five cells retrained
+    weights      the largest cell, its weights Gaussian and functions of lambda (the plan `compression`), cut
+    separate     the cells of `structure`, each with weights that are Gaussian and functions of lambda, cut: a search,
+                 and as many compressions as it has found cells
+    joint        one search for q(structure, weights | lambda), read off at five lambda, cut
+
+What is cut is trained further for three epochs, by plain cross-entropy, in all arms alike; "read off" are networks that
+have had no step of an optimizer since. The largest compression of an arm is that of the smallest network, of all lambda
+and shares that are looked at, whose mean loss on validation data is at most .3 points; means are over seeds.
+
+Target (issue "Variational optimisation with complexity control", 5): with at most .3 points lost, joint compression at
+least that of structure alone and that of weights alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from contract import STEMS, Target, data_section, parse, write_result
+from workers import Job, Outcome, Store, Workers
+
+NAME = "joint"
+LOSS = 0.3
+ARMS = ("structure", "weights", "separate", "joint")
+# Lambda weighs divergences of all objects together: with more of these it must be larger.
+RANGES = {"digits": (0.01, 0.3), "mnist": (0.1, 3.0), "fashion_mnist": (0.1, 3.0), "cifar10": (0.1, 3.0)}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How large a preset is."""
+
+    width: int
+    limit: int | None
+    val_limit: int | None
+    search_epochs: int
+    joint_epochs: int
+    compress_epochs: int
+    retrain_epochs: int
+    fractions: tuple[float, ...]
+
+
+_FRACTIONS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
+PRESETS = {
+    "smoke": Setting(2, 200, 100, 2, 2, 1, 1, (0.0, 0.5)),
+    "cpu": Setting(16, 10_000, None, 20, 60, 60, 30, _FRACTIONS),
+    "gpu": Setting(16, None, 5_000, 50, 100, 60, 60, _FRACTIONS),
+}
+SEEDS = {"smoke": 1, "cpu": 3, "gpu": 5}
+
+
+def common(options: argparse.Namespace) -> dict[str, Any]:
+    """What all configurations share."""
+    setting: Setting = PRESETS[options.preset]
+    space = {"stem": STEMS[options.data], "width": setting.width, "n_cells": 1, "n_nodes": 2}
+    limits = (
+        (None, None) if options.data == "digits" and options.preset != "smoke" else (setting.limit, setting.val_limit)
+    )
+    return {
+        "space": {"name": "cell", "args": space},
+        "data": data_section(options, *limits),
+        "experiment": {"device": "gpu" if options.preset == "gpu" else "cpu", "threads": 1},
+    }
+
+
+def largest() -> dict[str, Any]:
+    """The choices of the largest cell: full convolutions of the two inputs at both nodes."""
+    edges = [(node, slot) for node in (2, 3) for slot in (0, 1)]
+    operations = {f"cell0/op_{node}_{slot}": "conv_3x3" for node, slot in edges}
+    return operations | {f"cell0/input_{node}_{slot}": [slot] for node, slot in edges}
+
+
+def cut(options: argparse.Namespace) -> dict[str, Any]:
+    """How networks are cut, and lambda."""
+    setting: Setting = PRESETS[options.preset]
+    low, high = RANGES[options.data]
+    lambdas = [round(low * (high / low) ** (i / 4), 6) for i in range(5)]
+    return {
+        "fractions": list(setting.fractions),
+        "finetune_epochs": 3,
+        "batch_size": 64,
+        "lambda_range": [low, high],
+        "lambdas": lambdas,
+    }
+
+
+def search(options: argparse.Namespace, arm: str, seed: int) -> Job:
+    """The search of "structure", or of "joint"."""
+    setting: Setting = PRESETS[options.preset]
+    strategy: dict[str, Any] = {"name": "hyper_darts", "args": {}}
+    section: dict[str, Any] = {"epochs": setting.search_epochs}
+    if arm == "joint":
+        args = {
+            "weights": "variational",
+            "weight_hypernet": "piecewise_linear",
+            "weight_prior": "ard",
+            "dependence": "gated",
+            "lambda_range": list(RANGES[options.data]),
+        }
+        strategy = {"name": "dirichlet_darts", "args": args}
+        rates = {"optimizer": "adam", "learning_rate": 0.003, "rho_learning_rate": 0.006}
+        section = {"epochs": setting.joint_epochs, **rates}
+    section |= {"warmup_epochs": max(1, section["epochs"] // 5), "batch_size": 32, "lambdas": 5, "random": 0}
+    config = {**common(options), "strategy": strategy, "search": section, "compress": cut(options)}
+    return Job(f"s{seed}-{arm}", "search", config, {"trial": f"search-{arm}-{seed}", "seed": seed}, (seed, 0))
+
+
+def training(options: argparse.Namespace, name: str, seed: int, choices: dict[str, Any]) -> Job:
+    """The retraining of a cell with weights that are points."""
+    section = {"epochs": PRESETS[options.preset].retrain_epochs, "batch_size": 64}
+    parameters = {"trial": f"train-{name}", "choices": choices, "seed": seed}
+    return Job(f"train-{name}", "retrain", {**common(options), "retrain": section}, parameters, (seed, 1))
+
+
+def compression(options: argparse.Namespace, name: str, seed: int, choices: dict[str, Any]) -> Job:
+    """A hypernetwork of lambda for the weights of a cell."""
+    from nni_bayes_nas.architecture import Architecture
+    from nni_bayes_nas.experiment.record import write_text
+
+    path = options.output.with_suffix(".architectures").resolve() / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    write_text(path, Architecture(choices).to_json())
+    section = {
+        **cut(options),
+        "network": "space",
+        "architecture": str(path),
+        "epochs": PRESETS[options.preset].compress_epochs,
+        "rho_learning_rate": 6e-3,
+    }
+    parameters = {"trial": name, "hypernet": "piecewise_linear", "lambda": None, "prior": "ard", "seed": seed}
+    return Job(f"compress-{name}", "compress", {**common(options), "compress": section}, parameters, (seed, 2))
+
+
+class Runs:
+    """What is trained after the searches, and the rows of all of it."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.seeds = range(options.seeds)
+        self.first = [search(options, arm, seed) for seed in self.seeds for arm in ("structure", "joint")]
+        for seed in self.seeds:
+            name = f"s{seed}-largest"
+            self.first += [training(options, name, seed, largest()), compression(options, name, seed, largest())]
+        # By the name of a job: arm, seed, and which of a family it is.
+        self.what = {f"train-s{seed}-largest": ("reference", seed, 0) for seed in self.seeds}
+        self.what |= {f"compress-s{seed}-largest": ("weights", seed, 0) for seed in self.seeds}
+        self.what |= {f"s{seed}-joint": ("joint", seed, 0) for seed in self.seeds}
+
+    def follow(self, job: Job, outcome: Outcome) -> list[Job]:
+        """Cells of a family, from the largest lambda on: each retrained, and its weights compressed."""
+        if not job.name.endswith("-structure") or "error" in outcome:
+            return []
+        seed, found = int(job.parameters["seed"]), []
+        for i, row in enumerate(outcome["result"]["architectures"]):
+            for arm, make in (("structure", training), ("separate", compression)):
+                one = make(self.options, f"s{seed}-{arm}{i}", seed, row["choices"])
+                self.what[one.name] = (arm, seed, i)
+                found.append(one)
+        return found
+
+    def rows(self, outcomes: dict[str, Outcome]) -> list[dict[str, Any]]:
+        """A row for every network."""
+        sizes = {
+            (seed, i): outcomes[name]["result"]["params"]
+            for name, (arm, seed, i) in self.what.items()
+            if arm in ("reference", "structure") and "error" not in outcomes[name]
+            for i in ([-1] if arm == "reference" else [i])
+        }
+        rows: list[dict[str, Any]] = []
+        for name, (arm, seed, i) in self.what.items():
+            head = {"arm": arm, "seed": seed, "cell": i}
+            outcome = outcomes[name]
+            if "error" in outcome:
+                rows.append({**head, "error": outcome["error"]})
+                continue
+            head["seconds"] = outcome["seconds"]
+            if arm in ("reference", "structure"):
+                numbers = {key: outcome["result"][key] for key in ("params", "val_accuracy", "test_accuracy")}
+                rows.append({**head, "lambda": None, "fraction": 0.0, **_percent(numbers)})
+                continue
+            for found in outcome["result"]["compression"]:
+                total = found.get("params") or sizes.get((seed, -1 if arm == "weights" else i))
+                rows += _curve(head, found, total)
+        return rows
+
+
+def _percent(numbers: dict[str, Any]) -> dict[str, Any]:
+    return {key: round(100 * value, 3) if "accuracy" in key else value for key, value in numbers.items()}
+
+
+def _curve(head: dict[str, Any], found: dict[str, Any], total: int | None) -> list[dict[str, Any]]:
+    """Of one lambda, every share that is left out: as it is cut, and trained further."""
+    rows, weights = [], found["curve"][0]["kept"]
+    for point in found["curve"]:
+        size = None if total is None else total - weights + point["kept"]
+        row = {**head, "lambda": found["lambda"], "fraction": point["fraction"], "params": size}
+        row |= _percent({f"raw_{name}_accuracy": point[f"{name}_accuracy"] for name in ("val", "test")})
+        tuned = point.get("finetuned", point)
+        row |= _percent({f"{name}_accuracy": tuned[f"{name}_accuracy"] for name in ("val", "test")})
+        if point["fraction"] == 0:
+            row |= {key: round(found[key], 4) for key in ("test_nll", "test_ece")}
+            row["predictive"] = {key: round(value, 4) for key, value in found["predictive"].items()}
+            row["z_above_1"] = total and total - weights + found["z_above_1"]
+        rows.append(row)
+    return rows
+
+
+def points(rows: list[dict[str, Any]], arm: str) -> list[dict[str, float]]:
+    """Means over seeds of every lambda and share of an arm that all seeds have: losses in points, compression."""
+    reference = {row["seed"]: row for row in rows if row["arm"] == "reference" and "error" not in row}
+    grouped = defaultdict(list)
+    for row in rows:
+        if row["arm"] == arm and "error" not in row and row["params"] and row["seed"] in reference:
+            grouped[row["cell"], row["lambda"], round(row["fraction"], 4)].append(row)
+    found = []
+    for (_, lam, fraction), mine in grouped.items():
+        if len(mine) < len(reference):
+            continue
+        losses = {
+            part: statistics.fmean(reference[row["seed"]][f"{part}_accuracy"] - row[f"{part}_accuracy"] for row in mine)
+            for part in ("val", "test")
+        }
+        times = statistics.geometric_mean(reference[row["seed"]]["params"] / row["params"] for row in mine)
+        found.append({"lambda": lam or 0.0, "fraction": fraction, "compression": times, **losses})
+    return found
+
+
+def best(rows: list[dict[str, Any]], arm: str) -> dict[str, float] | None:
+    """The point of the largest compression whose loss on validation data is small enough."""
+    good = [point for point in points(rows, arm) if point["val"] <= LOSS]
+    return max(good, key=lambda point: point["compression"], default=None)
+
+
+def targets(rows: list[dict[str, Any]]) -> list[Target]:
+    """What the issue asks for."""
+    found = {arm: best(rows, arm) for arm in ARMS}
+    result = []
+    for other in ("structure", "weights"):
+        mine, theirs = found["joint"], found[other]
+        ratio = None if mine is None else mine["compression"] / (theirs["compression"] if theirs else 1.0)
+        result.append(Target("5", f"compression, joint / {other} alone, at most {LOSS} lost", ratio, 1.0, "higher"))
+    return result
+
+
+def print_tables(rows: list[dict[str, Any]]) -> None:
+    """The smallest networks that are good enough; and what is read off the joint search and the separate ones."""
+    print(f"\nlargest compression with at most {LOSS} points lost on validation data")
+    for arm in ARMS:
+        point = best(rows, arm)
+        seconds = [row["seconds"] for row in rows if row["arm"] == arm and "seconds" in row and row["fraction"] == 0]
+        said = "none" if point is None else f"{point['compression']:>6.1f} x, test loss {point['test']:+.2f}"
+        print(f"  {arm:<12}{said:<34}{f'{statistics.fmean(seconds):.0f} s a run' if seconds else ''}")
+    print("\nread off without a step; test data")
+    heads = ("lambda", "accuracy", "NLL", "ECE", "drawn NLL", "parameters", "above 1 sd")
+    print(f"{'arm':<12}" + "".join(f"{name:>12}" for name in heads))
+    for arm in ("joint", "separate", "weights"):
+        mine = [row for row in rows if row["arm"] == arm and "predictive" in row]
+        for lam in sorted({row["lambda"] for row in mine}):
+            at = [row for row in mine if row["lambda"] == lam]
+            numbers = [
+                statistics.fmean(row[key] for row in at)
+                for key in ("raw_test_accuracy", "test_nll", "test_ece", "params", "z_above_1")
+            ]
+            drawn = statistics.fmean(row["predictive"]["nll"] for row in at)
+            accuracy, nll, ece, size, left = numbers
+            cells = (f"{lam:.3g}", f"{accuracy:.2f}", f"{nll:.3f}", f"{ece:.3f}", f"{drawn:.3f}", f"{size:.0f}")
+            print(f"{arm:<12}" + "".join(f"{cell:>12}" for cell in (*cells, f"{left:.0f}")))
+    print()
+
+
+def main() -> int:
+    """Run what the file of finished jobs does not hold yet."""
+    options = parse(__doc__, PRESETS, SEEDS)
+    store, runs = Store(options.output), Runs(options)
+    with Workers(store, options.output.with_suffix(".work")) as workers:
+        outcomes = workers.run(runs.first, runs.follow)
+    failed = [name for name in (job.name for job in runs.first) if name not in runs.what and "error" in outcomes[name]]
+    rows = runs.rows(outcomes) + [{"arm": "structure", "error": outcomes[name]["error"]} for name in failed]
+    complete = all("error" not in row for row in rows)
+    found = targets(rows)
+    write_result(options, NAME, rows, found, seconds=store.seconds, workers=workers.n, complete=complete)
+    print_tables(rows)
+    print(*found, sep="\n")
+    return 0 if complete else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
