@@ -109,6 +109,20 @@ def test_posterior(tmp_path: Path) -> None:
     assert (tmp_path / "mine" / "report.html").exists()
 
 
+@pytest.mark.slow
+def test_joint_posterior(tmp_path: Path) -> None:
+    """Networks of all lambda come from the search itself; NNI's trials train the same architectures anew."""
+    changes = ["search.epochs=3", "search.warmup_epochs=1", "retrain.epochs=1", "compress.finetune_epochs=1"]
+    sets = [part for change in (*changes, "space.args.width=4") for part in ("--set", change)]
+    out = run(str(EXAMPLES / "06_joint_posterior.py"), *sets, "--output", "mine", cwd=tmp_path, home=tmp_path / "home")
+    rows = [line.split() for line in out.splitlines() if re.match(r"^ +0\.\d+ +\d+ +\d+ +\d", line)]
+    assert [float(row[0]) for row in rows] == pytest.approx([0.01, 0.0234, 0.0548, 0.128, 0.3], rel=1e-2)
+    assert all(int(row[2]) <= int(row[1]) and 0 < float(row[7]) <= 100 for row in rows)
+    assert (tmp_path / "mine" / "joint.png").stat().st_size > 20_000
+    report = (tmp_path / "mine" / "report.html").read_text(encoding="utf-8")
+    assert "search-s0" in report and (tmp_path / "mine" / "trials" / "search-s0" / "networks").is_dir()
+
+
 def test_the_example_fits_a_page() -> None:
     assert len((EXAMPLES / "01_nas_experiment.py").read_text(encoding="utf-8").splitlines()) <= 80
 

@@ -1,0 +1,7 @@
+"""Stochastic gradients as draws of a posterior: samplers, and statistics of what an optimizer sees."""
+
+from nni_bayes_nas.optim.constant_sgd import ConstantSGD
+from nni_bayes_nas.optim.langevin import SGLD, PreconditionedSGLD
+from nni_bayes_nas.optim.statistics import GradientStatistics
+
+__all__ = ["SGLD", "ConstantSGD", "GradientStatistics", "PreconditionedSGLD"]

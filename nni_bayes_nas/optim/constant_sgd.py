@@ -1,0 +1,102 @@
+"""SGD at a constant rate, whose noise of mini-batches makes its iterates draws near an optimum."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.optim.sampler import Sampler
+
+Preconditioner = Literal["none", "scalar", "diagonal"]
+PRECONDITIONERS: tuple[Preconditioner, ...] = ("none", "scalar", "diagonal")
+
+
+class ConstantSGD(Sampler):
+    """SGD at the constant rate whose iterates are nearest to draws of the posterior (Mandt, Hoffman & Blei, 2017).
+
+    Near an optimum, w <- w - H g with the gradient g of a mini-batch has iterates of covariance Sigma with
+
+        A Sigma H^-1 + H^-1 Sigma A = Var(g)   (continuous time; arXiv 1704.04289, Eq. 13, in the units used here)
+
+    for the Hessian A of U. KL(N(w*, Sigma) || posterior) is least, whatever A is, at
+
+        scalar      H = 2 D / (n_objects tr Var(g)) for all D parameters
+        diagonal    H_i = 2 / (n_objects Var(g_i))
+
+    where Var(g) is that of mini-batches, as they come: C / S for the covariance C of single objects and batches of S.
+    It is estimated while the optimizer runs, by half the mean square of the difference of gradients that follow each
+    other, in which a gradient that changes slowly cancels: exponentially weighted, by `decay`. The first `gather` steps
+    are SGD's, at `lr`.
+
+    Args:
+        params: Parameters, or groups of them.
+        lr: Of the first steps, and of all with preconditioner "none".
+        n_objects: m, of the training set.
+        preconditioner: See above.
+        gather: Steps before the preconditioner is used.
+        decay: Of the estimated variances.
+        max_lr: Largest entry of H: where a gradient has no noise, that of a dead input, there is no optimum.
+        weight_decay: See `Sampler`.
+        foreach: See `Sampler`.
+
+    Raises:
+        ConfigError: A value that cannot be.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-2,
+        *,
+        n_objects: int,
+        preconditioner: Preconditioner = "diagonal",
+        gather: int = 100,
+        decay: float = 0.99,
+        max_lr: float = 0.5,
+        weight_decay: float = 0.0,
+        foreach: bool | None = None,
+    ) -> None:
+        if preconditioner not in PRECONDITIONERS:
+            known = ", ".join(PRECONDITIONERS)
+            raise ConfigError(f"preconditioner must be one of {known}, got {preconditioner!r}.")
+        defaults = {"lr": lr, "n_objects": n_objects, "gather": gather, "decay": decay, "max_lr": max_lr}
+        more = {"preconditioner": preconditioner, "weight_decay": weight_decay}
+        super().__init__(params, {**defaults, **more}, foreach=foreach)
+
+    def update(self, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor]) -> None:
+        """See the class."""
+        slopes = gradients
+        if group["weight_decay"]:
+            slopes = list(torch._foreach_add(gradients, params, alpha=group["weight_decay"]))
+        if group["preconditioner"] == "none":
+            torch._foreach_add_(params, slopes, alpha=-group["lr"])
+            return
+        variances = self._variances(group, params, gradients)
+        if group["steps"] < group["gather"]:
+            torch._foreach_add_(params, slopes, alpha=-group["lr"])
+        elif group["preconditioner"] == "diagonal":
+            rates = optimal_rates(variances, group["n_objects"], group["max_lr"])
+            torch._foreach_addcmul_(params, slopes, rates, value=-1.0)
+        else:
+            n, total = sum(v.numel() for v in variances), torch.stack([v.sum() for v in variances]).sum()
+            rate = (2 * n / (group["n_objects"] * total)).clamp_max(group["max_lr"])
+            torch._foreach_sub_(params, torch._foreach_mul(slopes, rate))
+
+    def _variances(self, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+        """Of the gradients of mini-batches."""
+        decay, step = group["decay"], group["steps"]
+        before, halves = self.state_of(params, "gradient"), self.state_of(params, "half_square")
+        if step > 0:
+            differences = torch._foreach_sub(gradients, before)
+            torch._foreach_mul_(halves, decay)
+            torch._foreach_addcmul_(halves, differences, differences, value=(1 - decay) / 2)
+        torch._foreach_copy_(before, gradients)
+        return list(torch._foreach_div(halves, 1 - decay ** max(1, step)))
+
+
+def optimal_rates(variances: list[Tensor], n_objects: int, largest: float) -> list[Tensor]:
+    """H_i = min(2 / (n_objects Var(g_i)), largest), see `ConstantSGD`; of the shapes of the variances."""
+    return [(2 / (n_objects * v)).clamp_max(largest) for v in variances]
