@@ -12,7 +12,7 @@ Networks of the cell space; the size of a network is the number of its parameter
                  and as many compressions as it has found cells
     joint        one search for q(structure, weights | lambda), read off at five lambda, cut
 
-What is cut is trained further for three epochs, by plain cross-entropy, in all arms alike; "read off" are networks that
+What is cut is trained further for three epochs (digits: ten), by plain cross-entropy, in all arms alike; "read off" are networks that
 have had no step of an optimizer since. The largest compression of an arm is that of the smallest network, of all lambda
 and shares that are looked at, whose mean loss on validation data is at most .3 points; means are over seeds.
 
@@ -89,7 +89,7 @@ def cut(options: argparse.Namespace) -> dict[str, Any]:
     lambdas = [round(low * (high / low) ** (i / 4), 6) for i in range(5)]
     return {
         "fractions": list(setting.fractions),
-        "finetune_epochs": 3,
+        "finetune_epochs": 10 if options.data == "digits" else 3,
         "batch_size": 64,
         "lambda_range": [low, high],
         "lambdas": lambdas,
@@ -108,6 +108,8 @@ def search(options: argparse.Namespace, arm: str, seed: int) -> Job:
             "weight_prior": "ard",
             "dependence": "gated",
             "lambda_range": list(RANGES[options.data]),
+            "mixing_temperature": 0.1,
+            "one_hot_passes": 1,
         }
         strategy = {"name": "dirichlet_darts", "args": args}
         rates = {"optimizer": "adam", "learning_rate": 0.003, "rho_learning_rate": 0.006}

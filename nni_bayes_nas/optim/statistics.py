@@ -137,6 +137,15 @@ class GradientStatistics:
         self._check("chain", 2)
         return self._named(self._slopes())
 
+    def weights(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Mean and standard deviation of the parameters over the steps, of "chain"."""
+        self._check("chain", 2)
+        found, n = [], self.steps
+        for first, w, ww in zip(self._first, self._sums["w"], self._sums["ww"], strict=True):
+            spread = (ww / n - (w / n).square()).clamp_min(0.0) * n / (n - 1)
+            found.append((first + w / n, spread.sqrt()))
+        return dict(zip(self.parameters, found, strict=True))
+
     def deviation(self) -> dict[str, Deviation]:
         """How far each parameter is from the optimum, w - w*, with its standard deviation.
 

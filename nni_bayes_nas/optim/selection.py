@@ -1,0 +1,215 @@
+"""Which parameters to go on optimizing, and which to keep: scores of single ones, and exact choices of k of them.
+
+Everything here is a function of tensors by the name of a parameter. Parameters go together as `groups` says: each on
+its own, by neurons or filters, by layers, or as a suffix of the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.optim.statistics import GradientStatistics, Part
+
+Criterion = Literal["random", "gradient", "preconditioner", "snr", "effective_perturbation", "gain", "gain_per_flop"]
+Granularity = Literal["weight", "neuron", "layer", "prefix"]
+Keeping = Literal["magnitude", "z", "random"]
+NEEDS: dict[Criterion, tuple[Part, ...]] = {
+    "random": (),
+    "gradient": ("moments",),
+    "preconditioner": ("moments", "noise"),
+    "snr": ("moments", "noise"),
+    "effective_perturbation": ("path",),
+    "gain": ("moments",),
+    "gain_per_flop": ("moments",),
+}
+"""Criteria, and the statistics that each is made of."""
+GRANULARITIES: tuple[Granularity, ...] = ("weight", "neuron", "layer", "prefix")
+KEEPING: dict[Keeping, tuple[Part, ...]] = {"magnitude": (), "z": ("chain",), "random": ()}
+"""What weights that are kept are ranked by, and the statistics for it."""
+_TINY = 1e-30
+
+
+def scores(criterion: Criterion, statistics: GradientStatistics, generator: torch.Generator) -> dict[str, Tensor]:
+    """How much is to be expected of optimizing each single parameter further; larger: go on.
+
+    - `random`: uniform numbers;
+    - `gradient`: mean |g| over the steps that were counted;
+    - `preconditioner`: |E g| / Var(g), the step of the optimal preconditioner (`ConstantSGD`);
+    - `snr`: |E g| / sqrt(Var(g));
+    - `effective_perturbation`: see `GradientStatistics`;
+    - `gain`: (E g)^2 / sqrt(E g^2), by how much a step of a rate that is scaled as Adam's lowers the loss;
+    - `gain_per_flop`: the same; `choose` divides it by what a group costs.
+
+    Args:
+        criterion: One of these.
+        statistics: Of some steps.
+        generator: Of `random`.
+
+    Raises:
+        ConfigError: An unknown criterion, or statistics that were not gathered.
+    """
+    check_criterion(criterion)
+    if criterion == "random":
+        return {n: torch.rand(p.shape, generator=generator).to(p) for n, p in statistics.parameters.items()}
+    if criterion == "effective_perturbation":
+        return statistics.effective_perturbation()
+    if criterion == "gradient":
+        return statistics.absolute()
+    mean = statistics.mean()
+    if criterion in ("gain", "gain_per_flop"):
+        squares = statistics.second_moment()
+        return {name: g.square() / squares[name].clamp_min(_TINY).sqrt() for name, g in mean.items()}
+    power = 1.0 if criterion == "preconditioner" else 0.5
+    variance = statistics.variance()
+    # Where there is no noise and no gradient, that of a dead input, there is nothing to gain.
+    return {
+        name: torch.where(g == 0, 0.0, g.abs() / variance[name].clamp_min(_TINY) ** power) for name, g in mean.items()
+    }
+
+
+def keeping_scores(by: Keeping, statistics: GradientStatistics, generator: torch.Generator) -> dict[str, Tensor]:
+    """How much each parameter is worth keeping: |w|; |mean| / sd of w along the steps ("z"); or chance.
+
+    Raises:
+        ConfigError: An unknown rule, or statistics that were not gathered.
+    """
+    if by not in KEEPING:
+        raise ConfigError(f"weights are kept by one of {', '.join(KEEPING)}, got {by!r}.")
+    if by == "random":
+        return {n: torch.rand(p.shape, generator=generator).to(p) for n, p in statistics.parameters.items()}
+    if by == "magnitude":
+        return {name: p.detach().abs() for name, p in statistics.parameters.items()}
+    return {name: mean.abs() / sd.clamp_min(_TINY) for name, (mean, sd) in statistics.weights().items()}
+
+
+def groups(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:
+    """The number of the group of every entry of every parameter, in the order of the network's parameters.
+
+    "neuron": a row of a weight matrix or a filter with its bias; of other parameters, normalization say, an entry each.
+    "layer" and "prefix": what a module holds itself. "weight": every entry by itself.
+
+    Returns:
+        By name, of the shape of the parameter.
+
+    Raises:
+        ConfigError: An unknown granularity.
+    """
+    if granularity not in GRANULARITIES:
+        raise ConfigError(f"granularity must be one of {', '.join(GRANULARITIES)}, got {granularity!r}.")
+    found: dict[str, Tensor] = {}
+    first, modules = 0, dict[str, int]()
+    for name, p in model.named_parameters():
+        owner, _, last = name.rpartition(".")
+        if granularity == "weight":
+            found[name], size = first + torch.arange(p.numel()).reshape(p.shape), p.numel()
+        elif granularity == "neuron":
+            rows = len(p) if p.dim() else 1
+            sibling = found.get(f"{owner}.weight" if owner else "weight")
+            if last == "bias" and sibling is not None and len(sibling) == rows:
+                found[name], size = sibling.reshape(rows, -1)[:, 0].reshape(p.shape), 0
+            else:
+                column = torch.arange(rows).reshape(-1, *[1] * (p.dim() - 1)) if p.dim() else torch.tensor(0)
+                found[name], size = first + column.expand(p.shape), rows
+        else:
+            size = int(owner not in modules)
+            found[name] = torch.full(p.shape, modules.setdefault(owner, first))
+        first += size
+    return found
+
+
+def choose(
+    k: int,
+    values: Mapping[str, Tensor],
+    together: Mapping[str, Tensor] | None = None,
+    *,
+    allowed: Mapping[str, Tensor] | None = None,
+    always: Collection[str] = (),
+    costs: Tensor | None = None,
+    in_order: bool = False,
+) -> dict[str, Tensor]:
+    """Exactly k entries: groups of the largest sum of scores, as many as fit, and of the next one its best entries.
+
+    Args:
+        k: How many.
+        values: Scores.
+        together: Of `groups`; None: every entry by itself.
+        allowed: Those that may be chosen, booleans; None: all.
+        always: Names of parameters that are chosen before all others.
+        costs: Of every group: their sums are divided by it.
+        in_order: Take the last groups, a suffix of the network, whatever the scores.
+
+    Returns:
+        Booleans, by name.
+
+    Raises:
+        ConfigError: k is negative, or more than may be chosen.
+    """
+    flat = torch.cat([v.detach().flatten().double() for v in values.values()])
+    may = torch.ones_like(flat, dtype=torch.bool)
+    if allowed is not None:
+        may = torch.cat([allowed[name].flatten() for name in values])
+    n = int(may.sum())
+    if not 0 <= k <= n:
+        raise ConfigError(f"what is chosen must be between 0 and {n} parameters, got {k}.")
+    ids = torch.arange(len(flat))
+    if together is not None:
+        ids = torch.cat([together[name].flatten() for name in values])
+    ids = ids.to(flat.device)
+    first = torch.cat([torch.full((v.numel(),), name in always) for name, v in values.items()]).to(flat.device)
+    number = int(ids.max()) + 1 if len(ids) else 0
+    sums = flat.new_zeros(number).index_add(0, ids[may], flat[may])
+    if costs is not None:
+        sums = sums / costs.to(sums)
+    rank = torch.arange(number, device=flat.device) if in_order else _places(sums)
+    # Sorted by: always, place of the group, own score; stable, so that ties fall to what comes first.
+    order = flat.argsort(descending=True, stable=True)
+    group_place = -rank[ids] if in_order else rank[ids]
+    order = order[group_place[order].argsort(stable=True)]
+    order = order[first[order].int().argsort(descending=True, stable=True)]
+    order = order[may[order].int().argsort(descending=True, stable=True)]
+    chosen = torch.zeros_like(may)
+    chosen[order[:k]] = True
+    parts = torch.split(chosen, [v.numel() for v in values.values()])
+    return {name: part.reshape(v.shape) for (name, v), part in zip(values.items(), parts, strict=True)}
+
+
+def choose_both(
+    k: int, n_kept: int, active: Mapping[str, Tensor], kept: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Exactly `n_kept` parameters that stay, the others become zero, and of those exactly k to be optimized further.
+
+    Args:
+        k: Optimized further.
+        n_kept: Not zero.
+        active: Scores of optimizing further.
+        kept: Scores of keeping.
+
+    Returns:
+        Booleans of what is optimized further, and of what is kept.
+
+    Raises:
+        ConfigError: k above `n_kept`, or numbers that cannot be.
+    """
+    stay = choose(n_kept, kept)
+    if k > n_kept:
+        raise ConfigError(f"what is optimized further must be kept: at most {n_kept} parameters, got {k}.")
+    return choose(k, active, allowed=stay), stay
+
+
+def check_criterion(criterion: str) -> None:
+    """Raise ConfigError for one that is not known."""
+    if criterion not in NEEDS:
+        raise ConfigError(f"criterion must be one of {', '.join(NEEDS)}, got {criterion!r}.")
+
+
+def _places(values: Tensor) -> Tensor:
+    """The place of each value if the largest is first; ties in their order."""
+    order = values.argsort(descending=True, stable=True)
+    places = torch.empty_like(order)
+    places[order] = torch.arange(len(order), device=order.device)
+    return places

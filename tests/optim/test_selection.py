@@ -1,0 +1,205 @@
+"""Choices of parameters: exact numbers, known sets on quadratics, and regrets to the best choice by enumeration."""
+
+import itertools
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+
+from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.optim import GradientStatistics
+from nni_bayes_nas.optim.selection import (
+    GRANULARITIES,
+    NEEDS,
+    choose,
+    choose_both,
+    groups,
+    keeping_scores,
+    scores,
+)
+from nni_bayes_nas.optim.statistics import PARTS
+
+
+def net():
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(1, 3, 3, bias=False), torch.nn.BatchNorm2d(3), torch.nn.Flatten(), torch.nn.Linear(3, 2)]
+    return torch.nn.Sequential(*layers)
+
+
+def count(chosen):
+    return sum(int(c.sum()) for c in chosen.values())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 41), st.sampled_from(GRANULARITIES), st.integers(0, 9))
+def test_exactly_k_are_chosen_and_whole_groups_but_one(k, granularity, seed):
+    model = net()  # 27 + 6 + 8
+    generator = torch.Generator().manual_seed(seed)
+    values = {name: torch.rand(p.shape, generator=generator) for name, p in model.named_parameters()}
+    together = groups(model, granularity)
+    chosen = choose(k, values, together, in_order=granularity == "prefix")
+    assert count(chosen) == k and all(chosen[name].shape == p.shape for name, p in model.named_parameters())
+    ids = torch.cat([x.flatten() for x in together.values()])
+    taken = torch.cat([x.flatten() for x in chosen.values()])
+    assert ids.unique().tolist() == list(range(int(ids.max()) + 1))
+    whole = [bool(taken[ids == i].all()) or not bool(taken[ids == i].any()) for i in ids.unique()]
+    assert whole.count(False) <= 1
+
+
+def test_groups_by_hand():
+    model = net()
+    sizes = {"weight": 41, "neuron": 3 + 3 + 2, "layer": 3, "prefix": 3}
+    for granularity, n in sizes.items():
+        found = groups(model, granularity)
+        assert len(torch.cat([x.flatten() for x in found.values()]).unique()) == n
+    rows = groups(model, "neuron")
+    assert rows["0.weight"].reshape(3, 9)[:, 0].tolist() == [0, 1, 2] and rows["3.bias"].tolist() == [6, 7]
+    assert rows["1.weight"].tolist() == [3, 4, 5] and rows["1.bias"].tolist() == [3, 4, 5]
+    assert torch.equal(rows["3.weight"], torch.tensor([[6] * 3, [7] * 3]))
+
+
+def test_the_best_groups_come_first_and_the_next_one_is_cut_by_its_best_entries():
+    values = {"a": torch.tensor([[1.0, 0.0], [0.5, 0.9]]), "b": torch.tensor([0.1, 2.0])}
+    together = {"a": torch.tensor([[0, 0], [1, 1]]), "b": torch.tensor([2, 2])}
+    assert choose(3, values, together)["b"].all()
+    # Sums 1, 1.4 and 2.1.
+    assert choose(3, values, together)["a"].tolist() == [[False, False], [False, True]]
+    # Of twice the cost the last one is worth 1.05.
+    costs = torch.tensor([1.0, 1.0, 2.0])
+    assert choose(3, values, together, costs=costs)["b"].tolist() == [False, True]
+    assert choose(2, values, together, always={"a"})["a"].tolist() == [[False, False], [True, True]]
+    # A suffix, whatever the scores: all of b, and the best of what is before it.
+    found = choose(3, {**values, "b": -values["b"]}, together, in_order=True)
+    assert found["b"].all() and found["a"].tolist() == [[False, False], [False, True]]
+    only = {"a": torch.tensor([[True, True], [False, False]]), "b": torch.tensor([False, False])}
+    assert choose(2, values, together, allowed=only)["a"][0].all()
+
+
+def test_ties_fall_to_what_comes_first():
+    assert choose(2, {"a": torch.zeros(4)})["a"].tolist() == [True, True, False, False]
+
+
+def trained(start, best, curvature, noise, steps, gather):
+    """SGD with noise on a quadratic without interaction."""
+    torch.manual_seed(0)
+    w = torch.nn.Parameter(start.clone())
+    statistics = GradientStatistics([("w", w)], batch_size=1, gather=gather, block=10)
+    for _ in range(steps):
+        w.grad = curvature * (w.detach() - best) + noise * torch.randn(w.shape)
+        statistics.update()
+        with torch.no_grad():
+            w -= 0.01 * w.grad
+    return statistics
+
+
+@pytest.mark.parametrize("criterion", [name for name in NEEDS if name != "random"])
+def test_criteria_find_what_has_not_converged(criterion):
+    best = torch.linspace(-1, 1, 12)
+    far = torch.zeros(12, dtype=torch.bool)
+    far[[1, 4, 5, 10]] = True
+    statistics = trained(best + 3 * far, best, torch.ones(12), 0.3, 50, NEEDS[criterion])
+    found = scores(criterion, statistics, torch.Generator())
+    assert torch.equal(choose(4, found)["w"], far)
+
+
+def test_criteria_weigh_noise_and_scale_as_they_say():
+    """Equal drifts: noise counts against a parameter by its ratio; scale counts for it in sums and gains alone."""
+    best, curvature = torch.zeros(3), torch.tensor([1.0, 1.0, 0.1])
+    statistics = trained(torch.full((3,), 3.0), best, curvature, torch.tensor([0.1, 2.0, 0.01]), 100, PARTS)
+    order = {
+        name: scores(name, statistics, torch.Generator())["w"].argsort(descending=True).tolist()
+        for name in NEEDS
+        if name != "random"
+    }
+    assert order["snr"][-1] == 1 and order["preconditioner"][0] == 2 and order["preconditioner"][-1] == 1
+    assert order["gradient"][-1] == order["gain"][-1] == 2
+
+
+def test_chance_is_the_generators():
+    statistics = trained(torch.zeros(5), torch.zeros(5), torch.ones(5), 0.1, 3, ())
+    draws = [scores("random", statistics, torch.Generator().manual_seed(s))["w"] for s in (0, 0, 1)]
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+
+
+def test_what_is_kept():
+    best = torch.tensor([2.0, -1.0, 0.3, 0.0])
+    statistics = trained(best, best, torch.ones(4), torch.tensor([5.0, 0.1, 0.1, 0.1]), 200, ("chain",))
+    magnitude = keeping_scores("magnitude", statistics, torch.Generator())["w"]
+    z = keeping_scores("z", statistics, torch.Generator())["w"]
+    mean, sd = statistics.weights()["w"]
+    torch.testing.assert_close(z, mean.abs() / sd)
+    assert int(magnitude.argmax()) == 0 and int(z.argmax()) == 1 and int(z.argmin()) == 3
+    assert keeping_scores("random", statistics, torch.Generator())["w"].shape == (4,)
+
+
+def losses(hessian, best, w, k, n_kept):
+    """The loss of every pair of choices: what is optimized further goes to its optimum, what is not kept is zero."""
+    n, found = len(w), {}
+    for active in itertools.combinations(range(n), k):
+        rows = list(active)
+        rest = [i for i in range(n) if i not in active]
+        moved = w.clone()
+        right = hessian[rows][:, rest] @ (w - best)[rest]
+        moved[rows] = best[rows] - torch.linalg.solve(hessian[rows][:, rows], right)
+        for kept in itertools.combinations(range(n), n_kept):
+            if set(active) <= set(kept):
+                cut = torch.zeros(n)
+                cut[list(kept)] = moved[list(kept)]
+                found[active, kept] = float((cut - best) @ hessian @ (cut - best) / 2)
+    return found
+
+
+def test_regret_to_the_best_of_all_pairs_of_choices():
+    """8 parameters that interact, 3 optimized further of 5 that are kept: 560 pairs; 20 problems."""
+    n, k, n_kept = 8, 3, 5
+    regrets = {name: [] for name in ("gain", "gradient", "random")}
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        root = torch.randn(n, n, generator=generator)
+        hessian = root @ root.T / n + torch.eye(n)
+        best = torch.randn(n, generator=generator) * torch.linspace(0.1, 2, n)
+        start = best + torch.randn(n, generator=generator) * (torch.rand(n, generator=generator) < 0.4)
+        w = torch.nn.Parameter(start.clone())
+        statistics = GradientStatistics([("w", w)], batch_size=1, gather=("moments",))
+        for _ in range(10):
+            w.grad = hessian @ (w.detach() - best) + 0.05 * torch.randn(n, generator=generator)
+            statistics.update()
+            with torch.no_grad():
+                w -= 0.01 * w.grad
+        every = losses(hessian, best, w.detach(), k, n_kept)
+        least, mean = min(every.values()), sum(every.values()) / len(every)
+        for name in regrets:
+            keep = "random" if name == "random" else "magnitude"
+            chosen = choose_both(
+                k, n_kept, scores(name, statistics, generator), keeping_scores(keep, statistics, generator)
+            )
+            active, kept = (tuple(x["w"].nonzero().flatten().tolist()) for x in chosen)
+            assert len(active) == k and len(kept) == n_kept and set(active) <= set(kept)
+            regrets[name].append((every[active, kept] - least) / (mean - least))
+    means = {name: sum(values) / len(values) for name, values in regrets.items()}
+    # In units of the mean regret of all pairs, which is what chance has.
+    assert means["gain"] < 0.35 and means["gradient"] < 0.35 and 0.6 < means["random"] < 1.5, means
+    assert all(r >= -1e-6 for values in regrets.values() for r in values)
+
+
+BAD = {
+    "criterion": (lambda s: scores("best", s, torch.Generator()), r"criterion must be one of random, gradient"),
+    "not gathered": (lambda s: scores("snr", s, torch.Generator()), r"`noise` must be gathered"),
+    "keeping": (lambda s: keeping_scores("w", s, torch.Generator()), r"kept by one of magnitude, z, random, got 'w'"),
+    "granularity": (lambda s: groups(net(), "row"), r"granularity must be one of weight, neuron, layer, prefix"),
+    "too many": (lambda s: choose(5, {"w": torch.zeros(4)}), r"must be between 0 and 4 parameters, got 5"),
+    "negative": (lambda s: choose(-1, {"w": torch.zeros(4)}), r"must be between 0 and 4 parameters, got -1"),
+    "k above l": (
+        lambda s: choose_both(3, 2, {"w": torch.zeros(4)}, {"w": torch.zeros(4)}),
+        r"must be kept: at most 2 parameters, got 3",
+    ),
+}
+
+
+@pytest.mark.parametrize(("ask", "match"), BAD.values(), ids=BAD)
+def test_what_cannot_be(ask, match):
+    statistics = GradientStatistics([("w", torch.nn.Parameter(torch.zeros(4)))], batch_size=1, gather=("moments",))
+    statistics.update()
+    with pytest.raises(ConfigError, match=match):
+        ask(statistics)
