@@ -12,9 +12,10 @@ Networks of the cell space; the size of a network is the number of its parameter
                  and as many compressions as it has found cells
     joint        one search for q(structure, weights | lambda), read off at five lambda, cut
 
-What is cut is trained further for three epochs (digits: ten), by plain cross-entropy, in all arms alike; "read off" are networks that
-have had no step of an optimizer since. The largest compression of an arm is that of the smallest network, of all lambda
-and shares that are looked at, whose mean loss on validation data is at most .3 points; means are over seeds.
+What is cut is trained further for three epochs (digits: ten), by plain cross-entropy, in all arms alike; "read off" are
+networks that have had no step of an optimizer since. The largest compression of an arm is that of the smallest network,
+of all lambda and shares that are looked at, whose mean loss on validation data is at most .3 points; means are over
+seeds.
 
 Target (issue "Variational optimisation with complexity control", 5): with at most .3 points lost, joint compression at
 least that of structure alone and that of weights alone.
