@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -88,6 +88,22 @@ class GradientStatistics:
         self.steps += 1
         if "chain" in self.gather:
             self._chain(list(torch._foreach_sub(values, self._first)), gradients)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, for a run that goes on."""
+        kept = {"first": self._first, "last": self._last, "before": self._before}
+        return {"steps": self.steps, "blocks": self.blocks, "sums": dict(self._sums), **kept}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken, for the same parameters."""
+        self.steps, self.blocks = state["steps"], state["blocks"]
+        places = [p.device for p in self.parameters.values()]
+
+        def here(tensors: list[Tensor]) -> list[Tensor]:
+            return [x.to(place) for x, place in zip(tensors, places, strict=False)]
+
+        self._sums = {key: here(values) for key, values in state["sums"].items()}
+        self._first, self._last, self._before = (here(state[name]) for name in ("first", "last", "before"))
 
     def mean(self) -> dict[str, Tensor]:
         """E g."""
