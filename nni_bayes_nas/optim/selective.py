@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from nni_bayes_nas.coercion import require
 from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.optim.cache import ActivationCache, BatchIndices, chain_of, watch_indices
+from nni_bayes_nas.optim.freeze_report import by_layer, multiply_accumulates, state_bytes
+from nni_bayes_nas.optim.holding import Holding
 from nni_bayes_nas.optim.selection import (
     GRANULARITIES,
     KEEPING,
@@ -50,6 +54,9 @@ class SelectiveOptimization(pl.Callback):
         keep_by: What they are picked by, see `keeping_scores`.
         zero_at: When: at the "selection", or at the "end" of the training.
         batch_size: Objects of a mini-batch, for statistics of single objects.
+        cache: Whether what frozen layers at the beginning of an `nn.Sequential` give is kept for every object, where
+            data are not augmented: see `ActivationCache`.
+        cache_limit: Bytes of it.
         seed: Of random choices.
 
     Attributes:
@@ -76,6 +83,8 @@ class SelectiveOptimization(pl.Callback):
         keep_by: Keeping = "magnitude",
         zero_at: Literal["selection", "end"] = "selection",
         batch_size: int = 1,
+        cache: bool = True,
+        cache_limit: int = 2**30,
         seed: int = 0,
     ) -> None:
         check_criterion(criterion)
@@ -98,12 +107,14 @@ class SelectiveOptimization(pl.Callback):
         self.keep_by, self.zero_at, self.batch_size, self.seed = keep_by, zero_at, batch_size, seed
         self.active: dict[str, Tensor] = {}
         self.kept: dict[str, Tensor] = {}
-        self.seconds = {"before": 0.0, "after": 0.0}
-        self.counted = {"before": 0, "after": 0}
+        self.seconds: dict[str, list[float]] = {"before": [], "after": []}
+        self._report: dict[str, Any] = {}
         self._statistics: GradientStatistics | None = None
         self._loaded: dict[str, Any] | None = None
-        self._saved: dict[str, Tensor] = {}
-        self._some: dict[str, bool] = {}
+        self._holding: Holding | None = None
+        self.cache, self.cache_limit = cache, cache_limit
+        self._indices: BatchIndices | None = None
+        self._cached: ActivationCache | None = None
         self._kept_scores: dict[str, Tensor] = {}
         self._places: dict[str, int] = {}
         self._clock = 0.0
@@ -119,23 +130,25 @@ class SelectiveOptimization(pl.Callback):
                     "LBFGS; take Adam or SGD."
                 )
         self._parameters = {n: p for n, p in pl_module.named_parameters() if p.requires_grad or n in self.active}
-        total, planned = sum(p.numel() for p in self._parameters.values()), int(trainer.estimated_stepping_batches)
+        total, planned = sum(p.numel() for p in self._parameters.values()), _planned_steps(trainer)
         self.n_active = _amount("active", self.share, total, "parameters")
         self.n_kept = total if self.kept_share is None else _amount("kept", self.kept_share, total, "parameters")
-        self.at = _amount("start", self.start, planned, "planned steps")
-        self.planned = planned
+        if planned is None and isinstance(self.start, float):
+            raise ConfigError(f"start must be a number of steps where none are planned, got the share {self.start}.")
+        self.at = int(self.start) if planned is None else _amount("start", self.start, planned, "planned steps")
         least = 2 if self._needs() else 0
-        if not least <= self.at < planned:
-            raise ConfigError(f"start must be from {least} to {planned - 1} of {planned} planned steps, got {self.at}.")
+        if not least <= self.at < (self.at + 1 if planned is None else planned):
+            most = "" if planned is None else f" to {planned - 1} of {planned} planned steps"
+            raise ConfigError(f"start must be from {least}{most}, got {self.at}.")
         if self.n_kept < self.n_active:
             raise ConfigError(f"what goes on must be kept: active {self.n_active} of kept {self.n_kept} parameters.")
         known = {*self._parameters, *(name for name, _ in pl_module.named_modules())}
         if unknown := [name for name in self.always if name not in known]:
             raise ConfigError(f"always must name modules or parameters of the network, got {unknown[0]!r}.")
-        if self.criterion == "gain_per_flop":
-            self._watch_places(pl_module)
+        self._watch_places(pl_module)
+        self._indices = watch_indices(trainer.train_dataloader) if self.cache else None
         if self.active:  # goes on from a checkpoint
-            self._freeze(trainer, pl_module)
+            self._hold(trainer, pl_module, probe=self._probes(trainer.global_step))
         if self.at == 0 and not self.active:
             self._choose(trainer, pl_module)
 
@@ -144,9 +157,10 @@ class SelectiveOptimization(pl.Callback):
     ) -> None:
         """The clock; and frozen parameters have gradients where a probe begins."""
         self._clock = time.perf_counter()
-        if self._probes(trainer.global_step) and self.active:
-            for p in self._parameters.values():
-                p.requires_grad_(True)
+        if self._holding is not None and self._probes(trainer.global_step) and not self._holding.probe:
+            self._hold(trainer, pl_module, probe=True)
+        if self._cached is not None and self._indices is not None:
+            self._cached.indices = self._indices.of(batch_idx)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
@@ -156,25 +170,18 @@ class SelectiveOptimization(pl.Callback):
         gathers = self._probes(step) if self.active else self.at - self.window <= step < self.at
         if gathers and self._needs():
             self._gathered().update()
-        if not self.active:
-            return
-        for name, p in self._parameters.items():
-            if not self._some[name]:
-                p.grad = None
-            elif name in self._saved and p.grad is not None:
-                p.grad.masked_fill_(~self.active[name], 0.0)
+        if self._holding is not None:
+            self._holding.before_step()
 
     @torch.no_grad()
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Put back what moved all the same; choose, where it is time."""
-        for name, value in self._saved.items():
-            p = self._parameters[name]
-            torch.where(self.active[name], p, value, out=p.data)
+        if self._holding is not None:
+            self._holding.after_step()
         which = "after" if self.active else "before"
-        self.seconds[which] += time.perf_counter() - self._clock
-        self.counted[which] += 1
+        self.seconds[which].append(time.perf_counter() - self._clock)
         step = trainer.global_step
         again = self.active and self.thaw_every and self._probes(step - 1) and not self._probes(step)
         if (step == self.at and not self.active) or again:
@@ -182,16 +189,18 @@ class SelectiveOptimization(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lightning has put all modules into training."""
-        self._still(pl_module)
+        if self._holding is not None:
+            self._holding.still()
 
     @torch.no_grad()
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Zero what is not kept, if it is time; all parameters can be trained again."""
+        """All parameters can be trained again; zero what is not kept, if it is time."""
+        if self._holding is not None:
+            self._look_back(trainer, pl_module)
+        self._release()
         if self.zero_at == "end" and self.kept_share is not None:
             self._keep()
             self._zero()
-        for p in self._parameters.values():
-            p.requires_grad_(True)
 
     def state_dict(self) -> dict[str, Any]:
         """Choices, and statistics that are being gathered."""
@@ -203,6 +212,22 @@ class SelectiveOptimization(pl.Callback):
         self.active, self.kept = dict(state_dict["active"]), dict(state_dict["kept"])
         self._kept_scores = dict(state_dict["scores"])
         self._loaded = state_dict["statistics"]
+
+    def freeze_report(self) -> dict[str, Any]:
+        """What was frozen and what it saves, of a training that has ended.
+
+        Returns:
+            "layers", see `freeze_report.by_layer`; "macs" of an object "before" and "after" the choice, see there;
+            "state_bytes" of the optimizer before and after; "cache_bytes", and "no_cache", why nothing was kept;
+            "milliseconds" of a step before and after, medians of all.
+
+        Raises:
+            ConfigError: Nothing was chosen.
+        """
+        if not self._report:
+            raise ConfigError("a freeze report needs a choice, but the training has made none; train past `start`.")
+        times = {name: 1e3 * statistics.median(values) for name, values in self.seconds.items() if values}
+        return {**self._report, "milliseconds": times}
 
     # -- choices -----------------------------------------------------------------------------------------------------
 
@@ -233,6 +258,7 @@ class SelectiveOptimization(pl.Callback):
     @torch.no_grad()
     def _choose(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + trainer.global_step)
+        self._release()
         found = self._gathered()
         if self.kept_share is not None and not self._kept_scores:
             self._kept_scores = keeping_scores(self.keep_by, found, generator)
@@ -252,7 +278,9 @@ class SelectiveOptimization(pl.Callback):
         found.reset()
         if self.kept:
             self._zero()
-        self._freeze(trainer, pl_module)
+        before = state_bytes(trainer.optimizers)
+        self._hold(trainer, pl_module)
+        self._report.setdefault("state_bytes", {"before": before})
         if self.n_active == 0:  # nothing has a gradient any more
             trainer.should_stop = True
 
@@ -292,33 +320,40 @@ class SelectiveOptimization(pl.Callback):
 
             handles[name] = module.register_forward_hook(see)
 
-    def _freeze(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.active = {name: mask.to(self._parameters[name].device) for name, mask in self.active.items()}
-        self._some = {name: bool(mask.any()) for name, mask in self.active.items()}
-        self._saved = {}
-        for name, p in self._parameters.items():
-            mask = self.active[name]
-            p.requires_grad_(self._some[name])
-            if self._some[name] and not bool(mask.all()):
-                self._saved[name] = p.detach().clone()
-            if not self._some[name]:
-                p.grad = None
-                for optimizer in trainer.optimizers:
-                    optimizer.state.pop(p, None)
-        self._still(pl_module)
+    def _look_back(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """What the report says, while everything is still held."""
+        cached, chain = self._cached, chain_of(pl_module)
+        layers = 0 if cached is None else cached.layers
+        count = partial(multiply_accumulates, self._parameters, places=self._places)
+        self._report |= {
+            "layers": by_layer(pl_module, self.active),
+            "macs": {"before": count({}), "after": count(self.active, cached=layers)},
+            "state_bytes": {**self._report.get("state_bytes", {}), "after": state_bytes(trainer.optimizers)},
+            "cache_bytes": 0 if cached is None else cached.size,
+            "no_cache": _why_not(self.cache, self._indices, chain, cached),
+        }
 
-    def _still(self, pl_module: nn.Module) -> None:
-        """Batch normalization that is frozen keeps its running statistics."""
-        if not self.active:
-            return
-        for name, module in pl_module.named_modules():
-            own = [
-                self._some[f"{name}.{n}"]
-                for n, _ in module.named_parameters(recurse=False)
-                if f"{name}.{n}" in self._some
-            ]
-            if isinstance(module, _BatchNorm) and own and not any(own):
-                module.eval()
+    def _hold(self, trainer: pl.Trainer, pl_module: pl.LightningModule, probe: bool = False) -> None:
+        self._release()
+        self._holding = Holding(pl_module, trainer.optimizers, self.active, probe=probe)
+        chain = chain_of(pl_module)
+        if self._indices is not None and chain is not None and not probe:
+            n = self._indices.n_objects
+            self._cached = ActivationCache(chain[1], self._holding, chain[0], n, self.cache_limit)
+
+    def _release(self) -> None:
+        if self._cached is not None:
+            self._cached.release()
+        self._cached = None
+        if self._holding is not None:
+            self._holding.release()
+        self._holding = None
+
+
+def _planned_steps(trainer: pl.Trainer) -> int | None:
+    """None where nobody knows: of a stream of data."""
+    planned = trainer.estimated_stepping_batches
+    return int(planned) if 0 < planned < float("inf") else None
 
 
 def _amount(name: str, value: float, total: int, what: str) -> int:
@@ -327,6 +362,16 @@ def _amount(name: str, value: float, total: int, what: str) -> int:
     if not 0 <= n <= total:
         raise ConfigError(f"{name} must be at most the {total} {what}, got {n}.")
     return n
+
+
+def _why_not(wanted: bool, indices: Any, chain: Any, cached: ActivationCache | None) -> str | None:
+    if not wanted:
+        return "cache=False"
+    if indices is None:
+        return "the data loader does not say which objects are in a batch"
+    if chain is None:
+        return "the network is no nn.Sequential"
+    return None if cached is None else cached.why_not
 
 
 def _within(name: str, places: Sequence[str]) -> bool:

@@ -122,7 +122,7 @@ def test_a_frozen_prefix_has_no_gradient_no_moments_and_still_statistics():
     assert len(optimizer[0].state) == 2
     means = [state["1.running_mean"] for state in states]
     assert not torch.equal(means[4], means[5]) and torch.equal(means[6], means[-1])
-    assert callback.counted == {"before": 6, "after": 10} and callback.seconds["after"] > 0
+    assert [len(callback.seconds[name]) for name in ("before", "after")] == [6, 10]
 
 
 def test_choices_come_again():

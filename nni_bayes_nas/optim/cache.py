@@ -1,0 +1,191 @@
+"""What the frozen beginning of a network gives for each object of the training data, computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.utils.data import DataLoader
+
+from nni_bayes_nas.optim.holding import Holding
+
+
+class BatchIndices:
+    """Takes down which objects a data loader puts into its batches; it goes between the loader and its sampler.
+
+    Args:
+        sampler: Gives the indices of a batch each.
+        n_objects: Of the data set.
+
+    Attributes:
+        batches: Of the epoch so far, from its first batch on.
+    """
+
+    def __init__(self, sampler: Any, n_objects: int) -> None:
+        self.sampler, self.n_objects = sampler, n_objects
+        self.batches: list[Any] = []
+
+    def __iter__(self) -> Iterator[Any]:
+        self.batches = []
+        for batch in self.sampler:
+            self.batches.append(batch)
+            yield batch
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.sampler, name)
+
+    def of(self, batch_idx: int) -> Tensor | None:
+        """The indices of the objects of a batch; None where they are not known."""
+        if batch_idx >= len(self.batches):
+            return None
+        return torch.as_tensor(self.batches[batch_idx], dtype=torch.long).flatten()
+
+
+def watch_indices(loader: Any) -> BatchIndices | None:
+    """Takes down the batches of a data loader; None where it gives no indices, an iterable data set's say."""
+    if not isinstance(loader, DataLoader) or (loader.batch_sampler is None and loader.sampler is None):
+        return None
+    name = "sampler" if loader.batch_sampler is None else "batch_sampler"
+    found = getattr(loader, name)
+    if isinstance(found, BatchIndices):
+        return found
+    if not hasattr(loader.dataset, "__len__"):
+        return None
+    indices = BatchIndices(found, len(loader.dataset))
+    object.__setattr__(loader, name, indices)  # the loader forbids it; but what it yields is the same
+    return indices
+
+
+class ActivationCache:
+    """Runs a chain of modules, the outputs of whose frozen beginning are kept for every object.
+
+    The beginning ends before the first module of which something is optimized, or that is not the same twice (dropout).
+    Of a linear layer that comes there and of which some rows are optimized, the outputs of the other rows are kept too.
+    Whether an object is the one that it was is looked at by the sum and the sum of squares of its input: where data are
+    augmented, nothing is kept any more.
+
+    Args:
+        chain: The network; its `forward` is replaced until `release`.
+        holding: What is frozen in it.
+        prefix: Of its parameters in the names of `holding`, "net." say.
+        n_objects: Of the training data.
+        limit: Bytes that may be kept.
+
+    Attributes:
+        why_not: Why nothing is kept, in words; None where it is.
+        indices: Of the objects of the next pass, which the caller sets; None: unknown.
+    """
+
+    def __init__(self, chain: nn.Sequential, holding: Holding, prefix: str, n_objects: int, limit: int) -> None:
+        self.chain, self.holding, self.limit, self.n = chain, holding, limit, n_objects
+        self.modules = list(_flat(chain))
+        names = {id(module): name for name, module in chain.named_modules()}
+        self.cut = 0
+        for module in self.modules:
+            name = names[id(module)]
+            own = [holding.some.get(f"{prefix}{name}.{key}", False) for key, _ in module.named_parameters()]
+            if any(own) or isinstance(module, _DropoutNd) or (isinstance(module, _BatchNorm) and module.training):
+                break
+            self.cut += 1
+        self.rows = None
+        if self.cut < len(self.modules) and isinstance(self.modules[self.cut], nn.Linear):
+            self.rows = holding.rows.get(f"{prefix}{names[id(self.modules[self.cut])]}")
+        # What only changes shapes is not worth keeping.
+        self._keeps_prefix = any(True for module in self.modules[: self.cut] for _ in module.parameters())
+        self.why_not: str | None = None
+        if not self._keeps_prefix and self.rows is None:
+            self.why_not = "no frozen layer comes before all that is optimized"
+        self.indices: Tensor | None = None
+        self._kept: list[Tensor] = []
+        self._known = torch.zeros(n_objects, dtype=torch.bool)
+        self._sums = torch.zeros(n_objects, 2, dtype=torch.float64)
+        if self.why_not is None:
+            vars(chain)["forward"] = self._forward
+
+    @property
+    def layers(self) -> int:
+        """Frozen layers with weights whose outputs are kept."""
+        known = self.modules[: self.cut] if self.why_not is None else []
+        return sum(p.dim() > 1 for module in known for p in module.parameters())
+
+    @property
+    def size(self) -> int:
+        """Bytes that are kept."""
+        return sum(part.numel() * part.element_size() for part in self._kept)
+
+    def release(self) -> None:
+        """The chain is as it was."""
+        vars(self.chain).pop("forward", None)
+        self._kept = []
+
+    def _forward(self, x: Tensor) -> Tensor:
+        at, self.indices = self.indices, None
+        if at is None or len(at) != len(x) or not self.chain.training or self.why_not is not None:
+            return self._rest(x, 0)
+        kept = self._look_up(x, at)
+        if kept is None:
+            return self._rest(x, 0)
+        if self.rows is not None:
+            self.rows.given = kept[-1]
+        return self._rest(kept[0], self.cut) if self._keeps_prefix else self._rest(x, 0)
+
+    def _rest(self, x: Tensor, start: int) -> Tensor:
+        for module in self.modules[start:]:
+            x = module(x)
+        return x
+
+    @torch.no_grad()
+    def _look_up(self, x: Tensor, at: Tensor) -> list[Tensor] | None:
+        """The output of the beginning, and that of the other rows behind it; computed where it is not known."""
+        flat = x.flatten(1).double()
+        sums = torch.stack([flat.sum(1), flat.square().sum(1)], 1).cpu()
+        if bool(self._known[at].all()):
+            if not torch.allclose(self._sums[at], sums, rtol=1e-9, atol=0.0):
+                self.why_not = "the same object was another one: data are augmented"
+                self._kept = []
+                return None
+            place = at.to(x.device)
+            return [part.index_select(0, place) for part in self._kept]
+        values = x
+        for module in self.modules[: self.cut]:
+            values = module(values)
+        found = [values] if self._keeps_prefix else []
+        if self.rows is not None:
+            layer, others = self.rows.layer, self.rows.others
+            bias = None if layer.bias is None else layer.bias[others]
+            found.append(nn.functional.linear(values, layer.weight[others], bias))
+        if not self._kept:
+            size = self.n * sum(part[0].numel() * part.element_size() for part in found)
+            if size > self.limit:
+                self.why_not = f"{size / 2**20:.0f} MiB of outputs are more than the {self.limit / 2**20:.0f} allowed"
+                return None
+            self._kept = [part.new_empty(self.n, *part.shape[1:]) for part in found]
+        for whole, part in zip(self._kept, found, strict=True):
+            whole.index_copy_(0, at.to(x.device), part)
+        self._known[at], self._sums[at] = True, sums
+        return found
+
+
+def _flat(chain: Sequence[nn.Module] | nn.Sequential) -> Iterator[nn.Module]:
+    """The modules of a chain in order, those of chains in it each by itself."""
+    for module in chain:
+        if type(module) is nn.Sequential:
+            yield from _flat(module)
+        else:
+            yield module
+
+
+def chain_of(module: nn.Module) -> tuple[str, nn.Sequential] | None:
+    """The outermost chain that holds all parameters of a module, and its name with a dot behind it; None without."""
+    every = {id(p) for p in module.parameters()}
+    for name, found in module.named_modules():
+        if type(found) is nn.Sequential and every <= {id(p) for p in found.parameters()}:
+            return (f"{name}." if name else ""), found
+    return None

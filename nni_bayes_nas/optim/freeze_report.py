@@ -1,0 +1,61 @@
+"""What a selective training saves: by layer, in multiply-accumulates, bytes and seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def multiply_accumulates(
+    parameters: Mapping[str, Tensor], active: Mapping[str, Tensor], places: Mapping[str, int], cached: int = 0
+) -> dict[str, int]:
+    """Of one object: a pass forward, and backward the gradients of inputs and of weights.
+
+    Layers are taken in the order of the parameters, as a chain: no gradient of an input is needed up to the first layer
+    of which something is active. A weight of n dimensions above 1 is used at every place once.
+
+    Args:
+        parameters: By name.
+        active: Booleans; empty: all.
+        places: Of an object, by the name of a module.
+        cached: Layers at the beginning whose outputs are known.
+
+    Returns:
+        "forward", "inputs", "weights" and "total".
+    """
+    found = {"forward": 0, "inputs": 0, "weights": 0}
+    begun, layer = False, 0
+    for name, p in parameters.items():
+        if p.dim() < 2:
+            continue
+        each = p.numel() * places.get(name.rpartition(".")[0], 1)
+        found["forward"] += each if layer >= cached else 0
+        found["inputs"] += each if begun else 0
+        rows = active[name].flatten(1).any(1).double().mean() if active else 1.0
+        found["weights"] += round(each * float(rows))
+        begun = begun or float(rows) > 0
+        layer += 1
+    return {**found, "total": sum(found.values())}
+
+
+def state_bytes(optimizers: list[torch.optim.Optimizer]) -> int:
+    """Of the moments that optimizers keep."""
+    tensors = (value for one in optimizers for state in one.state.values() for value in state.values())
+    return sum(x.numel() * x.element_size() for x in tensors if isinstance(x, Tensor))
+
+
+def by_layer(module: nn.Module, active: Mapping[str, Tensor]) -> dict[str, Any]:
+    """By the name of a parameter: how many there are, how many are active, and in how many rows."""
+    parameters = dict(module.named_parameters())
+    return {
+        name: {
+            "parameters": parameters[name].numel(),
+            "active": int(mask.sum()),
+            "rows": len(mask) if mask.dim() else 1,
+            "active_rows": int(mask.flatten(1).any(1).sum()) if mask.dim() > 1 else int(mask.sum()),
+        }
+        for name, mask in active.items()
+    }
