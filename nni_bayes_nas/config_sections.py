@@ -143,7 +143,8 @@ class RetrainConfig:
     every other object; ``cutout``, the side in pixels of a square that is set to the mean. ``drop_path`` is the
     probability at the end of training (``space.args`` of the cell space); ``auxiliary_weight`` counts where
     ``retrain.space`` asks for an auxiliary classifier. ``precision`` is that of the training, as in the search; what
-    is reported and exported is measured in single precision.
+    is reported and exported is measured in single precision. ``selection``, arguments of ``SelectiveOptimization``:
+    after some steps only a part of the parameters is optimized; null: all to the end.
     """
 
     epochs: int = 30
@@ -162,6 +163,7 @@ class RetrainConfig:
     auxiliary_weight: float = 0.4
     drop_path: float = 0.0
     precision: Precision = "32-true"
+    selection: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         _check_training("retrain", self)

@@ -19,6 +19,7 @@ from nni_bayes_nas.errors import ConfigError, DataError, NniBayesNasError, Space
 from nni_bayes_nas.experiment.augment import check_augmentation
 from nni_bayes_nas.experiment.data import DataSplits, data_arguments, halves, load_data
 from nni_bayes_nas.experiment.evaluator import pick_device
+from nni_bayes_nas.experiment.selection import selection_arguments
 from nni_bayes_nas.experiment.tasks import evaluation_module, task_of
 from nni_bayes_nas.layers.replicas import check_stackable
 from nni_bayes_nas.variants import varied
@@ -169,7 +170,9 @@ def effective(config: Config) -> Config:
             args=registry.fill_args(strategy, config.strategy.args, "strategy.args", given=_FROM_SEARCH),
         ),
         data=dataclasses.replace(config.data, args=data_arguments(config.data)[1]),
-        retrain=dataclasses.replace(config.retrain, space=_retrain_space(space, config)),
+        retrain=dataclasses.replace(
+            config.retrain, space=_retrain_space(space, config), selection=selection_arguments(config)
+        ),
     )
 
 

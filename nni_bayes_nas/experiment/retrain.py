@@ -20,6 +20,7 @@ from nni_bayes_nas.experiment.build import build_network, drop_training_parts
 from nni_bayes_nas.experiment.callbacks import EpochLog, SeedEpochs
 from nni_bayes_nas.experiment.data import DataSplits, batches, load_data_on
 from nni_bayes_nas.experiment.retrained import save
+from nni_bayes_nas.experiment.selection import selective
 from nni_bayes_nas.experiment.stopwatch import Stopwatch
 from nni_bayes_nas.experiment.tasks import evaluation_module, task_of
 from nni_bayes_nas.layers.replicas import Replica, Stacked
@@ -87,6 +88,7 @@ def run_retrain(
         "seed": int(parameters["seed"]),
         "device": trained.device,
         "stage_seconds": watch.seconds,
+        **({} if trained.selection is None else {"selection": trained.selection}),
     }
 
 
@@ -108,7 +110,7 @@ def run_probe(
         NumericsError: If the loss is not finite.
     """
     started, watch = time.perf_counter(), Stopwatch()
-    short = replace(config, retrain=replace(config.retrain, epochs=int(parameters["epochs"])))
+    short = replace(config, retrain=replace(config.retrain, epochs=int(parameters["epochs"]), selection=None))
     trained = _train(short, parameters, directory, report, watch, None)
     val = trained.validate()
     return {
@@ -131,6 +133,7 @@ class _Trained:
     trainer: pl.Trainer
     device: str
     watch: Stopwatch
+    selection: dict[str, Any] | None
 
     def validate(self) -> Mapping[str, float]:
         """Terms of the validation data."""
@@ -170,6 +173,9 @@ def _train(
     augment = augmentation(settings)
     if augment is not None:
         callbacks.append(Augment(augment))
+    chosen = selective(config, seed)
+    if chosen is not None:
+        callbacks.append(chosen)
     trainer = evaluation.trainer(
         directory,
         settings.epochs,
@@ -186,4 +192,5 @@ def _train(
             batches(data.val, 256, seed=None),
             **evaluation.resume_arguments(directory),
         )
-    return _Trained(data, network, module, trainer, device, watch)
+    report_of = chosen.freeze_report() if chosen is not None and chosen.has_ended else None
+    return _Trained(data, network, module, trainer, device, watch, report_of)

@@ -71,15 +71,15 @@ class SelectiveOptimization(pl.Callback):
     def __init__(
         self,
         *,
-        active: float,
+        active: int | float,
         criterion: Criterion = "gain",
         granularity: Granularity = "neuron",
-        start: float = 0.2,
+        start: int | float = 0.2,
         window: int = 100,
         thaw_every: int | None = None,
         probe: int = 20,
         always: Sequence[str] = (),
-        kept: float | None = None,
+        kept: int | float | None = None,
         keep_by: Keeping = "magnitude",
         zero_at: Literal["selection", "end"] = "selection",
         batch_size: int = 1,
@@ -213,6 +213,11 @@ class SelectiveOptimization(pl.Callback):
         self._kept_scores = dict(state_dict["scores"])
         self._loaded = state_dict["statistics"]
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether there is a `freeze_report`."""
+        return "layers" in self._report
+
     def freeze_report(self) -> dict[str, Any]:
         """What was frozen and what it saves, of a training that has ended.
 
@@ -224,7 +229,7 @@ class SelectiveOptimization(pl.Callback):
         Raises:
             ConfigError: Nothing was chosen.
         """
-        if not self._report:
+        if not self.has_ended:
             raise ConfigError("a freeze report needs a choice, but the training has made none; train past `start`.")
         times = {name: 1e3 * statistics.median(values) for name, values in self.seconds.items() if values}
         return {**self._report, "milliseconds": times}
