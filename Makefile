@@ -7,10 +7,10 @@ demo: $(INSTALLED)
 	.venv/bin/nni-bayes-nas run examples/configs/demo-digits.yaml --output runs/demo
 
 test: $(INSTALLED)
-	.venv/bin/pytest -m "not slow"
+	.venv/bin/pytest -n 2 --dist loadgroup -m "not slow"
 
 test-all: $(INSTALLED)
-	.venv/bin/pytest
+	.venv/bin/pytest -n 2 --dist loadgroup
 
 lint: $(INSTALLED)
 	.venv/bin/ruff check .
