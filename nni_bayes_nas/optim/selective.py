@@ -10,13 +10,14 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nni_bayes_nas.coercion import require
 from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.optim.cache import ActivationCache, BatchIndices, chain_of, watch_indices
 from nni_bayes_nas.optim.freeze_report import by_layer, multiply_accumulates, state_bytes
 from nni_bayes_nas.optim.holding import Holding
+from nni_bayes_nas.optim.layer_cost import LayerCosts, best_cut
 from nni_bayes_nas.optim.selection import (
     GRANULARITIES,
     KEEPING,
@@ -41,7 +42,9 @@ class SelectiveOptimization(pl.Callback):
     nothing before it is optimized. Batch normalization whose parameters are all frozen keeps its running statistics.
 
     Args:
-        active: Parameters that go on: a number, or as a float a share of all. With 0 the training ends there.
+        active: Parameters that go on: a number, or as a float a share of all. With 0 the training ends there. "auto",
+            with granularity "prefix": the beginning is frozen up to where the share of the time that is saved exceeds
+            the share of the scores that is given up by most, by the seconds that layers are measured to take.
         criterion: See `scores`.
         granularity: What is frozen together, see `groups`.
         start: Steps before the choice: a number, or as a float a share of the planned ones.
@@ -71,7 +74,7 @@ class SelectiveOptimization(pl.Callback):
     def __init__(
         self,
         *,
-        active: int | float,
+        active: int | float | Literal["auto"],
         criterion: Criterion = "gain",
         granularity: Granularity = "neuron",
         start: int | float = 0.2,
@@ -94,7 +97,11 @@ class SelectiveOptimization(pl.Callback):
             ("zero_at", zero_at, ("selection", "end")),
         ):
             require(value in known, name, f"must be one of {', '.join(known)}", value, f"{known[0]} say")
-        for name, amount in (("active", active), ("kept", 1.0 if kept is None else kept), ("start", start)):
+        whole = active != "auto" or (granularity == "prefix" and criterion not in ("random", "gain_per_flop"))
+        rule = "auto needs granularity prefix and a criterion that measures"
+        require(whole, "active", rule, f"{granularity} and {criterion}", "gain, say")
+        share_of_all = 1.0 if active == "auto" else active
+        for name, amount in (("active", share_of_all), ("kept", 1.0 if kept is None else kept), ("start", start)):
             share = not isinstance(amount, float) or amount <= 1
             require(amount >= 0 and share, name, "must be a number, or a float in [0, 1], a share", amount, "0.2 say")
         for name, least, n in (("window", 2, window), ("probe", 2, probe), ("thaw_every", 1, thaw_every or 1)):
@@ -116,7 +123,6 @@ class SelectiveOptimization(pl.Callback):
         self._indices: BatchIndices | None = None
         self._cached: ActivationCache | None = None
         self._kept_scores: dict[str, Tensor] = {}
-        self._places: dict[str, int] = {}
         self._clock = 0.0
 
     # -- what Lightning calls ----------------------------------------------------------------------------------------
@@ -131,7 +137,7 @@ class SelectiveOptimization(pl.Callback):
                 )
         self._parameters = {n: p for n, p in pl_module.named_parameters() if p.requires_grad or n in self.active}
         total, planned = sum(p.numel() for p in self._parameters.values()), _planned_steps(trainer)
-        self.n_active = _amount("active", self.share, total, "parameters")
+        self.n_active = 0 if self.share == "auto" else _amount("active", self.share, total, "parameters")
         self.n_kept = total if self.kept_share is None else _amount("kept", self.kept_share, total, "parameters")
         if planned is None and isinstance(self.start, float):
             raise ConfigError(f"start must be a number of steps where none are planned, got the share {self.start}.")
@@ -145,7 +151,7 @@ class SelectiveOptimization(pl.Callback):
         known = {*self._parameters, *(name for name, _ in pl_module.named_modules())}
         if unknown := [name for name in self.always if name not in known]:
             raise ConfigError(f"always must name modules or parameters of the network, got {unknown[0]!r}.")
-        self._watch_places(pl_module)
+        self._costs = LayerCosts(pl_module)
         self._indices = watch_indices(trainer.train_dataloader) if self.cache else None
         if self.active:  # goes on from a checkpoint
             self._hold(trainer, pl_module, probe=self._probes(trainer.global_step))
@@ -271,13 +277,16 @@ class SelectiveOptimization(pl.Callback):
                 self._keep()
         values = scores(self.criterion, found, generator)
         ids = groups(pl_module, self.granularity)
+        self._costs.remove()
+        if self.share == "auto":
+            self.n_active = min(self.n_kept, self._automatic(values, ids))
         self.active = choose(
             self.n_active,
             values,
             {name: ids[name] for name in self._parameters},
             allowed=self.kept or None,
             always=[name for name in self._parameters if _within(name, self.always)],
-            costs=self._costs(pl_module, ids) if self.criterion == "gain_per_flop" else None,
+            costs=self._cost_of_groups(ids) if self.criterion == "gain_per_flop" else None,
             in_order=self.granularity == "prefix",
         )
         found.reset()
@@ -301,35 +310,33 @@ class SelectiveOptimization(pl.Callback):
         for name, mask in self.kept.items():
             self._parameters[name].data.mul_(mask.to(self._parameters[name]))
 
-    def _costs(self, pl_module: nn.Module, ids: dict[str, Tensor]) -> Tensor:
+    def _cost_of_groups(self, ids: dict[str, Tensor]) -> Tensor:
         """Multiply-accumulates that the gradients of every group take for an object: of an entry as many as places."""
         every = torch.cat([ids[name].flatten() for name in self._parameters]).cpu()
         places = [
-            torch.full((p.numel(),), float(self._places.get(name.rpartition(".")[0], 1)))
+            torch.full((p.numel(),), float(self._costs.places.get(name.rpartition(".")[0], 1)))
             for name, p in self._parameters.items()
         ]
         return torch.bincount(every, torch.cat(places)).clamp_min(1.0)
 
-    def _watch_places(self, pl_module: nn.Module) -> None:
-        """At how many places of an object every module has been applied, in its first pass."""
-        handles: dict[str, Any] = {}
-        for name, module in pl_module.named_modules():
-            if next(module.parameters(recurse=False), None) is None:
-                continue
-
-            def see(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
-                if isinstance(output, Tensor) and output.dim() >= 2:
-                    features = output.shape[-1] if output.dim() < 4 else output.shape[1]
-                    self._places[name] = max(1, output.numel() // (len(output) * int(features)))
-                handles.pop(name).remove()
-
-            handles[name] = module.register_forward_hook(see)
+    def _automatic(self, values: dict[str, Tensor], ids: dict[str, Tensor]) -> int:
+        """Parameters behind the best cut of the network, see `best_cut`."""
+        n = 1 + max(int(ids[name].max()) for name in self._parameters)
+        gains, costs, sizes = [0.0] * n, [0.0] * n, [0] * n
+        for name, p in self._parameters.items():
+            layer, owner = int(ids[name].flatten()[0]), name.rpartition(".")[0]
+            gains[layer] += float(values[name].sum())
+            sizes[layer] += p.numel()
+            # On an accelerator passes end before the work is done: multiply-accumulates are counted there.
+            counted = p.numel() * self._costs.places.get(owner, 1)
+            costs[layer] = costs[layer] + counted if p.is_cuda else self._costs.seconds.get(owner, 0.0)
+        return sum(sizes[best_cut(gains, costs) :])
 
     def _look_back(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """What the report says, while everything is still held."""
         cached, chain = self._cached, chain_of(pl_module)
         layers = 0 if cached is None else cached.layers
-        count = partial(multiply_accumulates, self._parameters, places=self._places)
+        count = partial(multiply_accumulates, self._parameters, places=self._costs.places)
         self._report |= {
             "layers": by_layer(pl_module, self.active),
             "macs": {"before": count({}), "after": count(self.active, cached=layers)},

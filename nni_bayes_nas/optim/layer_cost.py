@@ -1,0 +1,77 @@
+"""What the layers of a network cost, as they are measured in its passes, and where a frozen beginning pays most."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class LayerCosts:
+    """Watches the passes of a network until `remove`.
+
+    Args:
+        module: The network.
+
+    Attributes:
+        seconds: Of all passes, by the name of a module that has parameters of its own: the time of it and of what comes
+            behind it up to the next one. Of what comes before the first, by "".
+        places: At how many places of an object a module with parameters is applied: pixels of its output.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.seconds: dict[str, float] = {}
+        self.places: dict[str, int] = {}
+        self._last, self._began = "", 0.0
+        self._first: nn.Module | None = None
+        self._handles = []
+        for name, layer in module.named_modules():
+            if next(layer.children(), None) is not None:
+                continue
+            owns = next(layer.parameters(), None) is not None
+            self._handles.append(layer.register_forward_pre_hook(self._begin))
+            self._handles.append(layer.register_forward_hook(self._ended(name if owns else None)))
+
+    def remove(self) -> None:
+        """Stop watching; what was found stays."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _begin(self, layer: nn.Module, inputs: Any) -> None:
+        self._first = self._first or layer
+        if layer is self._first:  # another pass begins
+            self._last = ""
+        self._began = time.perf_counter()
+
+    def _ended(self, name: str | None) -> Any:
+        def hook(layer: nn.Module, inputs: Any, output: Any) -> None:
+            if name is not None:
+                self._last = name
+                if isinstance(output, Tensor) and output.dim() >= 2:
+                    features = output.shape[-1] if output.dim() < 4 else output.shape[1]
+                    self.places[name] = max(1, output.numel() // (len(output) * int(features)))
+            self.seconds[self._last] = self.seconds.get(self._last, 0.0) + time.perf_counter() - self._began
+
+        return hook
+
+
+def best_cut(gains: Sequence[float], costs: Sequence[float]) -> int:
+    """How many layers from the beginning on to freeze: the share of the costs saved, less the share of the gain.
+
+    max over c of sum_{i < c} costs_i / sum costs - sum_{i < c} gains_i / sum gains; the last layer is never frozen. A
+    frozen beginning is taken to cost nothing, as one whose outputs are kept.
+
+    Args:
+        gains: What is expected of optimizing each layer further, in the order of the network.
+        costs: Of each.
+    """
+    all_gains, all_costs = max(sum(gains), 1e-30), max(sum(costs), 1e-30)
+    best, value, at = 0, 0.0, 0.0
+    for i, (gain, cost) in enumerate(zip(gains[:-1], costs[:-1], strict=True)):
+        at += cost / all_costs - gain / all_gains
+        if at > value:
+            best, value = i + 1, at
+    return best
