@@ -123,6 +123,15 @@ def test_joint_posterior(tmp_path: Path) -> None:
     assert "search-s0" in report and (tmp_path / "mine" / "trials" / "search-s0" / "networks").is_dir()
 
 
+@pytest.mark.slow
+def test_selective_training(tmp_path: Path) -> None:
+    """Five trainings, of which three freeze something."""
+    out = run(str(EXAMPLES / "07_selective_training.py"), "--epochs", "5", cwd=tmp_path, home=tmp_path / "home")
+    for name in ("all", "beginning frozen", "a tenth of the neurons", "output layer alone", "all, for as long as that"):
+        assert re.search(rf"^{name} +\d+\.\d\d +\d+\.\d", out, re.MULTILINE), name
+    assert (tmp_path / "runs" / "selective-training.png").stat().st_size > 20_000
+
+
 def test_the_example_fits_a_page() -> None:
     assert len((EXAMPLES / "01_nas_experiment.py").read_text(encoding="utf-8").splitlines()) <= 80
 

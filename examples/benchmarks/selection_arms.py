@@ -1,0 +1,120 @@
+"""What `selection.py` trains: by group of arms, network, recipe and what is frozen."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import Any
+
+from contract import data_section
+from workers import Job
+
+CRITERIA = ("random", "gradient", "preconditioner", "snr", "effective_perturbation", "gain", "gain_per_flop")
+FROZEN = (0.6, 0.8, 0.9, 0.95)
+# Of the paper: SGD, tanh, 600 steps, the choice after 100.
+PAPER_CRITERIA, PAPER_FROZEN = (
+    ("preconditioner", "gradient", "random"),
+    (0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.94, 0.96, 0.98),
+)
+ZEROED = (0.8, 0.9, 0.94, 0.95, 0.96, 0.98)
+KEEP_BY = ("magnitude", "z", "random")
+# Rates that validation data prefer, of a few, for trainings without selection.
+RATES = {"sgd": 0.1, "momentum": 0.02, "adam": 3e-3, "sgld": 0.1, "psgld": 3e-3, "mandt": 0.1}
+OUTPUT = {"mlp-200": "net.3", "mlp-300-100": "net.5"}
+FULL = "full"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How large a preset is; epochs of the MLPs where criteria are compared, where rows are, and of the CNNs."""
+
+    limit: int | None
+    epochs: int
+    row_epochs: int
+    cnn_epochs: int
+    paper_steps: int
+    objects: int
+
+
+PRESETS = {
+    "smoke": Setting(1_000, 1, 1, 1, 20, 1_000),
+    "cpu": Setting(None, 5, 12, 6, 600, 55_000),
+    "gpu": Setting(None, 5, 12, 20, 600, 55_000),
+}
+SEEDS = {"smoke": 1, "cpu": 10, "gpu": 10}
+Parameters = dict[str, Any]
+
+
+def arms(preset: str) -> dict[tuple[str, str], Parameters]:
+    """Parameters of a training by group and arm."""
+    setting = PRESETS[preset]
+    each = -(-setting.objects // 128)
+    adam = {"optimizer": "adam", "rate": 3e-3, "falls": True, "batch_size": 128}
+    mlp = {**adam, "network": "mlp-200", "steps": setting.epochs * each}
+    found: dict[tuple[str, str], Parameters] = {("criteria", FULL): mlp}
+    for granularity in ("weight", "neuron"):
+        for criterion in CRITERIA:
+            for frozen in FROZEN:
+                selection = {**_selection(1 - frozen, criterion), "granularity": granularity, "always": ["net.3"]}
+                found["criteria", f"{granularity} {criterion} {frozen:g}"] = {**mlp, "selection": selection}
+    last = {**_selection(2010, "gain"), "granularity": "prefix"}
+    found["criteria", "output layer alone"] = {**mlp, "selection": last}
+    for name in ("mlp-200", "mlp-300-100"):
+        rows = {**adam, "network": name, "steps": setting.row_epochs * each}
+        found[name, FULL] = rows
+        for criterion in ("gain", "random"):
+            selection = {**_selection(0.1, criterion), "granularity": "neuron", "always": [OUTPUT[name]]}
+            found[name, f"rows {criterion} 0.9"] = {**rows, "selection": selection}
+    for name in ("cnn", "cnn-normalized"):
+        cnn = {**adam, "network": name, "rate": 1e-3, "steps": setting.cnn_epochs * each}
+        automatic = {**_selection("auto", "gain"), "granularity": "prefix"}
+        for shift, suffix in ((0, ""), (2, ", augmented")):
+            found[name, f"{FULL}{suffix}"] = {**cnn, "shift": shift}
+            found[name, f"automatic{suffix}"] = {**cnn, "shift": shift, "selection": automatic}
+    return found | _paper(setting) | _zeroed(mlp) | _optimizers(mlp)
+
+
+def _selection(active: float | str, criterion: str) -> Parameters:
+    return {"active": active, "criterion": criterion, "start": 0.2}
+
+
+def _paper(setting: Setting) -> dict[tuple[str, str], Parameters]:
+    recipe = {"optimizer": "sgd", "rate": 0.1, "falls": False, "batch_size": 512, "steps": setting.paper_steps}
+    paper: Parameters = {**recipe, "network": "mlp-200-tanh"}
+    found = {("paper", FULL): paper}
+    for criterion in PAPER_CRITERIA:
+        for frozen in PAPER_FROZEN:
+            selection = {"active": 1 - frozen, "criterion": criterion, "granularity": "weight"}
+            selection |= {"start": setting.paper_steps // 6, "window": min(100, setting.paper_steps // 6)}
+            found["paper", f"{criterion} {frozen:g}"] = {**paper, "selection": selection}
+    return found
+
+
+def _zeroed(mlp: Parameters) -> dict[tuple[str, str], Parameters]:
+    """All that is kept is optimized further."""
+    found = {}
+    for by in KEEP_BY:
+        for share in ZEROED:
+            kept = 1 - share
+            selection = {**_selection(kept, "gain"), "granularity": "weight", "kept": kept, "keep_by": by}
+            found["zeroed", f"{by} {share:g}"] = {**mlp, "selection": selection}
+    return found
+
+
+def _optimizers(mlp: Parameters) -> dict[tuple[str, str], Parameters]:
+    found = {}
+    for name, rate in RATES.items():
+        falls = name in ("sgd", "momentum", "adam")
+        training = {**mlp, "optimizer": name, "rate": rate, "falls": falls}
+        selection = {**_selection(0.2, "gain"), "granularity": "neuron", "always": ["net.3"]}
+        found["optimizers", name] = training
+        found["optimizers", f"{name}, selected"] = {**training, "selection": selection}
+    return found
+
+
+def job(options: argparse.Namespace, group: str, arm: str, seed: int, parameters: Parameters) -> Job:
+    """One training."""
+    setting = PRESETS[options.preset]
+    config = {"data": data_section(options, setting.limit, 200 if options.preset == "smoke" else 5_000)}
+    name = f"s{seed}-{group}-{arm}".replace(", ", "-").replace(" ", "-")
+    return Job(name, "selection_runs:run_selection", config, {"trial": name, "seed": seed, **parameters}, (seed,))

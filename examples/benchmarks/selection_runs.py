@@ -1,0 +1,162 @@
+"""One training of the benchmark of selection, as a job: network, optimizer and what is frozen by its parameters."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nni_bayes_nas.config import Config
+from nni_bayes_nas.experiment.data import batches, load_data
+from nni_bayes_nas.experiment.uncertainty import scores
+from nni_bayes_nas.optim import SGLD, ConstantSGD, PreconditionedSGLD, SelectiveOptimization
+
+
+def _mlp(sizes: tuple[int, ...], activation: Callable[[], nn.Module]) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Flatten(), nn.Linear(784, sizes[0])]
+    for before, after in zip(sizes, (*sizes[1:], 10), strict=True):
+        layers += [activation(), nn.Linear(before, after)]
+    return nn.Sequential(*layers)
+
+
+def _cnn() -> nn.Sequential:
+    """Of the prototypes: two convolutions of 5x5, two linear layers; 80,202 parameters."""
+    return nn.Sequential(
+        *(nn.Conv2d(1, 16, 5), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(16, 32, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
+        *(nn.Linear(512, 128), nn.ReLU(), nn.Linear(128, 10)),
+    )
+
+
+def _normalized_cnn() -> nn.Sequential:
+    """Three convolutions of 3x3 with batch normalization."""
+    layers: list[nn.Module] = []
+    for before, after in ((1, 16), (16, 32), (32, 64)):
+        convolution = nn.Conv2d(before, after, 3, padding=1, bias=False)
+        layers += [convolution, nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 9, 10))
+
+
+NETWORKS: dict[str, Callable[[], nn.Sequential]] = {
+    "mlp-200": lambda: _mlp((200,), nn.ReLU),
+    "mlp-200-tanh": lambda: _mlp((200,), nn.Tanh),
+    "mlp-300-100": lambda: _mlp((300, 100), nn.ReLU),
+    "cnn": _cnn,
+    "cnn-normalized": _normalized_cnn,
+}
+
+
+def _optimizer(name: str, rate: float, n: int) -> Callable[[Any], torch.optim.Optimizer]:
+    return {
+        "sgd": lambda p: torch.optim.SGD(p, rate),
+        "momentum": lambda p: torch.optim.SGD(p, rate, momentum=0.9),
+        "adam": lambda p: torch.optim.Adam(p, rate, fused=True),
+        "sgld": lambda p: SGLD(p, rate, n_objects=n),
+        "psgld": lambda p: PreconditionedSGLD(p, rate, n_objects=n),
+        "mandt": lambda p: ConstantSGD(p, rate, n_objects=n, gather=50),
+    }[name]
+
+
+class Training(pl.LightningModule):
+    """A classifier, its rate constant or falling in a straight line to nearly zero."""
+
+    def __init__(
+        self, net: nn.Sequential, make: Callable[[Any], torch.optim.Optimizer], falls: bool, shift: int
+    ) -> None:
+        super().__init__()
+        self.net, self.make, self.falls, self.shift = net, make, falls, shift
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Mean cross-entropy."""
+        x, y = batch
+        if self.shift:
+            # Augmentation: the whole batch moved by some pixels.
+            moves = torch.randint(-self.shift, self.shift + 1, (2,)).tolist()
+            x = torch.roll(x, moves, dims=(2, 3))
+        return F.cross_entropy(self.net(x), y)
+
+    def configure_optimizers(self) -> Any:
+        """As the benchmark says."""
+        optimizer = self.make(self.net.parameters())
+        if not self.falls:
+            return optimizer
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(1e-3, 1 - step / steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class Clock(pl.Callback):
+    """Process time of a training, all that is done for it included."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """It begins."""
+        self.began = time.process_time()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """It ends."""
+        self.seconds = time.process_time() - self.began
+
+
+def run_selection(
+    config: Config, parameters: dict[str, Any], directory: Path, report: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """A training; its validation and test scores, process seconds, and what its selection says.
+
+    Args:
+        config: Its data.
+        parameters: "network", "optimizer", "rate", "falls", "batch_size", "steps", "seed"; "selection", arguments of
+            `SelectiveOptimization` or None; "shift" of augmentation.
+        directory: Not used.
+        report: Called at the end.
+    """
+    seed = int(parameters["seed"])
+    data = load_data(config.data)
+    torch.manual_seed(seed)
+    net = NETWORKS[parameters["network"]]()
+    size, steps = int(parameters["batch_size"]), int(parameters["steps"])
+    make = _optimizer(parameters["optimizer"], float(parameters["rate"]), len(data.train))
+    module = Training(net, make, bool(parameters["falls"]), int(parameters.get("shift", 0)))
+    clock, callbacks = Clock(), list[pl.Callback]()
+    selection = parameters.get("selection")
+    chosen = None if selection is None else SelectiveOptimization(**selection, batch_size=size, seed=seed)
+    if chosen is not None:
+        callbacks.append(chosen)
+    loader = batches(data.train, size, seed=seed)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        max_epochs=math.ceil(steps / len(loader)),
+        callbacks=[*callbacks, clock],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, loader)
+    found = {}
+    net.eval()
+    for name, part in (("val", data.val), ("test", data.test)):
+        with torch.no_grad():
+            pairs = [(net(x).log_softmax(-1), y) for x, y in batches(part, 1000, seed=None)]
+        of_part = scores(torch.cat([p for p, _ in pairs]), torch.cat([y for _, y in pairs]))
+        found |= {f"{name}_{key}": of_part[key] for key in ("accuracy", "nll", "ece")}
+    report({"default": found["val_accuracy"], "epoch": trainer.current_epoch})
+    result = {"default": found["val_accuracy"], **found, "process_seconds": clock.seconds, "seed": seed}
+    if chosen is not None:
+        said = chosen.freeze_report()
+        counts = [sum(row[key] for row in said["layers"].values()) for key in ("parameters", "active")]
+        kept = sum(int((p != 0).sum()) for p in net.parameters())
+        result |= {"parameters": counts[0], "active": counts[1], "nonzero": kept}
+        result |= {key: said[key] for key in ("macs", "milliseconds", "no_cache", "cache_bytes")}
+        result["frozen"] = [name for name, row in said["layers"].items() if row["active"] == 0]
+    return result

@@ -1,0 +1,81 @@
+"""The benchmark of selection: what it compares and how, its arms, and the whole at its smallest size."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmark_scripts import module, run, script_folder  # noqa: F401 (a fixture)
+
+from nni_bayes_nas.optim import SelectiveOptimization
+
+
+def row(arm: str, seed: int, accuracy: float, seconds: float = 1.0, group: str = "cnn") -> dict[str, Any]:
+    figures = {"test_accuracy": accuracy, "val_accuracy": accuracy, "process_seconds": seconds}
+    return {"group": group, "arm": arm, "seed": seed, **figures}
+
+
+def test_differences_are_paired_by_seed() -> None:
+    script = module("selection")
+    table = script.Table([row("full", 0, 0.99, 6.0), row("full", 1, 0.98, 8.0), row("automatic", 1, 0.97, 2.0)])
+    assert table.difference("cnn", "full", "automatic") == {"mean": pytest.approx(1.0), "half_width": None, "n": 1}
+    assert table.speed("cnn", "automatic") == 4.0 and table.speed("mlp-200", "full") is None
+    # Differences 1 and 3: standard error 1, one degree of freedom.
+    found = script.paired({0: 1.0, 1: 3.0, 2: 9.0}, {0: 0.0, 1: 0.0})
+    assert found["mean"] == 2.0 and found["half_width"] == pytest.approx(12.7062, rel=1e-4) and found["n"] == 2
+
+
+def test_the_criterion_is_chosen_by_validation() -> None:
+    script = module("selection")
+    rows = [row("weight gain 0.8", 0, 0.9, group="criteria"), row("weight random 0.8", 0, 0.5, group="criteria")]
+    rows.append({**row("weight snr 0.8", 0, 0.95, group="criteria"), "val_accuracy": 0.8})
+    table = script.Table([*rows, {"group": "criteria", "arm": "full", "seed": 0, "error": "out of memory"}])
+    found = {target.name: target for target in script.targets(table)}
+    assert found["2c"].value == pytest.approx(40.0) and "weight gain 0.8" in found["2c"].what and found["2c"].holds
+    assert not any(target.holds for name, target in found.items() if name != "2c")
+
+
+@pytest.mark.parametrize("preset", ["smoke", "cpu", "gpu"])
+def test_arms_are_trainings(preset: str) -> None:
+    arms, runs = module("selection_arms"), module("selection_runs")
+    for (group, arm), parameters in arms.arms(preset).items():
+        assert parameters["network"] in runs.NETWORKS and parameters["steps"] >= 8, (group, arm)
+        if selection := parameters.get("selection"):
+            SelectiveOptimization(**selection)
+    networks = {name: sum(p.numel() for p in make().parameters()) for name, make in runs.NETWORKS.items()}
+    assert networks["mlp-200"] == 159_010 and networks["cnn"] == 80_202
+
+
+@pytest.mark.slow
+def test_selection(tmp_path: Path) -> None:
+    said, result = run(
+        "selection", tmp_path / "selection.json", 1, "--data", "mnist", "--root", str(fake_mnist(tmp_path))
+    )
+    rows = result["rows"]
+    assert {row["group"] for row in rows} >= {"criteria", "cnn", "paper", "zeroed", "optimizers"}
+    assert sum(row["arm"] == "full, equal time" for row in rows) == 4
+    automatic = next(row for row in rows if (row["group"], row["arm"]) == ("cnn", "automatic"))
+    assert automatic["no_cache"] is None or not automatic["frozen"]
+    augmented = next(row for row in rows if (row["group"], row["arm"]) == ("cnn", "automatic, augmented"))
+    assert augmented["no_cache"] is not None
+    assert "points lost, neurons frozen" in said and "optimizer" in said
+
+
+def fake_mnist(folder: Path) -> Path:
+    """Images in the files of MNIST, whose class is a bright row."""
+    import gzip
+
+    import numpy as np
+
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for part, n in (("train", 1300), ("t10k", 100)):
+        y = generator.integers(0, 10, n).astype(np.uint8)
+        x = generator.integers(0, 60, (n, 28, 28)).astype(np.uint8)
+        x[np.arange(n), 2 * y + 4] += 150
+        for name, values, magic in ((f"{part}-images-idx3-ubyte", x, 2051), (f"{part}-labels-idx1-ubyte", y, 2049)):
+            head = np.array([magic, *values.shape], dtype=">i4").tobytes()
+            (raw / name).write_bytes(head + values.tobytes())
+            with gzip.open(raw / f"{name}.gz", "wb") as file:
+                file.write(head + values.tobytes())
+    return folder
