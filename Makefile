@@ -7,10 +7,10 @@ demo: $(INSTALLED)
 	.venv/bin/nni-bayes-nas run examples/configs/demo-digits.yaml --output runs/demo
 
 test: $(INSTALLED)
-	.venv/bin/pytest -n 2 --dist loadgroup -m "not slow"
+	.venv/bin/pytest -m "not slow"
 
 test-all: $(INSTALLED)
-	.venv/bin/pytest -n 2 --dist loadgroup
+	.venv/bin/pytest
 
 lint: $(INSTALLED)
 	.venv/bin/ruff check .
