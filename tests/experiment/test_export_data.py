@@ -51,6 +51,7 @@ def make_run(folder: Path, task: str) -> tuple[Path, np.ndarray, np.ndarray]:
     return run, (x.double() * data.sd + data.mean).numpy(), said.numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fate", ["changed", "gone"])
 @pytest.mark.parametrize("task", ["classification", "regression"])
 def test_the_scale_is_that_of_the_training(task: str, fate: str, tmp_path: Path) -> None:

@@ -242,6 +242,7 @@ def with_search(base, **changes):
     return dataclasses.replace(base, search=dataclasses.replace(base.search, **changes))
 
 
+@pytest.mark.slow
 def test_searches_of_other_ranges_data_and_lengths_equal_single_ones(tmp_path, double):
     base = with_search(config(replicas=4), searches=1, variants=[{}, *VARIANTS])
     (spec,) = SearchAndRetrain(base).trials({}, set())
@@ -277,6 +278,7 @@ def test_variants_that_cannot_be_searched_are_refused():
         validate(with_search(base, replicas=2, variants=[{}, {"strategy.args.order": 2}]))
 
 
+@pytest.mark.slow
 def test_searches_out_of_step_do_not_share_a_graph(tmp_path, double):
     changes = {"search-s0": {"data.limit": 90}, "search-s2": {"strategy.args.lambdas_per_step": 3}}
     base = config(lambda_per="step", lambdas_per_step=2)

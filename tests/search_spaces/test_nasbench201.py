@@ -209,6 +209,7 @@ def test_cells_that_compute_the_same() -> None:
     assert isomorphism_key(by_skip) == isomorphism_key(direct) == "nor_conv_3x3(x)"
 
 
+@pytest.mark.slow
 def test_cells_of_one_key_are_one_network() -> None:
     """With one weight for an operation on every edge, outputs are equal where keys are, and hardly anywhere else."""
     space = NasBench201Space(width=2, cells_per_stage=1)

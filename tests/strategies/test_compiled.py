@@ -71,6 +71,7 @@ def test_outputs_gradients_and_statistics_are_equal(space, execution, n_objects)
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_only_steps_of_the_mixture_are_compiled():
     net, binding, x = supernet("cell", "fused")
     binding.weights = mixing(binding, (), learn=False)

@@ -16,6 +16,7 @@ from nni_bayes_nas.strategies import HyperDARTS, RegularizedDARTS
 from nni_bayes_nas.strategies.fused import FusedNodes
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_in_the_other_mode(tmp_path):
     """One step in one mode, the next one in the other: the loss is what the first mode goes on to."""
 
