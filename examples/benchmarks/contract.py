@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shlex
+import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -47,6 +49,14 @@ class Target:
         sign = ">=" if self.better == "higher" else "<="
         verdict = "holds" if self.holds else "FAILS"
         return f"{self.name:<16}{self.value:>9.4g} {sign} {self.limit:<8.4g}{verdict}  {self.what}"
+
+
+def half_width(values: Sequence[float]) -> float | None:
+    """Of Student's 95 % interval of their mean; None of fewer than two."""
+    from scipy.stats import t
+
+    n = len(values)
+    return float(t.ppf(0.975, n - 1)) * statistics.stdev(values) / math.sqrt(n) if n > 1 else None
 
 
 def parse(

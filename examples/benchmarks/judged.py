@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from contract import Target
-from scipy.stats import binomtest, rankdata, t
+from contract import Target, half_width
+from scipy.stats import binomtest, rankdata
 from workers import Outcome
 
 from nni_bayes_nas.bayes.posterior import ArchitecturePosterior
@@ -137,10 +137,10 @@ def intervals(rows: list[dict[str, Any]], pairs: Sequence[tuple[str, str]], arm:
 
 
 def _interval(what: str, values: list[float]) -> dict[str, Any]:
-    n = len(values)
-    if n < 2:
+    n, half = len(values), half_width(values)
+    if half is None:
         return {"what": what, "mean": values[0] if values else None, "low": None, "high": None, "n": n}
-    middle, half = statistics.fmean(values), t.ppf(0.975, n - 1) * statistics.stdev(values) / math.sqrt(n)
+    middle = statistics.fmean(values)
     return {
         "what": what,
         "mean": round(middle, 4),

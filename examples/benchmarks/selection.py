@@ -27,8 +27,7 @@ import itertools
 import statistics
 from typing import Any
 
-from contract import Target, parse, write_result
-from scipy.stats import t
+from contract import Target, half_width, parse, write_result
 from selection_arms import (
     CRITERIA,
     FROZEN,
@@ -88,10 +87,8 @@ def paired(a: dict[int, float], b: dict[int, float]) -> dict[str, Any] | None:
     differences = [a[seed] - b[seed] for seed in a if seed in b]
     if not differences:
         return None
-    n, half = len(differences), None
-    if n > 1:
-        half = float(t.ppf(0.975, n - 1)) * statistics.stdev(differences) / n**0.5
-    return {"mean": statistics.fmean(differences), "half_width": half, "n": n}
+    mean, n = statistics.fmean(differences), len(differences)
+    return {"mean": mean, "half_width": half_width(differences), "n": n}
 
 
 def preferred(table: Table, group: str, candidates: list[str]) -> str | None:

@@ -68,9 +68,7 @@ class ConstantSGD(Sampler):
 
     def update(self, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor]) -> None:
         """See the class."""
-        slopes = gradients
-        if group["weight_decay"]:
-            slopes = list(torch._foreach_add(gradients, params, alpha=group["weight_decay"]))
+        slopes = self.slopes(group, params, gradients)
         if group["preconditioner"] == "none":
             torch._foreach_add_(params, slopes, alpha=-group["lr"])
             return

@@ -48,7 +48,7 @@ class SGLD(Sampler):
 
     def update(self, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor]) -> None:
         """See the class."""
-        slopes = _with_decay(group, params, gradients)
+        slopes = self.slopes(group, params, gradients)
         torch._foreach_add_(params, slopes, alpha=-group["lr"])
         if (scale := _scale(group)) > 0:
             torch._foreach_add_(params, self.noise_like(params), alpha=scale)
@@ -102,17 +102,10 @@ class PreconditionedSGLD(Sampler):
         roots = torch._foreach_div(squares, 1 - decay ** (group["steps"] + 1))
         torch._foreach_sqrt_(roots)
         torch._foreach_add_(roots, group["eps"])
-        torch._foreach_addcdiv_(params, _with_decay(group, params, gradients), roots, value=-group["lr"])
+        torch._foreach_addcdiv_(params, self.slopes(group, params, gradients), roots, value=-group["lr"])
         if (scale := _scale(group)) > 0:
             torch._foreach_sqrt_(roots)
             torch._foreach_addcdiv_(params, self.noise_like(params), roots, value=scale)
-
-
-def _with_decay(group: dict[str, Any], params: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
-    """The gradient of U."""
-    if group["weight_decay"] == 0:
-        return gradients
-    return list(torch._foreach_add(gradients, params, alpha=group["weight_decay"]))
 
 
 def _scale(group: dict[str, Any]) -> float:

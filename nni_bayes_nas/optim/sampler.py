@@ -76,6 +76,12 @@ class Sampler(Optimizer):
         """Change parameters of a group in place; `group["steps"]` is the number of steps before."""
         raise NotImplementedError
 
+    def slopes(self, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+        """The gradient of U."""
+        if group["weight_decay"] == 0:
+            return gradients
+        return list(torch._foreach_add(gradients, params, alpha=group["weight_decay"]))
+
     def state_of(self, params: Iterable[Tensor], name: str) -> list[Tensor]:
         """A tensor of the shape of each parameter, zero at first, kept in the state dict."""
         found = []
