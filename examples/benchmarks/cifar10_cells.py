@@ -10,8 +10,9 @@ at which it comes nearest to one size, beside five random cells of that size, dr
     imagenet    an image folder of ImageNet's, at 64 pixels, in memory (of 1.3 million images about 40 GiB); --data
                 image_folder --root FOLDER
 
-The last two are for GPUs and were not run; on a generated image folder a test goes through the last one. A benchmark
-that was killed goes on where it was, trainings from their last epoch.
+The last two are for GPUs, with `--workers 1` for one whose memory a training fills, and were not run; on a generated
+image folder a test goes through the last one. A benchmark that was killed goes on where it was, trainings from their
+last epoch.
 
 Targets (issue "Bayesian choice of architecture", 5): the mean test accuracy of the searched cells above that of the
 random ones by more than the half width of the 95 % interval of the difference (Welch).
@@ -154,9 +155,7 @@ def main() -> int:
         begun.update({job.name: (arm, own) for job, (arm, _, own, _) in zip(jobs, found, strict=True)})
         return jobs
 
-    # A GPU holds one training at a time.
-    n = 2 if options.preset in ("smoke", "cpu") else 1
-    with Workers(store, options.output.with_suffix(".work"), n) as workers:
+    with Workers(store, options.output.with_suffix(".work"), options.workers) as workers:
         outcomes = workers.run(searches.values(), follow)
     rows: list[dict[str, Any]] = []
     for name, (arm, seed) in begun.items():

@@ -289,7 +289,7 @@ def main() -> int:
     benchmark = Benchmark(options)
     store = Store(options.output)
     seeds = range(options.seeds)
-    with Workers(store, options.output.with_suffix(".work")) as workers:
+    with Workers(store, options.output.with_suffix(".work"), options.workers) as workers:
         start = [job for seed in seeds for job in [*benchmark.searches(seed), *benchmark.independent(seed)]]
         outcomes = workers.run(start, benchmark.derived)
         failed = {name: outcome["error"] for name, outcome in outcomes.items() if "error" in outcome}

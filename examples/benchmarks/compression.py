@@ -147,7 +147,7 @@ def main() -> int:
     """Run what the file of finished jobs does not hold yet."""
     options = parse(__doc__, PRESETS, SEEDS)
     store, wanted = Store(options.output), jobs(options)
-    with Workers(store, options.output.with_suffix(".work")) as workers:
+    with Workers(store, options.output.with_suffix(".work"), options.workers) as workers:
         outcomes = workers.run(wanted.values())
     rows = [row for (arm, *_), job in wanted.items() for row in run_rows(arm, job, outcomes[job.name])]
     found = TARGETS.get(options.preset, of_the_networks)(rows)

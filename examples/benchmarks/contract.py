@@ -65,6 +65,7 @@ def parse(
     seeds: dict[str, int],
     more: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
     data_sets: Sequence[str] = tuple(STEMS),
+    workers: int | None = 2,
 ) -> argparse.Namespace:
     """The options of a benchmark.
 
@@ -74,6 +75,7 @@ def parse(
         seeds: Default number of seeds by preset.
         more: Adds options of the benchmark's own.
         data_sets: Names that `--data` may be.
+        workers: Default number of jobs at a time; None where there are none.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=presets, default="smoke")
@@ -81,6 +83,10 @@ def parse(
     parser.add_argument("--data", choices=data_sets, help="default: digits for smoke, else mnist")
     parser.add_argument("--root", metavar="DIR", help="folder that holds the data (torchvision), not for digits")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
+    if workers is not None:
+        parser.add_argument(
+            "--workers", type=int, default=workers, metavar="N", help=f"jobs at a time, default {workers}"
+        )
     more(parser)
     options = parser.parse_args()
     options.seeds = seeds[options.preset] if options.seeds is None else options.seeds
@@ -88,6 +94,8 @@ def parse(
     options.data = options.data or usual
     if options.seeds < 1:
         parser.error("--seeds must be at least 1")
+    if workers is not None and options.workers < 1:
+        parser.error("--workers must be at least 1")
     if options.data != "digits" and options.root is None:
         parser.error(f"--data {options.data} needs --root DIR")
     options.output.parent.mkdir(parents=True, exist_ok=True)

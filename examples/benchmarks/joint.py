@@ -287,7 +287,7 @@ def main() -> int:
     """Run what the file of finished jobs does not hold yet."""
     options = parse(__doc__, PRESETS, SEEDS)
     store, runs = Store(options.output), Runs(options)
-    with Workers(store, options.output.with_suffix(".work")) as workers:
+    with Workers(store, options.output.with_suffix(".work"), options.workers) as workers:
         outcomes = workers.run(runs.first, runs.follow)
     failed = [name for name in (job.name for job in runs.first) if name not in runs.what and "error" in outcomes[name]]
     rows = runs.rows(outcomes) + [{"arm": "structure", "error": outcomes[name]["error"]} for name in failed]

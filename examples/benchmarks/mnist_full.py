@@ -167,7 +167,7 @@ def main() -> int:
     options = parse(__doc__, PRESETS, SEEDS)
     benchmark = Benchmark(options)
     store = Store(options.output)
-    with Workers(store, options.output.with_suffix(".work")) as workers:
+    with Workers(store, options.output.with_suffix(".work"), options.workers) as workers:
         outcomes = workers.run([benchmark.search(seed) for seed in range(options.seeds)], benchmark.trainings)
     failed = {name: outcome["error"] for name, outcome in outcomes.items() if "error" in outcome}
     done = [name for name in outcomes if name not in failed and workers.jobs[name].kind == "retrain"]

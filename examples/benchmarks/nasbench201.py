@@ -4,7 +4,8 @@
 
 TABLE is a CSV file with the columns `arch`, `c10_test_200` (accuracy in %, 200 epochs on all data), `c10_val_12` and
 `params_M`. Searches see CIFAR-10 in a small supernet (width 8, one cell a stage, images averaged to 16x16, 10,000 of
-them); nothing is chosen by the table. Arms, one row a seed:
+them); in the preset `gpu` in one of the size of the table's networks (25,000 images), for the Dirichlet on a single
+level and what refines it alone. Nothing is chosen by the table. Arms, one row a seed:
 
     DARTS, order 1 and 2, Gumbel     as published: bilevel, "none" among the operations, no guards; but for the rate of
                                      the structure, which has a hundredth of the published steps, .02 for 3e-4
@@ -58,7 +59,11 @@ PAIRS = [(OURS, SOFTMAX), *((REFINED["posterior"], other) for other in (OURS, RE
 
 @dataclass(frozen=True)
 class Setting:
-    """How large a preset is; a batch of a step on a single level is two of these."""
+    """How large a preset is.
+
+    A batch of a step on a single level is two of `batch_size`; `arms`: all where there are none; `graphs`: whether
+    passes are recorded.
+    """
 
     width: int
     cells: int
@@ -70,6 +75,10 @@ class Setting:
     batch_size: int
     refine: dict[str, Any]
     probe_cells: int
+    arms: tuple[str, ...] = ()
+    priors: tuple[str, ...] = tuple(REFINED)
+    probe_batch: int = 64
+    graphs: bool = False
 
 
 _REFINE = {"candidates": 512, "parallel": 2, "evaluations": 16}
@@ -78,7 +87,10 @@ PRESETS = {
         4, 1, 1, 192, 64, 2, 1, 32, {**_REFINE, "candidates": 16, "evaluations": 6, "epochs": 1, "rungs": ((5, 2),)}, 1
     ),
     "cpu": Setting(8, 1, 2, 10_000, 1_000, 5, 2, 32, {**_REFINE, "epochs": 1, "rungs": ((5, 4), (2, 8))}, 3),
-    "gpu": Setting(16, 5, 1, 50_000, 5_000, 50, 20, 32, {**_REFINE, "epochs": 2, "rungs": ((5, 6), (2, 12))}, 5),
+    "gpu": Setting(
+        *(16, 5, 1, 25_000, 1_000, 8, 3, 32, {**_REFINE, "epochs": 1, "rungs": ((5, 4), (2, 8))}, 5),
+        *((OURS,), ("posterior",), 128, True),
+    ),
 }
 SEEDS = {"smoke": 1, "cpu": 6, "gpu": 3}
 
@@ -117,6 +129,8 @@ def job(options: argparse.Namespace, arm: str, seed: int) -> Job:
     """One search."""
     setting: Setting = PRESETS[options.preset]
     strategy = arms()[arm]
+    if setting.graphs:
+        strategy["args"] = {**strategy["args"], "cuda_graphs": True}
     guarded = "auxiliary" in strategy["args"]
     config = {
         **common(options, affine=False),
@@ -157,7 +171,11 @@ def probe_config(options: argparse.Namespace) -> dict[str, Any]:
         **common(options),
         # Losses of good cells differ by less than the error of a mean over a thousand objects.
         "data": data_section(options, setting.limit, 5 * setting.val_limit),
-        "retrain": {"space": {"cells_per_stage": setting.probe_cells}, "learning_rate": 0.1, "batch_size": 64},
+        "retrain": {
+            "space": {"cells_per_stage": setting.probe_cells},
+            "learning_rate": 0.1,
+            "batch_size": setting.probe_batch,
+        },
     }
 
 
@@ -270,11 +288,13 @@ def main() -> int:
     judge = Judge(table, to_arch_string, COLUMN, SIZE, GOOD)
     seeds = list(range(FIRST_SEED, FIRST_SEED + options.seeds))
     store = Store(options.output)
-    jobs = {(arm, seed): job(options, arm, seed) for seed in seeds for arm in arms()}
-    seed_of = {one.name: seed for (arm, seed), one in jobs.items() if arm == OURS}
     setting: Setting = PRESETS[options.preset]
-    refined = Refinements(seed_of, probe_config(options), setting.refine, judge.parameters, isomorphism_key)
-    with Workers(store, options.output.with_suffix(".work")) as workers:
+    jobs = {(arm, seed): job(options, arm, seed) for seed in seeds for arm in setting.arms or arms()}
+    seed_of = {one.name: seed for (arm, seed), one in jobs.items() if arm == OURS}
+    refined = Refinements(
+        seed_of, probe_config(options), setting.refine, judge.parameters, isomorphism_key, setting.priors
+    )
+    with Workers(store, options.output.with_suffix(".work"), options.workers) as workers:
         outcomes = workers.run(jobs.values(), refined.follow)
     rows = [search_row(arm, seed, outcomes[one.name], judge) for (arm, seed), one in jobs.items()]
     searched = {seed: outcomes[name].get("seconds", 0.0) for name, seed in seed_of.items()}

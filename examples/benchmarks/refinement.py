@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -190,6 +190,7 @@ class Refinements:
         refine: Section `refine` of the plan.
         size: Parameters of an architecture, in any unit.
         key: Equal for architectures that are one network.
+        priors: Of `PRIORS`.
     """
 
     def __init__(
@@ -199,8 +200,10 @@ class Refinements:
         refine: dict[str, Any],
         size: Callable[[dict[str, Any]], float],
         key: Callable[[dict[str, Any]], str],
+        priors: Sequence[str] = PRIORS,
     ) -> None:
         self.seed_of, self.config, self.refine, self.size, self.key = seed_of, config, refine, size, key
+        self.priors = priors
         self.found: dict[tuple[str, int], Refinement] = {}
         self._by_name: dict[str, Refinement] = {}
 
@@ -208,7 +211,7 @@ class Refinements:
         """What can begin once a job has ended."""
         if finished.name in self.seed_of and "result" in outcome:
             seed, result, jobs = self.seed_of[finished.name], outcome["result"], []
-            for prior in PRIORS:
+            for prior in self.priors:
                 rows = candidates(prior, result, seed, self.refine["candidates"], self.size, self.key)
                 name, known = f"s{seed}-refined-{prior}", {**result, "candidates": pack(rows)}
                 one = Refinement(name, self.config, self.refine, seed, known, (2, seed))

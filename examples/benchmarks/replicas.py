@@ -135,7 +135,7 @@ def main() -> int:
     if sys.argv[1:2] == ["--work"]:
         print(json.dumps(work(*json.loads(sys.argv[2]))))
         return 0
-    options = parse(__doc__, PRESETS, {"smoke": 2, "cpu": 8})
+    options = parse(__doc__, PRESETS, {"smoke": 2, "cpu": 8}, workers=None)
     if options.seeds < 2:
         sys.exit(f"--seeds must be at least 2 searches, which are compared, got {options.seeds}")
     preset, began = PRESETS[options.preset], time.perf_counter()

@@ -271,7 +271,7 @@ def main() -> int:
         begun.update({job.name: (name, seed, row) for job, (name, row) in zip(jobs, found, strict=True)})
         return jobs
 
-    with Workers(store, options.output.with_suffix(".work")) as workers:
+    with Workers(store, options.output.with_suffix(".work"), options.workers) as workers:
         outcomes = workers.run(searches.values(), follow)
     rows = [row_of(arm, seed, found, outcomes[name]) for name, (arm, seed, found) in begun.items()]
     rows += [{"arm": a, "seed": s, **outcomes[j.name]} for (a, s), j in searches.items() if "error" in outcomes[j.name]]

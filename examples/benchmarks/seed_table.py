@@ -186,7 +186,7 @@ def main() -> int:
     setting: Setting = PRESETS[options.preset]
     store = Store(options.output)
     jobs = [job for seed in range(options.seeds) for job in searches(options, seed)]
-    with Workers(store, options.output.with_suffix(".work")) as workers:
+    with Workers(store, options.output.with_suffix(".work"), options.workers) as workers:
         outcomes = workers.run(jobs)
     rows = [row for job in jobs for row in precision_rows(job, outcomes[job.name])]
     images = "all" if setting.limit is None else f"{setting.limit:,}"

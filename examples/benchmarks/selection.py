@@ -197,7 +197,7 @@ def main() -> int:
     options = parse(__doc__, PRESETS, SEEDS)
     store, every = Store(options.output), arms(options.preset)
     jobs = {(g, a, seed): job(options, g, a, seed, p) for seed in range(options.seeds) for (g, a), p in every.items()}
-    with Workers(store, options.output.with_suffix(".work")) as workers:
+    with Workers(store, options.output.with_suffix(".work"), options.workers) as workers:
         done = workers.run(jobs.values())
         outcomes = {key: done[one.name] for key, one in jobs.items()}
         controls = {}
