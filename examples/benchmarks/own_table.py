@@ -47,10 +47,10 @@ class Setting:
     refine: dict[str, Any]
 
 
-_REFINE = {"candidates": 512, "parallel": 2, "evaluations": 16}
+_REFINE = {"candidates": 32, "parallel": 2, "evaluations": 14}
 PRESETS = {
     "smoke": Setting(2, 1, 1, 2, 1, 2, {**_REFINE, "evaluations": 6, "epochs": 1, "rungs": ((5, 2),)}),
-    "cpu": Setting(8, 3, 12, 40, 16, 3, {**_REFINE, "epochs": 8, "rungs": ((5, 32), (2, 64))}),
+    "cpu": Setting(8, 3, 12, 40, 16, 3, {**_REFINE, "epochs": 8, "rungs": ((3, 32),)}),
 }
 SEEDS = {"smoke": 1, "cpu": 6}
 

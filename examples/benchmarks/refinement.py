@@ -51,7 +51,7 @@ def candidates(
         key: Equal for architectures that are one network, which is a candidate once, as in a search's own.
     """
     if prior == "posterior":
-        return unpack(result["candidates"])
+        return unpack(result["candidates"])[:n]
     units = ArchitecturePosterior.from_dict(result["posterior"]).units
     parts = itertools.product(*map(law.enumerate_choices, units))
     every = [{label: choice for part in each for label, choice in part.items()} for each in parts]

@@ -67,10 +67,15 @@ class Job:
             unused |= {"strategy", "search", "retrain"}
         else:
             unused |= {"compress", *(("strategy", "search") if self.kind == "retrain" else ())}
-        config = {name: section for name, section in config.items() if name not in unused}
+        config = {name: _given(section) for name, section in config.items() if name not in unused}
         parameters = {name: value for name, value in self.parameters.items() if name != "trial"}
         parts = json.dumps([_ALGORITHM, self.kind, config, parameters], sort_keys=True)
         return hashlib.sha256(parts.encode()).hexdigest()[:24]
+
+
+def _given(section: Any) -> Any:
+    """A section without options that are None: a new one that is off makes no other job."""
+    return {key: value for key, value in section.items() if value is not None} if isinstance(section, dict) else section
 
 
 class Store:
