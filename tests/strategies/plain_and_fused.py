@@ -60,7 +60,7 @@ def passed(
     for label, unit in binding.units.items():
         shape = unit.shape if hasattr(unit, "cell") else unit.shape[1:]
         raw = torch.rand((len(x),) * per_object + tuple(shape), generator=generator, dtype=torch.float64)
-        weights[label] = raw.softmax(-1).to(x.dtype).requires_grad_(True)
+        weights[label] = raw.softmax(-1).to(x).requires_grad_(True)
     binding.weights = weights
     torch.manual_seed(2)  # dropout
     # Plain is what a user has who leaves all this out: images as they come.
