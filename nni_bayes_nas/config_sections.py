@@ -86,6 +86,7 @@ class SearchConfig:
     ``replicas`` searches run in one trial, side by side: for small networks. ``precision``: ``bf16-mixed`` lets the
     supernet, and nothing else, compute in bfloat16. ``optimizer`` is that of the weights (``learning_rate`` of adam:
     0.002, say), ``rho_learning_rate`` that of the logarithms of their standard deviations, where weights are Gaussian.
+    ``selection``: as of retrainings, for the weights of the supernet; the structure is optimized to the end.
     """
 
     epochs: int = 30
@@ -108,6 +109,7 @@ class SearchConfig:
     collapse: Literal["ignore", "watch", "stop"] = "ignore"
     structure_fraction: float = 0.5
     precision: Precision = "32-true"
+    selection: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         _check_training("search", self)

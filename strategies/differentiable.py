@@ -288,6 +288,11 @@ class DifferentiableStrategy(DerivedFamily, DARTS):  # type: ignore[misc]
         return {"train": train_dataloader_fn(), "val": structure}
 
     @property
+    def batches_per_step(self) -> int:
+        """Batches that a step of the weights takes."""
+        return 1
+
+    @property
     def lambda_weights(self) -> LambdaWeights | None:
         """The supernet's weights as functions of lambda; None where they are not."""
         return None

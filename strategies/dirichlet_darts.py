@@ -206,6 +206,11 @@ class DirichletDARTS(DifferentiableStrategy):
             guards=guards_of(auxiliary, auxiliary_end, normalize, without),
         )
 
+    @property
+    def batches_per_step(self) -> int:
+        """Of a single level the halves of the data are one."""
+        return 2 if self.bayes.scheme == "single_level" else 1
+
     def mutate_model(self, model: Any) -> Any:
         """Turn the model space into a supernet, in place, its weights variational if they are to be."""
         supernet = super().mutate_model(model)

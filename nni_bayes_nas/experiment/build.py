@@ -171,8 +171,11 @@ def effective(config: Config) -> Config:
         ),
         data=dataclasses.replace(config.data, args=data_arguments(config.data)[1]),
         retrain=dataclasses.replace(
-            config.retrain, space=_retrain_space(space, config), selection=selection_arguments(config)
+            config.retrain,
+            space=_retrain_space(space, config),
+            selection=selection_arguments(config, "retrain"),
         ),
+        search=dataclasses.replace(config.search, selection=selection_arguments(config, "search")),
     )
 
 

@@ -20,7 +20,7 @@ from nni_bayes_nas.experiment.build import build_network, drop_training_parts
 from nni_bayes_nas.experiment.callbacks import EpochLog, SeedEpochs
 from nni_bayes_nas.experiment.data import DataSplits, batches, load_data_on
 from nni_bayes_nas.experiment.retrained import save
-from nni_bayes_nas.experiment.selection import selective
+from nni_bayes_nas.experiment.selection import freeze_report_of, selective
 from nni_bayes_nas.experiment.stopwatch import Stopwatch
 from nni_bayes_nas.experiment.tasks import evaluation_module, task_of
 from nni_bayes_nas.layers.replicas import Replica, Stacked
@@ -88,7 +88,7 @@ def run_retrain(
         "seed": int(parameters["seed"]),
         "device": trained.device,
         "stage_seconds": watch.seconds,
-        **({} if trained.selection is None else {"selection": trained.selection}),
+        **freeze_report_of(trained.trainer),
     }
 
 
@@ -133,7 +133,6 @@ class _Trained:
     trainer: pl.Trainer
     device: str
     watch: Stopwatch
-    selection: dict[str, Any] | None
 
     def validate(self) -> Mapping[str, float]:
         """Terms of the validation data."""
@@ -192,5 +191,4 @@ def _train(
             batches(data.val, 256, seed=None),
             **evaluation.resume_arguments(directory),
         )
-    report_of = chosen.freeze_report() if chosen is not None and chosen.has_ended else None
-    return _Trained(data, network, module, trainer, device, watch, report_of)
+    return _Trained(data, network, module, trainer, device, watch)

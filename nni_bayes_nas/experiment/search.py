@@ -32,6 +32,7 @@ from nni_bayes_nas.experiment.joint import joint_rows
 from nni_bayes_nas.experiment.packed import pack
 from nni_bayes_nas.experiment.posterior_file import posterior_file
 from nni_bayes_nas.experiment.record import write_json
+from nni_bayes_nas.experiment.selection import freeze_report_of, selective_search
 from nni_bayes_nas.experiment.stopwatch import Stopwatch
 from nni_bayes_nas.experiment.tasks import evaluation_module, task_of
 from nni_bayes_nas.layers.variational import weight_noise
@@ -144,6 +145,7 @@ def run_search(
             "cost": strategy.cost_kind,
             "cost_kind": strategy.cost.kind,
             "device": device,
+            **freeze_report_of(module.trainer),
         },
         "architectures": architectures,
         "random": random,
@@ -180,6 +182,8 @@ def _evaluator(
     callbacks: list[Any] = [EpochLog(directory, "search", intermediate, _weight_rows, watch)]
     if settings.collapse != "ignore":  # before the log, which writes down what it finds
         callbacks.insert(0, CollapseWatch(directory, strategy, settings.collapse == "stop", seed))
+    chosen = selective_search(config, seed, strategy.batches_per_step)
+    callbacks += [] if chosen is None else [chosen]
     return nni.nas.evaluator.pytorch.Lightning(
         evaluation_module(data, settings),
         evaluation.trainer(directory, settings.epochs, device, callbacks, precision=settings.precision, watch=watch),

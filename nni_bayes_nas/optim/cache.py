@@ -189,3 +189,21 @@ def chain_of(module: nn.Module) -> tuple[str, nn.Sequential] | None:
         if type(found) is nn.Sequential and every <= {id(p) for p in found.parameters()}:
             return (f"{name}." if name else ""), found
     return None
+
+
+def why_not(wanted: bool, indices: BatchIndices | None, chain: Any, cached: ActivationCache | None) -> str | None:
+    """Why nothing is kept; None where something is, or nobody has tried.
+
+    Args:
+        wanted: Whether it should be.
+        indices: What `watch_indices` has found.
+        chain: What `chain_of` has found.
+        cached: What is kept.
+    """
+    if not wanted:
+        return "cache=False"
+    if indices is None:
+        return "the data loader does not say which objects are in a batch"
+    if chain is None:
+        return "the network is no nn.Sequential"
+    return None if cached is None else cached.why_not

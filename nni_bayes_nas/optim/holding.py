@@ -35,6 +35,7 @@ class Holding:
         optimizers: Of its parameters.
         active: By the name of a parameter, booleans of what moves.
         probe: All parameters have gradients, until `before_step`: to be counted; nothing is by rows.
+        layers: False where the network is not run layer by layer: nothing is by rows, and batch normalization goes on.
     """
 
     def __init__(
@@ -44,8 +45,9 @@ class Holding:
         active: Mapping[str, Tensor],
         *,
         probe: bool = False,
+        layers: bool = True,
     ) -> None:
-        self.module, self.optimizers, self.probe = module, list(optimizers), probe
+        self.module, self.optimizers, self.probe, self._layers = module, list(optimizers), probe, layers
         parameters = dict(module.named_parameters())
         self.parameters = {name: parameters[name] for name in active}
         self.active = {name: mask.to(self.parameters[name].device) for name, mask in active.items()}
@@ -58,7 +60,7 @@ class Holding:
                 p.grad = None
                 for optimizer in self.optimizers:
                     optimizer.state.pop(p, None)
-        if not probe:
+        if layers and not probe:
             self._split()
         by_rows = {id(x) for rows in self.rows.values() for x in (rows.layer.weight, rows.layer.bias)}
         for name, p in self.parameters.items():
@@ -68,7 +70,7 @@ class Holding:
 
     def still(self) -> None:
         """Batch normalization that is frozen keeps its running statistics; to be called after every `train()`."""
-        for name, layer in self.module.named_modules():
+        for name, layer in self.module.named_modules() if self._layers else ():
             if isinstance(layer, _BatchNorm):
                 own = [self.some.get(f"{name}.{key}" if name else key) for key, _ in layer.named_parameters()]
                 if own and not any(own):

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nni_bayes_nas.coercion import require
 from nni_bayes_nas.errors import ConfigError
-from nni_bayes_nas.optim.cache import ActivationCache, BatchIndices, chain_of, watch_indices
+from nni_bayes_nas.optim.cache import ActivationCache, BatchIndices, chain_of, watch_indices, why_not
 from nni_bayes_nas.optim.freeze_report import by_layer, multiply_accumulates, state_bytes
 from nni_bayes_nas.optim.holding import Holding
 from nni_bayes_nas.optim.layer_cost import LayerCosts, best_cut
@@ -125,17 +125,34 @@ class SelectiveOptimization(pl.Callback):
         self._kept_scores: dict[str, Tensor] = {}
         self._clock = 0.0
 
+    # -- what a training in another form may change ------------------------------------------------------------------
+
+    # Whether layers are called as they are: rows can be theirs alone, and batch normalization can be frozen.
+    by_layers: ClassVar[bool] = True
+
+    def chosen_optimizers(self, trainer: pl.Trainer) -> list[torch.optim.Optimizer]:
+        """Those whose parameters are chosen from."""
+        return list(trainer.optimizers)
+
+    def steps_done(self, trainer: pl.Trainer) -> int:
+        """Steps of these that are over."""
+        return int(trainer.global_step)
+
     # -- what Lightning calls ----------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look at numbers, names and optimizers before any step."""
-        for optimizer in trainer.optimizers:
+        self._optimizers = self.chosen_optimizers(trainer)
+        for optimizer in self._optimizers:
             if isinstance(optimizer, torch.optim.LBFGS):
                 raise ConfigError(
                     "selective optimization needs an optimizer that steps each parameter by its own gradient, got "
                     "LBFGS; take Adam or SGD."
                 )
-        self._parameters = {n: p for n, p in pl_module.named_parameters() if p.requires_grad or n in self.active}
+        moved = {id(p) for one in self._optimizers for group in one.param_groups for p in group["params"]}
+        self._parameters = {
+            n: p for n, p in pl_module.named_parameters() if id(p) in moved and (p.requires_grad or n in self.active)
+        }
         total, planned = sum(p.numel() for p in self._parameters.values()), _planned_steps(trainer)
         self.n_active = 0 if self.share == "auto" else _amount("active", self.share, total, "parameters")
         self.n_kept = total if self.kept_share is None else _amount("kept", self.kept_share, total, "parameters")
@@ -151,10 +168,11 @@ class SelectiveOptimization(pl.Callback):
         known = {*self._parameters, *(name for name, _ in pl_module.named_modules())}
         if unknown := [name for name in self.always if name not in known]:
             raise ConfigError(f"always must name modules or parameters of the network, got {unknown[0]!r}.")
-        self._costs = LayerCosts(pl_module)
+        # A layer with hooks is not fused.
+        self._costs = LayerCosts(pl_module if self.by_layers else torch.nn.Identity())
         self._indices = watch_indices(trainer.train_dataloader) if self.cache else None
         if self.active:  # goes on from a checkpoint
-            self._hold(trainer, pl_module, probe=self._probes(trainer.global_step))
+            self._hold(trainer, pl_module, probe=self._probes(self.steps_done(trainer)))
         if self.at == 0 and not self.active:
             self._choose(trainer, pl_module)
 
@@ -163,7 +181,7 @@ class SelectiveOptimization(pl.Callback):
     ) -> None:
         """The clock; and frozen parameters have gradients where a probe begins."""
         self._clock = time.perf_counter()
-        if self._holding is not None and self._probes(trainer.global_step) and not self._holding.probe:
+        if self._holding is not None and self._probes(self.steps_done(trainer)) and not self._holding.probe:
             self._hold(trainer, pl_module, probe=True)
         if self._cached is not None and self._indices is not None:
             self._cached.indices = self._indices.of(batch_idx)
@@ -172,7 +190,9 @@ class SelectiveOptimization(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Count gradients; keep what must not move."""
-        step = trainer.global_step
+        if optimizer not in self._optimizers:
+            return
+        step = self.steps_done(trainer)
         gathers = self._probes(step) if self.active else self.at - self.window <= step < self.at
         if gathers and self._needs():
             self._gathered().update()
@@ -188,7 +208,7 @@ class SelectiveOptimization(pl.Callback):
             self._holding.after_step()
         which = "after" if self.active else "before"
         self.seconds[which].append(time.perf_counter() - self._clock)
-        step = trainer.global_step
+        step = self.steps_done(trainer)
         again = self.active and self.thaw_every and self._probes(step - 1) and not self._probes(step)
         if (step == self.at and not self.active) or again:
             self._choose(trainer, pl_module)
@@ -268,7 +288,7 @@ class SelectiveOptimization(pl.Callback):
 
     @torch.no_grad()
     def _choose(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + trainer.global_step)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.steps_done(trainer))
         self._release()
         found = self._gathered()
         if self.kept_share is not None and not self._kept_scores:
@@ -290,9 +310,8 @@ class SelectiveOptimization(pl.Callback):
             in_order=self.granularity == "prefix",
         )
         found.reset()
-        if self.kept:
-            self._zero()
-        before = state_bytes(trainer.optimizers)
+        self._zero()
+        before = state_bytes(self._optimizers)
         self._hold(trainer, pl_module)
         self._report.setdefault("state_bytes", {"before": before})
         if self.n_active == 0:  # nothing has a gradient any more
@@ -340,14 +359,14 @@ class SelectiveOptimization(pl.Callback):
         self._report |= {
             "layers": by_layer(pl_module, self.active),
             "macs": {"before": count({}), "after": count(self.active, cached=layers)},
-            "state_bytes": {**self._report.get("state_bytes", {}), "after": state_bytes(trainer.optimizers)},
+            "state_bytes": {**self._report.get("state_bytes", {}), "after": state_bytes(self._optimizers)},
             "cache_bytes": 0 if cached is None else cached.size,
-            "no_cache": _why_not(self.cache, self._indices, chain, cached),
+            "no_cache": why_not(self.cache, self._indices, chain, cached),
         }
 
     def _hold(self, trainer: pl.Trainer, pl_module: pl.LightningModule, probe: bool = False) -> None:
         self._release()
-        self._holding = Holding(pl_module, trainer.optimizers, self.active, probe=probe)
+        self._holding = Holding(pl_module, self._optimizers, self.active, probe=probe, layers=self.by_layers)
         chain = chain_of(pl_module)
         if self._indices is not None and chain is not None and not probe:
             n = self._indices.n_objects
@@ -374,16 +393,6 @@ def _amount(name: str, value: float, total: int, what: str) -> int:
     if not 0 <= n <= total:
         raise ConfigError(f"{name} must be at most the {total} {what}, got {n}.")
     return n
-
-
-def _why_not(wanted: bool, indices: Any, chain: Any, cached: ActivationCache | None) -> str | None:
-    if not wanted:
-        return "cache=False"
-    if indices is None:
-        return "the data loader does not say which objects are in a batch"
-    if chain is None:
-        return "the network is no nn.Sequential"
-    return None if cached is None else cached.why_not
 
 
 def _within(name: str, places: Sequence[str]) -> bool:

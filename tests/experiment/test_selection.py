@@ -1,4 +1,4 @@
-"""Section `retrain.selection`: fewer parameters are optimized after some steps, interrupted or not."""
+"""Sections `selection`: fewer parameters are optimized after some steps, interrupted or not."""
 
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,8 @@ from nni_bayes_nas.config import Config
 from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.experiment.build import effective, validate
 from nni_bayes_nas.experiment.retrain import run_probe, run_retrain
+from nni_bayes_nas.experiment.search import run_search
+from nni_bayes_nas.experiment.selection import SelectiveSearch
 
 CHOICES = {
     "cell/op_2_0": "conv_3x3",
@@ -99,9 +101,125 @@ def test_defaults_are_filled_in() -> None:
         ({"active": 0.1, "criterion": "best"}, {}, r"retrain.selection.criterion"),
         ({"active": 1.5}, {}, r"`active` must be a number, or a float in \[0, 1\]"),
         ({"active": 0.1, "always": "net"}, {}, r"retrain.selection.always"),
-        ({"active": 0.1}, {"replicas": 2, "repeats": 2}, r"`retrain.replicas` trains 2 side by side"),
+        ({"active": 0.1}, {"replicas": 2, "repeats": 2}, r"`retrain.replicas` has 2 side by side"),
     ],
 )
 def test_mistakes_are_refused_before_time_is_spent(selection: Any, retrain: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         validate(config(selection, **retrain))
+
+
+STRATEGIES = {
+    "first order": ("regularized_darts", {}),
+    "second order": ("regularized_darts", {"order": 2}),
+    "operation by operation": ("regularized_darts", {"execution": "plain"}),
+    "lambda": ("hyper_darts", {"one_hot_passes": 1}),
+    "single level": ("dirichlet_darts", {"arc_learning_rate": 0.06}),
+    "Gaussian weights": ("dirichlet_darts", {"weights": "variational", "scheme": "bilevel"}),
+}
+
+
+def search_config(strategy: str, selection: Any = None, **search: Any) -> Config:
+    name, args = STRATEGIES[strategy]
+    section = {"epochs": 4, "warmup_epochs": 1, "batch_size": 16, "lambdas": 2, "random": 0, **search}
+    if selection is not None:
+        section["selection"] = selection
+    values = {"space": {"args": {**SPACE, "affine": True}}, "strategy": {"name": name, "args": args}}
+    values |= {"data": {"limit": 160, "val_limit": 64}, "search": section, "experiment": {"device": "cpu"}}
+    return Config.from_dict(values)
+
+
+def searched(settings: Config, directory: Path, die_in: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Result, and all tensors of the search."""
+    directory.mkdir(parents=True, exist_ok=True)
+    state: dict[str, Any] = {}
+
+    def report(terms: dict[str, Any]) -> None:
+        if terms["epoch"] == die_in:
+            raise Interrupted
+
+    def inspect(reader: Any, architectures: Any) -> None:
+        module = reader.strategy.oneshot_module
+        state.update({name: value.detach().clone() for name, value in module.state_dict().items()})
+
+    parameters = {"trial": "search-s0", "seed": 3}
+    if die_in is None:
+        return run_search(settings, parameters, directory, report, inspect=inspect), state
+    with pytest.raises(Interrupted):
+        run_search(settings, parameters, directory, report)
+    return {}, state
+
+
+IN_SEARCH = {"active": 0.3, "start": 7, "window": 4, "criterion": "gain"}
+
+
+@pytest.mark.parametrize(
+    "granularity", ["neuron", *(pytest.param(name, marks=pytest.mark.slow) for name in ("weight", "prefix"))]
+)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_a_search_freezes_stays_and_the_structure_goes_on(
+    strategy: str, granularity: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20 steps in 4 epochs, to the bit; of the weights exactly so many go on."""
+    chosen: list[tuple[int, dict[str, torch.Tensor], dict[str, torch.Tensor]]] = []
+    inner = SelectiveSearch._choose
+
+    def record(self: Any, trainer: Any, module: Any) -> None:
+        inner(self, trainer, module)
+        tensors = {name: p.detach().clone() for name, p in module.named_parameters()}
+        chosen.append((self.steps_done(trainer), {n: m.clone() for n, m in self.active.items()}, tensors))
+
+    monkeypatch.setattr(SelectiveSearch, "_choose", record)
+    result, state = searched(search_config(strategy, {**IN_SEARCH, "granularity": granularity}), tmp_path)
+    ((step, active, then),) = chosen
+    assert step == 7
+    structure = {name for name in then if name.startswith("structure.")}
+    assert structure
+    assert not structure & set(active)
+    total = sum(mask.numel() for mask in active.values())
+    assert sum(int(mask.sum()) for mask in active.values()) == round(0.3 * total)
+    assert all(torch.equal(state[name][~mask], then[name][~mask]) for name, mask in active.items())
+    moved = [bool((state[name] != then[name])[mask].any()) for name, mask in active.items() if mask.any()]
+    assert sum(moved) > len(moved) / 2
+    assert any(not torch.equal(state[name], then[name]) for name in structure)
+    report = result["search"]["selection"]
+    assert sum(row["active"] for row in report["layers"].values()) == round(0.3 * total)
+    assert set(report) == {"layers", "state_bytes", "milliseconds"}
+
+
+@pytest.mark.parametrize("strategy", ["first order", "single level"])
+def test_a_selective_search_goes_on_where_it_was(strategy: str, tmp_path: Path) -> None:
+    settings = search_config(strategy, {**IN_SEARCH, "thaw_every": 6, "probe": 3})
+    whole, states = searched(settings, tmp_path / "whole")
+    searched(settings, tmp_path / "again", die_in=2)
+    again, others = searched(settings, tmp_path / "again")
+    assert all(torch.equal(value, others[name]) for name, value in states.items())
+    assert again["architectures"][0]["choices"] == whole["architectures"][0]["choices"]
+
+
+@pytest.mark.parametrize("active", [0, 1e-9])
+def test_some_weights_go_on(active: float, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"must leave weights to be optimized, but .* of them is none"):
+        searched(search_config("first order", {**IN_SEARCH, "active": active}), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("selection", "strategy", "search", "message"),
+    [
+        ({"active": "auto", "granularity": "prefix"}, "first order", {}, r"cannot have 'auto', which measures layers"),
+        ({"active": 0.1, "criterion": "gain_per_flop"}, "first order", {}, r"cannot have 'gain_per_flop'"),
+        ({"active": 0.1, "cache": True}, "first order", {}, r"keeps no outputs of layers, but it has `cache`"),
+        ({"active": 0.1}, "first order", {"replicas": 2, "searches": 2}, r"`search.replicas` has 2 side by side"),
+        ({"active": 2.5}, "first order", {}, r"`active` must be a number"),
+    ],
+)
+def test_mistakes_of_a_search_are_refused(selection: Any, strategy: str, search: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validate(search_config(strategy, selection, **search))
+
+
+def test_recorded_passes_cannot_change() -> None:
+    settings = search_config("first order", {"active": 0.1})
+    settings.strategy.args["cuda_graphs"] = True
+    with pytest.raises(ConfigError, match=r"with `strategy.args.cuda_graphs` passes are as they were"):
+        validate(settings)
