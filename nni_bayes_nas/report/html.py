@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from nni_bayes_nas.experiment.record import write_text
-from nni_bayes_nas.report import compression, family, posterior, robustness, tables, times
+from nni_bayes_nas.report import compression, family, posterior, robustness, selection, tables, times
 from nni_bayes_nas.report.figures import Plot, accuracy_plot, curve_plot, retrain_plot, search_plots
 from nni_bayes_nas.report.picture import draw_architecture
 from nni_bayes_nas.report.read import RunFolder, read_run
@@ -112,6 +112,11 @@ def render_report(run: RunFolder) -> str:
         compressed_figures=[_figure(plot) for plot in compression.plots(run)],
         cut_columns=cut_columns,
         cut_rows=cut_rows,
+        selection_columns=selection.COLUMNS,
+        selection_rows=selection.table(run),
+        selection_text_columns=selection.TEXT_COLUMNS,
+        layer_columns=selection.LAYER_COLUMNS,
+        freeze_maps=selection.maps(run),
         attack_columns=attack_columns,
         attack_rows=attack_rows,
         attack_figures=[_figure(attack_plot)] if attack_plot else [],

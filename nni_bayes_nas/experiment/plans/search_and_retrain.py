@@ -149,6 +149,8 @@ class SearchAndRetrain:
                     continue
                 measured = measured or result
                 values = {key: result.get(key) for key in (*self.task.retrain_terms, "seconds")}
+                if "selection" in result:
+                    values["selection"] = result["selection"]
                 retrain.append({"seed": seed, **values, "trial": ledger.entries[trial]["job"], "name": name})
         # Counted on the network that was retrained; until then, what the search counted.
         counted = measured or found.row
