@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from nni_bayes_nas.report.read import Row, RunFolder
@@ -12,7 +14,9 @@ COLUMNS = [
     "Training",
     "Parameters",
     "Optimized to the end",
-    *(f"{what}, {when}" for what in ("ms a step", "MACs of a step", "Optimizer state") for when in ("before", "after")),
+    "ms a step",
+    "MACs of a step",
+    "Optimizer state",
     "Kept outputs",
 ]
 LAYER_COLUMNS = ["Parameter", "Entries", "Optimized", "Share", "Rows", "Optimized rows"]
@@ -46,18 +50,16 @@ def table(run: RunFolder) -> list[list[str]]:
     rows = []
     for name, report in _trainings(run):
         total, active = _sums(report)
-        milliseconds, moments = report.get("milliseconds") or {}, report.get("state_bytes") or {}
-        passes = [(report.get("macs") or {}).get(when) or {} for when in ("before", "after")]
-        kept = report.get("cache_bytes")
+        passes = report.get("macs") or {}
         rows.append(
             [
                 name,
                 count(total),
                 f"{count(active)} ({percent(active / max(total, 1), 1)})",
-                *(_rounded(milliseconds.get(when)) for when in ("before", "after")),
-                *(macs(one.get("total")) for one in passes),
-                *(_bytes(moments.get(when)) for when in ("before", "after")),
-                report.get("no_cache") or _bytes(kept or None),
+                _change(report.get("milliseconds"), _rounded),
+                _change({when: (one or {}).get("total") for when, one in passes.items()}, macs),
+                _change(report.get("state_bytes"), _bytes),
+                report.get("no_cache") or _bytes(report.get("cache_bytes") or None),
             ]
         )
     return rows
@@ -68,11 +70,12 @@ def maps(run: RunFolder) -> list[FreezeMap]:
     found = []
     for name, report in _trainings(run):
         layers = report.get("layers") or {}
+        common = _common(list(layers))
         whole = sum(not row["active"] for row in layers.values())
         sentence = f"{plural(whole, 'parameter')} of {len(layers)} frozen as a whole."
         rows = [
             [
-                layer,
+                layer.removeprefix(common),
                 count(row["parameters"]),
                 count(row["active"]),
                 percent(row["active"] / max(row["parameters"], 1), 1),
@@ -88,6 +91,19 @@ def maps(run: RunFolder) -> list[FreezeMap]:
 def _sums(report: Row) -> tuple[int, int]:
     layers = (report.get("layers") or {}).values()
     return sum(row["parameters"] for row in layers), sum(row["active"] for row in layers)
+
+
+def _common(names: list[str]) -> str:
+    """The modules in whose names all parameters are."""
+    owners = (name.split(".")[:-1] for name in names)
+    shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*owners, strict=False))
+    return "".join(f"{parts[0]}." for parts in shared)
+
+
+def _change(values: Any, shown: Callable[[Any], str]) -> str:
+    values = values or {}
+    before, after = (shown(values.get(when)) for when in ("before", "after"))
+    return DASH if before == after == DASH else f"{before} → {after}"
 
 
 def _rounded(value: Any) -> str:
