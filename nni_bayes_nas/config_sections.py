@@ -85,14 +85,15 @@ class SearchConfig:
     ``data.limit`` or ``data.skip`` to values. ``structure_fraction`` of the training set is for the structure step.
     ``replicas`` searches run in one trial, side by side: for small networks. ``precision``: ``bf16-mixed`` lets the
     supernet, and nothing else, compute in bfloat16. ``optimizer`` is that of the weights (``learning_rate`` of adam:
-    0.002, say), ``rho_learning_rate`` that of the logarithms of their standard deviations, where weights are Gaussian.
-    ``selection``: as of retrainings, for the weights of the supernet; the structure is optimized to the end.
+    0.002, say); ``psgld``, preconditioned SGLD, draws them from their posterior (0.003, say). ``rho_learning_rate`` is
+    that of the logarithms of their standard deviations, where weights are Gaussian. ``selection``: as of retrainings,
+    for the weights of the supernet; the structure is optimized to the end.
     """
 
     epochs: int = 30
     warmup_epochs: int = 3
     batch_size: int = 64
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: Literal["sgd", "adam", "psgld"] = "sgd"
     learning_rate: float = 0.05
     rho_learning_rate: float | None = None
     momentum: float = 0.9

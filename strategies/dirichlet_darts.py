@@ -291,6 +291,11 @@ class DirichletDARTS(DifferentiableStrategy):
                 "a single level takes as many objects from both parts of the data, got search.structure_fraction "
                 f"{search.structure_fraction}; set it to 0.5, or scheme to bilevel."
             )
+        if self.bayes.weights == "variational" and search.optimizer == "psgld":
+            raise ConfigError(
+                "search.optimizer psgld draws weights from their posterior, but weights='variational' has a Gaussian "
+                "for it; set weights to point, or search.optimizer to sgd or adam."
+            )
 
 
 def _check(family: str, bayes: BayesOptions, lambda_range: Any, complexity: str) -> None:

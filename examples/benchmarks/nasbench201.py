@@ -10,7 +10,8 @@ level and what refines it alone. Nothing is chosen by the table. Arms, one row a
     DARTS, order 1 and 2, Gumbel     as published: bilevel, "none" among the operations, no guards; but for the rate of
                                      the structure, which has a hundredth of the published steps, .02 for 3e-4
     softmax, guarded                 the guards, operations and single level of the Dirichlet arms, but one point
-    Dirichlet ...                    single level or bilevel; weights that are points, gated or scaled Gaussians
+    Dirichlet ...                    single level or bilevel; weights that are points, gated or scaled Gaussians, or
+                                     drawn by preconditioned SGLD
     concrete, logistic-normal        other families, as the Dirichlet on a single level
     refined                          the 32 best cells of the posterior of "Dirichlet, single level", by short trainings
                                      of 14 and longer ones of three (`refinement.py`); and that from two priors without
@@ -50,7 +51,7 @@ GUARDED = {"auxiliary": 1.0, "normalize": True, "without": ["none"]}
 GOOD = 93.7
 ALL_3X3 = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|nor_conv_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|"
 FIRST_SEED = 41
-OURS, SOFTMAX = "Dirichlet, single level", "softmax, guarded"
+OURS, SOFTMAX, PSGLD = "Dirichlet, single level", "softmax, guarded", "Dirichlet, single level, pSGLD"
 REFINED = {"posterior": "refined", "flat": "refined, flat prior", "parameters": "refined, parameters as prior"}
 
 # Of arms whose accuracies are compared seed by seed.
@@ -122,6 +123,7 @@ def arms() -> dict[str, dict[str, Any]]:
             "name": "dirichlet_darts",
             "args": {**gaussian, "dependence": "scaled", "scheme": "bilevel"},
         },
+        PSGLD: {"name": "dirichlet_darts", "args": ours},
         "concrete": {"name": "dirichlet_darts", "args": {**ours, "family": "concrete", "mixing_temperature": 0.2}},
         "logistic-normal": {"name": "dirichlet_darts", "args": {**ours, "family": "logistic_normal"}},
     }
@@ -144,6 +146,7 @@ def job(options: argparse.Namespace, arm: str, seed: int) -> Job:
             "learning_rate": 0.2 if guarded else 0.05,
             "lambdas": 2,
             "random": 0,
+            **({"optimizer": "psgld", "learning_rate": 0.003} if arm == PSGLD else {}),
         },
     }
     name = f"s{seed}-{arm.replace(', ', '-').replace(' ', '-')}"

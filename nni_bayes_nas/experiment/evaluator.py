@@ -25,6 +25,7 @@ from nni_bayes_nas.experiment.callbacks import CHECKPOINT, Checkpoints, Stages
 from nni_bayes_nas.experiment.stopwatch import Stopwatch
 from nni_bayes_nas.layers.replicas import Alone, backward_of
 from nni_bayes_nas.layers.variational import variational_layers
+from nni_bayes_nas.optim.langevin import PreconditionedSGLD
 from nni_bayes_nas.precision import Autocast, in_full
 
 
@@ -42,11 +43,13 @@ class SupervisedModule(LightningModule):  # type: ignore[misc]
         learning_rate: At the first step.
         momentum: Of Nesterov.
         weight_decay: L2 decay of the network's weights.
-        optimizer: "sgd" or "adam".
+        optimizer: "sgd", "adam", or "psgld": preconditioned SGLD, whose iterates are draws of the weights' posterior.
         rho_learning_rate: Of the logarithms of the standard deviations of Gaussian weights, which have a long way to go
             with Adam, and do not move with SGD; None: as the others.
         auxiliary_weight: Factor of the loss of the network's attribute `auxiliary_logits`, where that is not None
             after a forward pass in training (Szegedy et al., 2015, arXiv 1409.4842).
+        n_objects: Of the training set; for "psgld".
+        noise_seed: Of its noise.
     """
 
     metrics: nn.ModuleDict
@@ -57,9 +60,11 @@ class SupervisedModule(LightningModule):  # type: ignore[misc]
         learning_rate: float,
         momentum: float,
         weight_decay: float,
-        optimizer: Literal["sgd", "adam"] = "sgd",
+        optimizer: Literal["sgd", "adam", "psgld"] = "sgd",
         rho_learning_rate: float | None = None,
         auxiliary_weight: float = 0.0,
+        n_objects: int = 1,
+        noise_seed: int = 0,
     ) -> None:
         super().__init__()
         self.learning_rate = learning_rate
@@ -68,6 +73,7 @@ class SupervisedModule(LightningModule):  # type: ignore[misc]
         self.optimizer = optimizer
         self.rho_learning_rate = learning_rate if rho_learning_rate is None else rho_learning_rate
         self.auxiliary_weight = auxiliary_weight
+        self.n_objects, self.noise_seed = n_objects, noise_seed
         self.replica: Alone = Alone()
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -157,7 +163,7 @@ class SupervisedModule(LightningModule):  # type: ignore[misc]
         self._evaluate(batch, batch_idx, "test")
 
     def configure_optimizers(self) -> Any:
-        """SGD or Adam, and a cosine schedule to zero, stepped per batch."""
+        """The optimizer, and a cosine schedule to zero, stepped per batch."""
         means, rhos = self.gaussian_parameters()
         apart = self.undecayed()
         spared = {id(p) for p in (*apart, *means, *rhos)}
@@ -168,6 +174,14 @@ class SupervisedModule(LightningModule):  # type: ignore[misc]
         optimizer: torch.optim.Optimizer
         if self.optimizer == "adam":
             optimizer = torch.optim.Adam(groups, self.learning_rate, weight_decay=self.weight_decay)
+        elif self.optimizer == "psgld":
+            optimizer = PreconditionedSGLD(
+                groups,
+                self.learning_rate,
+                n_objects=self.n_objects,
+                weight_decay=self.weight_decay,
+                seed=self.noise_seed,
+            )
         else:
             optimizer = torch.optim.SGD(
                 groups,

@@ -184,8 +184,9 @@ def _evaluator(
         callbacks.insert(0, CollapseWatch(directory, strategy, settings.collapse == "stop", seed))
     chosen = selective_search(config, seed, strategy.batches_per_step)
     callbacks += [] if chosen is None else [chosen]
+    sampled = {"n_objects": len(weights) * strategy.batches_per_step, "noise_seed": seed}
     return nni.nas.evaluator.pytorch.Lightning(
-        evaluation_module(data, settings),
+        evaluation_module(data, settings, **sampled),
         evaluation.trainer(directory, settings.epochs, device, callbacks, precision=settings.precision, watch=watch),
         train_dataloaders=batches(weights, settings.batch_size, seed=seed),
         val_dataloaders={
