@@ -4,6 +4,7 @@ import itertools
 import random
 
 import pytest
+from drawn_nets import SMALL, drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,16 +18,7 @@ from nni_bayes_nas.prediction.sparse_architecture import (
 )
 from nni_bayes_nas.prediction.tokens import Grammar, Vocabulary, decode, encode
 
-SMALL = Vocabulary(max_depth=3, widths=(1, 2, 3, 5), base=4)
 DENSE = from_sources(2, 1, (2,), ("relu",), [[(0, 1), (0, 1)], [(0, 1)]])
-
-
-def drawn(seed, vocabulary=SMALL, n_inputs=6, n_outputs=3, budget=None):
-    """A network of random tokens, all that the grammar allows as probable."""
-    generator, grammar = random.Random(seed), Grammar(vocabulary, n_inputs, n_outputs, budget)
-    while not grammar.done:
-        grammar.accept(generator.choice(grammar.allowed()))
-    return grammar.network()
 
 
 def shuffled(net, seed):

@@ -1,0 +1,138 @@
+"""Many small networks trained at once, each as if it were alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nni_bayes_nas.errors import ConfigError, NumericsError
+from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture
+from nni_bayes_nas.prediction.sparse_net import SparseLinear, bound_of, build
+
+
+@dataclass(frozen=True)
+class Training:
+    """How networks are trained: Adam with a cosine schedule to zero, on mini-batches that all networks share.
+
+    Args:
+        steps: Of the optimizer.
+        batch_size: Objects of a step; where there are fewer, all.
+        learning_rate: At the first step.
+        weight_decay: L2, of the weights and not of the biases.
+    """
+
+    steps: int = 300
+    batch_size: int = 64
+    learning_rate: float = 0.02
+    weight_decay: float = 1e-4
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} of a training must be positive, got {getattr(self, name)}; raise it.")
+
+
+class Many:
+    """Networks of one number of inputs and outputs, side by side in padded tensors.
+
+    Args:
+        nets: They may differ in depth: what is missing is passed on.
+        seeds: Of their initial weights.
+
+    Attributes:
+        weights: Of every layer `(networks, targets, sources)`, zero where there is no connection.
+    """
+
+    def __init__(self, nets: Sequence[SparseArchitecture], seeds: Sequence[int]) -> None:
+        if len({(net.n_inputs, net.n_outputs, len(net.widths)) for net in nets}) != 1:
+            raise ConfigError("networks side by side must have equal inputs, outputs and depths; group them.")
+        self.nets = list(nets)
+        sizes = [max(net.sizes[layer] for net in nets) for layer in range(len(nets[0].sizes))]
+        self.masks: list[Tensor] = []
+        self.weights: list[Tensor] = []
+        self.biases: list[Tensor] = []
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        for layer in range(len(sizes) - 1):
+            mask = torch.zeros(len(nets), sizes[layer + 1], sizes[layer])
+            for k, net in enumerate(nets):
+                a, b = torch.tensor(net.edges[layer]).T
+                mask[k, b, a] = 1.0
+            raw = torch.stack([2 * torch.rand(mask.shape[1:], generator=one) - 1 for one in generators])
+            weight = raw * bound_of(mask.sum(-1, keepdim=True)) * mask
+            self.masks.append(mask)
+            self.weights.append(weight.requires_grad_(True))
+            self.biases.append(torch.zeros(len(nets), sizes[layer + 1]).requires_grad_(True))
+        self._relu = [
+            torch.tensor([net.activations[layer] == "relu" for net in nets]).reshape(-1, 1, 1)
+            for layer in range(len(nets[0].widths))
+        ]
+
+    def logits(self, x: Tensor) -> Tensor:
+        """`(objects, inputs)` to `(networks, objects, outputs)`."""
+        h = x.flatten(1).expand(len(self.nets), -1, -1)
+        for layer, (weight, mask, bias) in enumerate(zip(self.weights, self.masks, self.biases, strict=True)):
+            h = torch.baddbmm(bias.unsqueeze(1), h, (weight * mask).transpose(1, 2))
+            if layer < len(self._relu):
+                h = torch.where(self._relu[layer], h.relu(), h.tanh())
+        return h
+
+    def train(self, x: Tensor, y: Tensor, how: Training, seed: int) -> None:
+        """Train all of them.
+
+        Args:
+            x: Objects.
+            y: Their classes.
+            how: See `Training`.
+            seed: Of the order of the objects.
+
+        Raises:
+            NumericsError: A loss is not finite.
+        """
+        groups: list[dict[str, Any]] = [{"params": self.biases}]
+        groups.append({"params": self.weights, "weight_decay": how.weight_decay})
+        optimizer = torch.optim.Adam(groups, how.learning_rate, foreach=True)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, how.steps)
+        generator, order = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.long)
+        for step in range(how.steps):
+            if len(order) < min(how.batch_size, len(x)):
+                order = torch.randperm(len(x), generator=generator)
+            batch, order = order[: how.batch_size], order[how.batch_size :]
+            losses = self.losses(x[batch], y[batch])
+            if not bool(losses.isfinite().all()):
+                k = int((~losses.isfinite()).nonzero()[0])
+                raise NumericsError(f"the loss of network {k} is not finite in step {step}; lower learning_rate.")
+            optimizer.zero_grad()
+            torch.autograd.backward(losses.sum())
+            optimizer.step()
+            schedule.step()
+
+    def losses(self, x: Tensor, y: Tensor) -> Tensor:
+        """Mean cross-entropy of every network, in nats."""
+        logits = self.logits(x)
+        each = F.cross_entropy(logits.flatten(0, 1), y.repeat(len(self.nets)), reduction="none")
+        return each.reshape(len(self.nets), -1).mean(1)
+
+    @torch.no_grad()
+    def scores(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy and accuracy of every network."""
+        return self.losses(x, y), (self.logits(x).argmax(-1) == y).double().mean(1)
+
+    @torch.no_grad()
+    def network(self, k: int) -> nn.Sequential:
+        """One of them by itself, see `build`, with its weights of now."""
+        net = build(self.nets[k], 0)
+        layers = [module for module in net if isinstance(module, SparseLinear)]
+        for layer, weight, bias in zip(layers, self.weights, self.biases, strict=True):
+            layer.weight.copy_(weight[k][layer.places[0], layer.places[1]])
+            layer.bias.copy_(bias[k][: layer.n_outputs])
+        return net
+
+    def sensitivities(self, x: Tensor, y: Tensor) -> list[Tensor]:
+        """|weight x gradient| of every connection on these objects (Lee, Ajanthan & Torr, 2019), as `weights`."""
+        gradients = torch.autograd.grad(self.losses(x, y).sum(), self.weights)
+        return [(w * g).detach().abs() for w, g in zip(self.weights, gradients, strict=True)]
