@@ -1,0 +1,45 @@
+"""An order of features that means the same in every data set: what tells classes apart first, repetitions last."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def separation(x: Tensor, y: Tensor) -> Tensor:
+    """Share of the variance of every feature that is between the classes, `(features,)`, from 0 to 1.
+
+    The correlation ratio: sum_c n_c (mean_c - mean)^2 / sum_i (x_i - mean)^2; 0 of a constant feature.
+    """
+    x = x.double()
+    total = (x - x.mean(0)).square().sum(0)
+    between = torch.zeros_like(total)
+    for each in sorted(set(y.tolist())):
+        own = x[y == each]
+        between += len(own) * (own.mean(0) - x.mean(0)).square()
+    return torch.where(total > 1e-12, between / total.clamp_min(1e-12), 0.0)
+
+
+def order_of_features(x: Tensor, y: Tensor) -> Tensor:
+    """Features by relevance less redundancy (Peng, Long & Ding, 2005), the first one first.
+
+    Each next feature is that of the largest separation, times one less its mean absolute correlation with those before.
+    Ties are broken by the number of the feature.
+
+    Args:
+        x: `(objects, features)`.
+        y: Their classes.
+    """
+    relevance = separation(x, y)
+    centred = x.double() - x.double().mean(0)
+    norm = centred.norm(dim=0)
+    unit = torch.where(norm > 1e-12, centred / norm.clamp_min(1e-12), 0.0)
+    left = torch.ones(x.shape[1], dtype=torch.bool)
+    repeated, order = torch.zeros(x.shape[1], dtype=torch.float64), []
+    for k in range(x.shape[1]):
+        value = relevance * (1 - repeated / max(k, 1))
+        best = int(torch.where(left, value, -1.0).argmax())
+        order.append(best)
+        left[best] = False
+        repeated += (unit.T @ unit[:, best]).abs()
+    return torch.tensor(order)
