@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -72,10 +74,12 @@ def build(net: SparseArchitecture, seed: int) -> nn.Sequential:
 def dense(n_inputs: int, n_outputs: int, widths: tuple[int, ...], activation: str = "relu") -> SparseArchitecture:
     """The network with all connections."""
     sizes = (n_inputs, *widths, n_outputs)
-    edges = tuple(
-        tuple((a, b) for a in range(sizes[layer]) for b in range(sizes[layer + 1])) for layer in range(len(sizes) - 1)
-    )
-    return SparseArchitecture(n_inputs, n_outputs, widths, (activation,) * len(widths), edges)
+    return SparseArchitecture(n_inputs, n_outputs, widths, (activation,) * len(widths), all_edges(sizes))
+
+
+def all_edges(sizes: tuple[int, ...]) -> tuple[tuple[Edge, ...], ...]:
+    """Of layers of these sizes."""
+    return tuple(tuple((a, b) for a in range(n) for b in range(m)) for n, m in pairwise(sizes))
 
 
 def bound_of(n_sources: Tensor) -> Tensor:

@@ -1,0 +1,220 @@
+"""The best network of few connections for a task: at random, by evolution, by sensitivity or by magnitude."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from nni_bayes_nas.coercion import require
+from nni_bayes_nas.prediction.canonical import canonical
+from nni_bayes_nas.prediction.many import Many, Training
+from nni_bayes_nas.prediction.random_nets import best_connections, mutated, random_net
+from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture
+from nni_bayes_nas.prediction.sparse_net import all_edges
+from nni_bayes_nas.prediction.tasks import TaskData
+from nni_bayes_nas.prediction.tokens import Vocabulary
+
+Method = Literal["random", "evolution", "snip", "magnitude"]
+METHODS: tuple[Method, ...] = ("random", "evolution", "snip", "magnitude")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A network and how good it is.
+
+    Attributes:
+        net: In its canonical form.
+        loss: Mean cross-entropy of the validation objects in nats, over the seeds.
+        accuracy: Theirs.
+        losses: Of every seed.
+        accuracies: Of every seed.
+        method: That found it.
+    """
+
+    net: SparseArchitecture
+    losses: tuple[float, ...]
+    accuracies: tuple[float, ...]
+    method: str
+
+    @property
+    def loss(self) -> float:
+        """Mean over the seeds."""
+        return sum(self.losses) / len(self.losses)
+
+    @property
+    def accuracy(self) -> float:
+        """Mean over the seeds."""
+        return sum(self.accuracies) / len(self.accuracies)
+
+
+@dataclass(frozen=True)
+class Search:
+    """How networks are looked for.
+
+    Networks of every method are trained for a part of the steps, the better half of them longer, and so on (successive
+    halving); the best are trained with further seeds, so that the best is not the luckiest.
+
+    Args:
+        methods: Each gets as many candidates.
+        candidates: Of a method.
+        rounds: Halvings.
+        generations: Of evolution, whose first one is random.
+        top: Networks that are trained with further seeds.
+        repeats: Seeds of these.
+        training: Of these; before them its steps are halved as often as there are rounds left.
+        vocabulary: Of depths and widths.
+    """
+
+    methods: tuple[Method, ...] = METHODS
+    candidates: int = 16
+    rounds: int = 2
+    generations: int = 3
+    top: int = 4
+    repeats: int = 3
+    training: Training = Training()  # noqa: RUF009  it is frozen
+    vocabulary: Vocabulary = Vocabulary()  # noqa: RUF009
+
+    def __post_init__(self) -> None:
+        for name in ("candidates", "generations", "top", "repeats"):
+            require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name), "raise it")
+        require(self.rounds >= 0, "rounds", "must be at least 0", self.rounds, "2 say")
+        unknown = set(self.methods) - set(METHODS)
+        require(not unknown and bool(self.methods), "methods", f"must be among {METHODS}", self.methods, "random say")
+
+
+def train_all(
+    nets: Sequence[SparseArchitecture], seeds: Sequence[int], data: TaskData, how: Training
+) -> list[tuple[float, float]]:
+    """Validation loss in nats and accuracy of every network, those of equal depth trained side by side.
+
+    The order of the objects is that of the first seed, for all.
+    """
+    results: list[tuple[float, float]] = [(0.0, 0.0)] * len(nets)
+    for places in _by_depth(nets):
+        many = Many([nets[i] for i in places], [seeds[i] for i in places])
+        many.train(data.x, data.y, how, seeds[0])
+        losses, accuracies = many.scores(data.x_val, data.y_val)
+        for i, loss, accuracy in zip(places, losses.tolist(), accuracies.tolist(), strict=True):
+            results[i] = (loss, accuracy)
+    return results
+
+
+def search(data: TaskData, budget: int, how: Search, seed: int, n_outputs: int | None = None) -> list[Found]:
+    """The best networks for a task, the best one first, of at most `budget` connections.
+
+    Args:
+        data: Of the task.
+        budget: Connections at most.
+        how: See `Search`.
+        seed: Of everything that is drawn.
+        n_outputs: Classes; None: those of the data.
+
+    Raises:
+        ConfigError: The budget is below that of the smallest network.
+    """
+    n_inputs, n_outputs = data.x.shape[1], n_outputs or data.n_classes
+    generator = random.Random(seed)
+    draw = _Draw(data, budget, how, n_inputs, n_outputs, generator, seed)
+    candidates: dict[SparseArchitecture, str] = {}
+    for method in how.methods:
+        for net in draw.of(method):
+            candidates.setdefault(canonical(net), method)
+    nets = list(candidates)
+    for left in range(how.rounds, 0, -1):
+        scores = train_all(nets, [seed + i for i in range(len(nets))], data, _shorter(how.training, left))
+        order = sorted(range(len(nets)), key=lambda i: scores[i][0])
+        nets = [nets[i] for i in order[: max(how.top, (len(nets) + 1) // 2)]]
+    nets = nets[: how.top] if how.rounds else nets
+    tried = [(net, seed + 10_007 * (repeat + 1)) for net in nets for repeat in range(how.repeats)]
+    results = train_all([net for net, _ in tried], [own for _, own in tried], data, how.training)
+    found = []
+    for i, net in enumerate(nets):
+        own = results[i * how.repeats : (i + 1) * how.repeats]
+        losses, accuracies = (tuple(values) for values in zip(*own, strict=True))
+        found.append(Found(net, losses, accuracies, candidates[net]))
+    return sorted(found, key=lambda one: one.loss)
+
+
+class _Draw:
+    """Candidates of each method for one task."""
+
+    def __init__(
+        self,
+        data: TaskData,
+        budget: int,
+        how: Search,
+        n_inputs: int,
+        n_outputs: int,
+        generator: random.Random,
+        seed: int,
+    ) -> None:
+        self.data, self.budget, self.how, self.generator, self.seed = data, budget, how, generator, seed
+        self.n_inputs, self.n_outputs = n_inputs, n_outputs
+
+    def of(self, method: Method) -> list[SparseArchitecture]:
+        """As many as the search has for a method."""
+        drawn: dict[Method, Callable[[], list[SparseArchitecture]]] = {
+            "random": self._random,
+            "evolution": self._evolved,
+            "snip": lambda: self._scored(trained=False),
+            "magnitude": lambda: self._scored(trained=True),
+        }
+        return drawn[method]()
+
+    def _random(self) -> list[SparseArchitecture]:
+        vocabulary = self.how.vocabulary
+        return [
+            random_net(self.n_inputs, self.n_outputs, self.budget, vocabulary, self.generator)
+            for _ in range(self.how.candidates)
+        ]
+
+    def _evolved(self) -> list[SparseArchitecture]:
+        """The best of every generation have children; all that were good at any time are candidates."""
+        nets, how = self._random(), _shorter(self.how.training, self.how.rounds)
+        for generation in range(self.how.generations - 1):
+            seeds = [self.seed + 101 * generation + i for i in range(len(nets))]
+            scores = train_all(nets, seeds, self.data, how)
+            order = sorted(range(len(nets)), key=lambda i: scores[i][0])
+            parents = [nets[i] for i in order[: max(1, len(nets) // 4)]]
+            children = [
+                mutated(self.generator.choice(parents), self.budget, self.how.vocabulary, self.generator)
+                for _ in range(self.how.candidates - len(parents))
+            ]
+            nets = parents + children
+        return nets
+
+    def _scored(self, *, trained: bool) -> list[SparseArchitecture]:
+        """The connections of dense networks that matter most: by sensitivity at the start, or magnitude at the end."""
+        wholes = [
+            SparseArchitecture(net.n_inputs, net.n_outputs, net.widths, net.activations, all_edges(net.sizes))
+            for net in self._random()
+        ]
+        found = []
+        for places in _by_depth(wholes):
+            many = Many([wholes[i] for i in places], [self.seed + i for i in places])
+            if trained:
+                many.train(self.data.x, self.data.y, _shorter(self.how.training, self.how.rounds), self.seed)
+                scores: list[Tensor] = [weight.detach().abs() for weight in many.weights]
+            else:
+                scores = many.sensitivities(self.data.x, self.data.y)
+            for k, i in enumerate(places):
+                net = wholes[i]
+                tables = [score[k, :b, :a] for score, a, b in zip(scores, net.sizes, net.sizes[1:], strict=False)]
+                shape = net.n_inputs, net.n_outputs, net.widths, net.activations
+                found.append(best_connections(*shape, tables, self.budget))
+        return found
+
+
+def _by_depth(nets: Sequence[SparseArchitecture]) -> list[list[int]]:
+    """Places of those that can be trained side by side."""
+    return [
+        [i for i, net in enumerate(nets) if len(net.widths) == n] for n in sorted({len(net.widths) for net in nets})
+    ]
+
+
+def _shorter(how: Training, halvings: int) -> Training:
+    return Training(max(1, how.steps >> halvings), how.batch_size, how.learning_rate, how.weight_decay)
