@@ -165,6 +165,16 @@ class Grammar:
             raise ConfigError(f"{len(self.tokens)} tokens are the beginning of a sparse network; go on.")
         return from_sources(self.n_inputs, self.n_outputs, self._widths, self._activations, self._sources)
 
+    @property
+    def place(self) -> tuple[float, float, float, float]:
+        """Where the next token is: layer, unit in its layer, source of its unit, connections made; small numbers."""
+        if not self._sources or self._layer > self._depth:
+            return float(bool(self._sources)), 0.0, 0.0, 0.0
+        units, own = self._sources[-1], self._sources[-1][-1]
+        spent = 0.0 if self.budget is None else self._n_used / self.budget
+        width = self._sizes[self._layer + 1]
+        return self._layer / (self._depth + 1), len(units) / width, len(own) / self._sizes[self._layer], spent
+
     def allowed(self) -> list[int]:
         """Tokens that can come next; empty where the network is complete."""
         v = self.vocabulary
