@@ -219,6 +219,12 @@ class Grammar:
                 self._unused.discard(source)
                 self._digits, self._n_used = [], self._n_used + 1
 
+    def accept_source(self, source: int) -> None:
+        """Take one of `sources`."""
+        v = self.vocabulary
+        for k in reversed(range(v.digits(self._sizes[self._layer]))):
+            self.accept(v.digit(source // v.base**k % v.base))
+
     @property
     def _sizes(self) -> tuple[int, ...]:
         return (self.n_inputs, *self._widths, self.n_outputs)
@@ -238,12 +244,12 @@ class Grammar:
     def _allowed_here(self) -> list[int]:
         """Inside the sources of a unit."""
         v = self.vocabulary
-        found = [] if self._digits or not self._may_stop() else [v.STOP]
+        found = [] if self._digits or not self.may_stop else [v.STOP]
         n, begun = v.digits(self._sizes[self._layer]), 0
         for digit in self._digits:
             begun = begun * v.base + digit
         # The numbers that begin with the digits so far and one more are a range.
-        step, numbers = v.base ** (n - len(self._digits) - 1), self._next_sources()
+        step, numbers = v.base ** (n - len(self._digits) - 1), self.sources()
         first = begun * v.base * step
         open_ = {(number - first) // step for number in numbers if first <= number < first + v.base * step}
         return found + [v.digit(digit) for digit in sorted(open_)]
@@ -253,10 +259,12 @@ class Grammar:
         """Units of this layer that come later."""
         return self._sizes[self._layer + 1] - len(self._sources[-1])
 
-    def _may_stop(self) -> bool:
+    @property
+    def may_stop(self) -> bool:
+        """Whether a unit, whose sources come next, can do with those that it has."""
         return bool(self._sources[-1][-1]) and (self._others > 0 or not self._unused)
 
-    def _next_sources(self) -> Sequence[int]:
+    def sources(self) -> Sequence[int]:
         """Units from which the next connection may come, so that the budget is enough for all that must follow."""
         own = self._sources[-1][-1]
         low, high = (own[-1] + 1 if own else 0), self._sizes[self._layer]

@@ -1,0 +1,197 @@
+"""Networks as trees, and the doubly recurrent decoder of them, given a task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nni_bayes_nas.prediction.canonical import canonical
+from nni_bayes_nas.prediction.doubly_recurrent import DoublyRecurrent, Tree, chooser
+from nni_bayes_nas.prediction.encoder import Condition, SetEncoder
+from nni_bayes_nas.prediction.sparse_architecture import ACTIVATIONS, SparseArchitecture
+from nni_bayes_nas.prediction.tokens import Grammar, Vocabulary
+
+# Labels: the root, activations of hidden layers, the output layer, units, and sources by their number.
+_ROOT, _OUT = 0, 1 + len(ACTIVATIONS)
+_UNIT, _SOURCES = _OUT + 1, _OUT + 2
+
+
+def tree_of(net: SparseArchitecture) -> Tree:
+    """The canonical form of a network: layers below the root, below each its units, below each its sources."""
+    net = canonical(net)
+    names = [*(1 + ACTIVATIONS.index(name) for name in net.activations), _OUT]
+    layers = (
+        Tree(label, tuple(Tree(_UNIT, tuple(Tree(_SOURCES + a) for a in own)) for own in net.sources(layer)))
+        for layer, label in enumerate(names)
+    )
+    return Tree(_ROOT, tuple(layers))
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """What a network that is being decoded wants to know: the node behind a sibling, or below a parent."""
+
+    label: int
+    state: Tensor
+    sibling: bool
+    ancestral: Tensor
+
+
+@dataclass(frozen=True)
+class _Told:
+    """States of the node, logits of its topology, and those of its label but for the topology."""
+
+    ancestral: Tensor
+    fraternal: Tensor
+    topology: Tensor
+    labels: Tensor
+
+
+class DoublyRecurrentMeta(nn.Module):
+    """p(network | task), as a tree.
+
+    Networks are those of features by rank, as in `Seq2Seq`.
+
+    Args:
+        encoder: Of tasks.
+        vocabulary: Depths and widths that networks may have.
+        dim: Of the decoder's states.
+    """
+
+    def __init__(self, encoder: SetEncoder, vocabulary: Vocabulary, dim: int = 96) -> None:
+        super().__init__()
+        self.encoder, self.vocabulary = encoder, vocabulary
+        n_sources = max(encoder.max_features, vocabulary.widths[-1])
+        n_context = (len(encoder.seeds) + 1) * encoder.dim
+        self.decoder = DoublyRecurrent(_SOURCES + n_sources, dim, n_context)
+
+    def losses(self, conditions: Sequence[Condition], nets: Sequence[SparseArchitecture]) -> Tensor:
+        """-log p(tree | task) of every pair, in nats.
+
+        Args:
+            conditions: Tasks.
+            nets: A network of each, its inputs by rank.
+        """
+        return self.decoder.losses([tree_of(net) for net in nets], self.encoder(conditions).flatten(1))
+
+    @torch.no_grad()
+    def sample(
+        self, condition: Condition, n: int, generator: torch.Generator, temperature: float = 1.0
+    ) -> list[tuple[SparseArchitecture, float]]:
+        """Networks within the budget of a task, and the log p of their trees, which knows no budget.
+
+        Answers and labels that would leave the grammar are left out; the networks are decoded side by side.
+
+        Args:
+            condition: The task.
+            n: Networks.
+            generator: Of the draws.
+            temperature: Of answers and labels; 0: the most probable one each time.
+        """
+        context = self.encoder([condition]).flatten(1)
+        grammars = [
+            Grammar(self.vocabulary, condition.n_features, condition.n_classes, condition.budget) for _ in range(n)
+        ]
+        choose = chooser(generator, temperature)
+        start = self.decoder.start(context)[0].tanh()
+        running = {i: self._decode(grammar, start, choose) for i, grammar in enumerate(grammars)}
+        asked = {i: next(one) for i, one in running.items()}
+        while asked:
+            told = self._answer(list(asked.values()), context)
+            following = {}
+            for (i, _), answer in zip(asked.items(), told, strict=True):
+                try:
+                    following[i] = running[i].send(answer)
+                except StopIteration:
+                    del running[i]
+            asked = following
+        nets = [grammar.network() for grammar in grammars]
+        log_probs = -self.losses([condition] * n, nets)
+        return list(zip(nets, log_probs.tolist(), strict=True))
+
+    def _answer(self, asked: list[_Ask], context: Tensor) -> list[_Told]:
+        """The next node of each."""
+        decoder = self.decoder
+        x = decoder.embed(torch.tensor([one.label for one in asked]))
+        states, parents = torch.stack([one.state for one in asked]), torch.stack([one.ancestral for one in asked])
+        behind = torch.tensor([[one.sibling] for one in asked])
+        zero = torch.zeros_like(states)
+        fraternal = torch.where(behind, decoder.from_sibling(x, states), zero)
+        ancestral = torch.where(behind, parents, decoder.from_parent(x, states))
+        hidden = decoder.hidden(ancestral, fraternal, context.expand(len(asked), -1))
+        parts = ancestral, fraternal, decoder.topology(hidden), decoder.labels(hidden)
+        return [_Told(*each) for each in zip(*parts, strict=True)]
+
+    def _decode(self, grammar: Grammar, start: Tensor, choose: Callable[[Tensor], int]) -> Generator[_Ask, _Told, None]:
+        """Fill a grammar, asking for one node after the other."""
+        v = self.vocabulary
+        grammar.accept(v.BEGIN)
+        deepest = max(grammar.allowed()) - v.depth(1) + 1
+        layers: list[tuple[int, Tensor]] = []
+        before: tuple[int, Tensor] | None = None
+        while not layers or layers[-1][0] != _OUT:
+            told = yield self._ask(_ROOT, start, before)
+            hidden_next = bool(choose(_two(told.topology[1]))) if 0 < len(layers) < deepest else len(layers) == 0
+            if hidden_next:
+                label = 1 + choose(self._logits(told, 1.0)[1 : 1 + len(ACTIVATIONS)])
+            else:
+                label = _OUT
+            layers.append((label, told.ancestral))
+            before = label, told.fraternal
+        grammar.accept(v.depth(len(layers) - 1))
+        units: list[list[Tensor]] = []
+        for label, ancestral in layers:
+            own: list[Tensor] = []
+            widths = {grammar.n_outputs}
+            if label != _OUT:
+                widths = {v.widths[token - v.width(v.widths[0])] for token in grammar.allowed()}
+            before = None
+            while True:
+                told = yield self._ask(label, ancestral, before)
+                own.append(told.ancestral)
+                before = _UNIT, told.fraternal
+                if len(own) == max(widths) or (len(own) in widths and not choose(_two(told.topology[1]))):
+                    break
+            units.append(own)
+            if label != _OUT:
+                grammar.accept(v.width(len(own)))
+                grammar.accept(v.activation(ACTIVATIONS[label - 1]))
+        for own in units:
+            for unit in own:
+                before = None
+                while True:
+                    numbers = grammar.sources()
+                    if not numbers:
+                        break
+                    told = yield self._ask(_UNIT, unit, before)
+                    more = bool(choose(_two(told.topology[1])))
+                    logits = self._logits(told, float(more), child=0.0)
+                    source = numbers[choose(logits[_SOURCES:][list(numbers)])]
+                    grammar.accept_source(source)
+                    before = _SOURCES + source, told.fraternal
+                    if grammar.may_stop and not more:
+                        break
+                grammar.accept(v.STOP)
+        grammar.accept(v.END)
+
+    def _ask(self, label: int, parent: Tensor, before: tuple[int, Tensor] | None) -> _Ask:
+        """Behind the sibling `before`, or the first one below a parent with this label and state."""
+        if before is None:
+            return _Ask(label, parent, False, parent)
+        return _Ask(before[0], before[1], True, self._below(label, parent))
+
+    def _below(self, label: int, parent: Tensor) -> Tensor:
+        state: Tensor = self.decoder.from_parent(self.decoder.embed.weight[label], parent)
+        return state
+
+    def _logits(self, told: _Told, sibling: float, child: float = 1.0) -> Tensor:
+        of_topology: Tensor = self.decoder.of_topology(torch.tensor([child, sibling]))
+        return told.labels + of_topology
+
+
+def _two(logit: Tensor) -> Tensor:
+    """Of no and yes."""
+    return torch.stack([torch.zeros_like(logit), logit])
