@@ -1,0 +1,135 @@
+"""The bank of tasks: which small networks were best on which part of which data set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.prediction.inner_search import Found, Search, search, train_all
+from nni_bayes_nas.prediction.relevance import order_of_features
+from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture
+from nni_bayes_nas.prediction.sparse_net import dense
+from nni_bayes_nas.prediction.tasks import Task, TaskData
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a search on one task with one budget found.
+
+    Attributes:
+        task: The part of a data set.
+        budget: Connections at most.
+        order: The feature of the task at every rank.
+        found: Networks whose inputs are ranks, the best one first.
+        dense: The deepest network of all connections, trained alike.
+    """
+
+    task: Task
+    budget: int
+    order: tuple[int, ...]
+    found: tuple[Found, ...]
+    dense: Found
+
+    def to_json(self) -> str:
+        """A line of a bank."""
+        return json.dumps(
+            {
+                "task": json.loads(self.task.to_json()),
+                "budget": self.budget,
+                "order": self.order,
+                "found": [_plain(one) for one in self.found],
+                "dense": _plain(self.dense),
+            }
+        )
+
+    @classmethod
+    def from_json(cls, line: str) -> Entry:
+        """Of `to_json`.
+
+        Raises:
+            ConfigError: It is none.
+        """
+        try:
+            values = json.loads(line)
+            return cls(
+                Task.from_dict(values["task"]),
+                int(values["budget"]),
+                tuple(values["order"]),
+                tuple(map(_found, values["found"])),
+                _found(values["dense"]),
+            )
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ConfigError(f"a line of a bank must be what `to_json` gave, got {line[:60]!r}.") from error
+
+    @property
+    def is_as_good_as_dense(self) -> bool:
+        """Whether the best small network loses no more than one standard error of the accuracy of the dense one.
+
+        That of a share of `n_val` objects is in `tolerance`.
+        """
+        return self.found[0].accuracy >= self.dense.accuracy - self.tolerance
+
+    @property
+    def tolerance(self) -> float:
+        """Standard error of the dense network's mean accuracy over its seeds."""
+        values = torch.tensor(self.dense.accuracies, dtype=torch.float64)
+        return float(values.std()) / len(values) ** 0.5 if len(values) > 1 else 0.0
+
+
+def budgets_of(n_features: int, factors: Iterable[float], least: int) -> list[int]:
+    """Connections: the number of features, times factors; at least `least`."""
+    return sorted({max(least, round(factor * n_features)) for factor in factors})
+
+
+def entry_of(task: Task, data: TaskData, budget: int, how: Search, deepest: Sequence[int], seed: int) -> Entry:
+    """Search on a task, and train the dense network beside.
+
+    Args:
+        task: For the entry.
+        data: Its objects.
+        budget: Connections at most.
+        how: Of the search.
+        deepest: Widths of the dense network.
+        seed: Of everything that is drawn.
+    """
+    order = order_of_features(data.x, data.y)
+    ranked = TaskData(data.x[:, order], data.y, data.x_val[:, order], data.y_val)
+    found = search(ranked, budget, how, seed, n_outputs=len(task.classes))
+    whole = dense(data.x.shape[1], len(task.classes), tuple(deepest))
+    seeds = [seed + 10_007 * (repeat + 1) for repeat in range(how.repeats)]
+    results = train_all([whole] * how.repeats, seeds, ranked, how.training)
+    losses, accuracies = (tuple(values) for values in zip(*results, strict=True))
+    return Entry(task, budget, tuple(order.tolist()), tuple(found), Found(whole, losses, accuracies, "dense"))
+
+
+def check_bank(entries: Sequence[Entry]) -> None:
+    """Refuse a bank from which nothing can be learned.
+
+    Raises:
+        ConfigError: Fewer than two different networks are best in it: the meta-model would be a constant.
+    """
+    best = {entry.found[0].net for entry in entries}
+    if len(best) < 2:
+        raise ConfigError(
+            f"a bank must hold at least two different best networks, or the meta-model is a constant, got {len(best)} "
+            f"in {len(entries)} entries; add tasks of other data, classes or features."
+        )
+
+
+def _plain(one: Found) -> dict[str, Any]:
+    return {
+        "net": json.loads(one.net.to_json()),
+        "losses": one.losses,
+        "accuracies": one.accuracies,
+        "method": one.method,
+    }
+
+
+def _found(values: dict[str, Any]) -> Found:
+    net = SparseArchitecture.from_dict(values["net"])
+    return Found(net, tuple(values["losses"]), tuple(values["accuracies"]), values["method"])

@@ -1,0 +1,102 @@
+"""Entries of a bank, and the order of networks before they are trained."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.prediction.bank import Entry, budgets_of, check_bank, entry_of
+from nni_bayes_nas.prediction.inner_search import Search, train_all
+from nni_bayes_nas.prediction.many import Training
+from nni_bayes_nas.prediction.random_nets import random_net
+from nni_bayes_nas.prediction.ranker import NAMES, Ranker, describe, kendall
+from nni_bayes_nas.prediction.sparse_architecture import from_sources
+from nni_bayes_nas.prediction.tasks import Source, TaskData, data_of, draw_tasks
+from nni_bayes_nas.prediction.tokens import Vocabulary
+
+WORDS = Vocabulary(max_depth=2, widths=(2, 4, 8))
+HOW = Search(candidates=4, rounds=1, generations=2, top=3, repeats=2, training=Training(steps=60), vocabulary=WORDS)
+
+
+def tasks(n, seed=0, n_features=12):
+    generator = torch.Generator().manual_seed(7)
+    y = torch.arange(1200) % 4
+    centres = torch.randn(4, n_features, generator=generator) * (torch.arange(n_features) < 5)
+    x = torch.randn(1200, n_features, generator=generator) + centres[y]
+    drawn = draw_tasks([Source("blobs", 1200, n_features, 4)], n, seed)
+    return [(task, data_of(task, x, y)) for task in drawn]
+
+
+def entries(n, seed=0):
+    return [entry_of(task, data, 20, HOW, (8, 8), seed=i) for i, (task, data) in enumerate(tasks(n, seed))]
+
+
+def test_an_entry_is_what_was_found_in_ranks():
+    (entry,) = entries(1)
+    ((task, data),) = tasks(1)
+    assert Entry.from_json(entry.to_json()) == entry
+    assert len(entry.found) == 3 and all(one.net.n_connections <= 20 for one in entry.found)
+    assert entry.dense.net.n_connections == len(task.features) * 8 + 64 + 8 * len(task.classes)
+    assert sorted(entry.order) == list(range(len(task.features)))
+    assert entry.is_as_good_as_dense == (entry.found[0].accuracy >= entry.dense.accuracy - entry.tolerance)
+    # Trained again on the features in this order, the network is as good.
+    order = torch.tensor(entry.order)
+    ranked = TaskData(data.x[:, order], data.y, data.x_val[:, order], data.y_val)
+    seeds = [0 + 10_007 * (repeat + 1) for repeat in range(2)]
+    again = train_all([entry.dense.net] * 2, seeds, ranked, HOW.training)
+    assert [loss for loss, _ in again] == pytest.approx(entry.dense.losses, rel=1e-5)
+
+
+def test_budgets():
+    assert budgets_of(64, (1, 2, 5), 15) == [64, 128, 320]
+    assert budgets_of(4, (1, 2, 5), 15) == [15, 20]
+
+
+def test_a_bank_of_one_network_is_refused():
+    one, two = entries(2)
+    check_bank([one, two])
+    with pytest.raises(ConfigError, match=r"at least two different best networks, .* got 1 in 2 entries"):
+        check_bank([one, one])
+    with pytest.raises(ConfigError, match="a line of a bank must be"):
+        Entry.from_json("{}")
+
+
+def test_what_is_seen_of_a_network():
+    x = torch.tensor([[0.0, 1, 5], [0, 2, 5], [1, 1, 5], [1, 2, 5]])
+    y = torch.tensor([0, 0, 1, 1])
+    data = TaskData(x, y, x, y)
+    net = from_sources(3, 2, (2,), ("tanh",), [[(0, 1), (2,)], [(0,), (0, 1)]])
+    row = dict(zip(NAMES, describe([net], data, 0)[0], strict=True))
+    assert row["connections"] == pytest.approx(np.log(6)) and row["tanh"] == 1 and row["depth"] == 1
+    assert row["features seen"] == 1 and row["separation seen"] == pytest.approx(1)
+    assert row["separation of connections"] == pytest.approx(1 / 3) and row["most of a feature"] == 1
+    assert row["least sources"] == 1 and row["mean sources"] == 1.5 and row["sources of outputs"] == 1.5
+    assert row["seen by outputs"] == pytest.approx(1) and row["least own separation"] == pytest.approx(1)
+    short = row["short loss"]
+    blind = from_sources(3, 2, (1,), ("relu",), [[(1, 2)], [(0,), (0,)]])
+    row = dict(zip(NAMES, describe([blind], data, 0)[0], strict=True))
+    assert row["separation seen"] == row["least own separation"] == 0 and row["short loss"] > short
+
+
+def test_networks_of_a_new_task_are_ranked():
+    """Random networks of 16 tasks, four of which are left out, by their mean loss of two seeds; chance has a tau of 0."""
+    described, losses = [], []
+    for i, (task, data) in enumerate(tasks(16, seed=5)):
+        generator = random.Random(i)
+        nets = [random_net(len(task.features), len(task.classes), 16, WORDS, generator) for _ in range(16)]
+        described.append(describe(nets, data, seed=i))
+        both = [[loss for loss, _ in train_all(nets, [seed] * 16, data, Training(steps=80))] for seed in (0, 1)]
+        losses.append(np.mean(both, 0))
+    ranker = Ranker(trees=60).fit(described[:12], losses[:12])
+    taus = [kendall(ranker.scores(d), loss) for d, loss in zip(described[12:], losses[12:], strict=True)]
+    assert sum(taus) / 4 > 0.35
+    assert kendall([1.0, 2.0], [1.0, 1.0]) == 0.0
+
+
+def test_a_ranker_learns_before_it_ranks():
+    with pytest.raises(ConfigError, match="must learn before it ranks"):
+        Ranker().scores(np.zeros((2, len(NAMES))))
+    with pytest.raises(ConfigError, match="tasks of two networks or more"):
+        Ranker().fit([np.zeros((1, len(NAMES)))], [[0.1]])
