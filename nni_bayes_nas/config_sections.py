@@ -37,10 +37,10 @@ class DataConfig:
     """The data: a registry name or ``package.module:function``.
 
     ``task`` says what y is: classes, or real targets. ``root`` and ``download`` are for data sets from files, ``path``
-    for ``npz``, ``image_size`` (pixels) and ``grayscale`` for ``image_folder``, ``args`` for a function of the user.
-    ``test_fraction`` is used only where the data have no test set of their own. ``limit`` and ``val_limit`` keep the
-    first so many training and validation objects after the seeded shuffle; ``skip`` leaves out so many training objects
-    before them. ``on_gpu``: on a GPU all data lie in its memory, if they take no more than a quarter of what is free.
+    for ``npz`` and ``csv``, ``image_size`` (pixels) and ``grayscale`` for ``image_folder``, ``args`` for a function of
+    the user. ``test_fraction`` is used only where the data have no test set of their own. ``limit`` and ``val_limit``
+    keep the first so many training and validation objects after the seeded shuffle; ``skip`` leaves out so many before
+    them. ``on_gpu``: on a GPU all data lie in its memory, if they take no more than a quarter of what is free.
     """
 
     name: str = "digits"

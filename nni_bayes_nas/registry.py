@@ -104,6 +104,18 @@ DATA_SETS: dict[str, tuple[str, str]] = {
         "nni_bayes_nas.experiment.data_sets:load_diabetes",
         "442 patients, 10 features, for data.task: regression; embedded: no network",
     ),
+    "wine": (
+        "nni_bayes_nas.experiment.data_tables:load_wine",
+        "178 wines, 13 measurements, 3 classes, embedded: no network",
+    ),
+    "breast_cancer": (
+        "nni_bayes_nas.experiment.data_tables:load_breast_cancer",
+        "569 tumours, 30 measurements, 2 classes, embedded: no network",
+    ),
+    "csv": (
+        "nni_bayes_nas.experiment.data_tables:load_csv",
+        "a table with a line of names in the file data.path; the last column is the target",
+    ),
     "npz": (
         "nni_bayes_nas.experiment.data_sets:load_npz",
         "arrays x and y (and x_test, y_test) of the file data.path; images or vectors",

@@ -81,7 +81,7 @@ def test_what_is_seen_of_a_network():
 
 
 def test_networks_of_a_new_task_are_ranked():
-    """Random networks of 16 tasks, four of which are left out, by their mean loss of two seeds; chance has a tau of 0."""
+    """Random networks of 16 tasks, four left out, by the mean loss of two seeds; chance has a tau of 0."""
     described, losses = [], []
     for i, (task, data) in enumerate(tasks(16, seed=5)):
         generator = random.Random(i)

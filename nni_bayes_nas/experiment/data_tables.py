@@ -1,0 +1,135 @@
+"""Data sets that are tables: embedded ones, CSV files, and families of made-up ones."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from nni_bayes_nas.config import DataConfig
+from nni_bayes_nas.errors import DataError
+
+
+def load_wine(config: DataConfig) -> tuple[Any, Any]:
+    """scikit-learn's wine: 178 wines, 13 measurements, 3 cultivars (Forina et al., 1988); no network."""
+    from sklearn import datasets
+
+    wine = datasets.load_wine()
+    return wine.data, wine.target
+
+
+def load_breast_cancer(config: DataConfig) -> tuple[Any, Any]:
+    """scikit-learn's breast cancer: 569 tumours, 30 measurements, 2 classes (Street et al., 1993); no network."""
+    from sklearn import datasets
+
+    cancer = datasets.load_breast_cancer()
+    return cancer.data, cancer.target
+
+
+def load_csv(config: DataConfig) -> tuple[Any, Any]:
+    """A CSV file at `data.path` with a line of names, numbers in all columns but the last, and there the target.
+
+    Classes may be any words; they are numbered in alphabetical order, numbers by size. For regression targets are
+    numbers.
+
+    Raises:
+        DataError: No such file, no line of numbers, lines of different lengths, or a value that is no number.
+    """
+    if config.path is None or not Path(config.path).is_file():
+        raise DataError(f"data.path must name a CSV file with a line of names, got {config.path!r}; check the path.")
+    try:
+        with Path(config.path).open(newline="", encoding="utf-8") as file:
+            lines = [line for line in csv.reader(file) if line]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(
+            f"data.path must name a CSV file in UTF-8, but reading {config.path} fails: {error}."
+        ) from error
+    if len(lines) < 2 or len(lines[0]) < 2:
+        raise DataError(
+            f"a CSV file must have a line of names, lines of numbers and at least two columns, but {config.path} has "
+            f"{len(lines)} lines and {len(lines[0]) if lines else 0} columns."
+        )
+    names, rows = lines[0], lines[1:]
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(names):
+            raise DataError(f"line {number} of {config.path} must have {len(names)} columns, got {len(row)}; mend it.")
+    x = np.array(
+        [[_number(config, row[j], i, names[j]) for j in range(len(names) - 1)] for i, row in enumerate(rows, 2)]
+    )
+    targets = [row[-1].strip() for row in rows]
+    if config.task == "regression":
+        return x, np.array([_number(config, value, i, names[-1]) for i, value in enumerate(targets, 2)])
+    return x, _classes(targets)
+
+
+def synthetic(
+    kind: Literal["blobs", "parity", "linear"] = "blobs",
+    n_objects: int = 2000,
+    n_features: int = 24,
+    n_informative: int = 6,
+    n_classes: int = 4,
+    noise: float = 0.3,
+    seed: int = 0,
+) -> tuple[Any, Any]:
+    """A made-up table of which some columns say the class, some repeat others, and the rest are noise.
+
+    A third of the columns that say nothing of their own are sums of two informative ones.
+
+    Args:
+        kind: "blobs": two clusters a class, in the informative columns. "parity": classes are counts of positive values
+            among the informative columns, modulo the number of classes: no column says anything by itself. "linear":
+            the largest of as many random linear functions of the informative columns.
+        n_objects: Rows.
+        n_features: Columns.
+        n_informative: That say the class.
+        n_classes: At least two.
+        noise: Standard deviation of what is added to the informative columns afterwards.
+        seed: Of everything.
+
+    Raises:
+        DataError: More informative columns than columns, or fewer than two classes.
+    """
+    if not 1 <= n_informative <= n_features or n_classes < 2 or n_objects < n_classes:
+        raise DataError(
+            f"a made-up table needs 1 to n_features={n_features} informative columns, 2 classes and an object of each, "
+            f"got n_informative={n_informative}, n_classes={n_classes}, n_objects={n_objects}."
+        )
+    draw = np.random.default_rng(seed)
+    own = draw.normal(size=(n_objects, n_informative))
+    if kind == "blobs":
+        y = np.arange(n_objects) % n_classes
+        centres = 1.5 * draw.normal(size=(n_classes, 2, n_informative))
+        own = 0.7 * own + centres[y, draw.integers(2, size=n_objects)]
+    elif kind == "parity":
+        y = (own > 0).sum(1) % n_classes
+        own = np.sign(own) * (0.5 + np.abs(own))
+    else:
+        y = (own @ draw.normal(size=(n_informative, n_classes))).argmax(1)
+    own = own + noise * draw.normal(size=own.shape)
+    others = draw.normal(size=(n_objects, n_features - n_informative))
+    for column in range(others.shape[1] // 3):
+        first, second = draw.integers(n_informative, size=2)
+        others[:, column] = own[:, first] + own[:, second] + noise * others[:, column]
+    table = np.concatenate([own, others], 1)[:, draw.permutation(n_features)]
+    return table, y
+
+
+def _number(config: DataConfig, text: str, line: int, column: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise DataError(
+            f"column {column!r} of {config.path} must hold numbers, but line {line} has {text[:20]!r}; write a number."
+        ) from None
+
+
+def _classes(words: list[str]) -> Any:
+    """Their numbers."""
+    try:
+        known = sorted(set(words), key=float)
+    except ValueError:
+        known = sorted(set(words))
+    number = {word: i for i, word in enumerate(known)}
+    return np.array([number[word] for word in words])
