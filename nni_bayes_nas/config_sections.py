@@ -190,10 +190,11 @@ class RefineConfig:
     Of its ``candidates`` most probable architectures with at most ``max_params`` parameters ``evaluations`` are trained
     for ``epochs``, ``parallel`` at a time, as a Gaussian process proposes (``acquisition``) whose prior mean is
     ``prior_weight`` times the posterior's log-probability. ``rungs`` are pairs: how many of the best are then trained
-    for how many epochs; the best of the last one is retrained.
+    for how many epochs; the best of the last one is retrained. Short trainings settle what a good set of candidates
+    leaves open; among many they favor what learns fast (`nasbench201.py`).
     """
 
-    candidates: int = 512
+    candidates: int = 32
     max_params: int | None = None
     evaluations: int = 14
     parallel: int = 2

@@ -78,7 +78,7 @@ def test_rounds_then_finalists_then_retraining():
     assert ledger.spec(names[1]).parameters["epochs"] == 3 and ledger.spec(names[7]).parameters["epochs"] == 8
     tried = [json.dumps(ledger.spec(name).parameters["choices"], sort_keys=True) for name in names[1:7]]
     assert len(set(tried)) == 6
-    assert ledger.spec("search-s0").parameters["candidates"] == 512
+    assert ledger.spec("search-s0").parameters["candidates"] == 32
 
 
 def test_rungs_train_ever_fewer_for_ever_longer():
