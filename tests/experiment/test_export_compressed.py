@@ -117,6 +117,7 @@ def test_every_point_can_be_had(made):
                 assert accuracy == pytest.approx(found.point["finetuned"]["test_accuracy"], abs=1e-9)
 
 
+@pytest.mark.slow
 def test_whole_neurons_make_a_dense_network_that_is_smaller(tmp_path):
     run = compressed(tmp_path / "run", structured=True, fractions=[0.5], direct=[], lambdas=[1.0])
     found = find_compressed(run, NAMES[0])

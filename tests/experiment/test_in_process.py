@@ -87,7 +87,7 @@ def test_resume_of_a_run_is_refused(
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["state.json"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_ends_the_search_and_is_named(tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "small.yaml").write_text(SMALL.replace("epochs: 2", "epochs: 500"))
     program = "from nni_bayes_nas.cli import main; raise SystemExit(main(['search', 'small.yaml', '--output', 'out']))"

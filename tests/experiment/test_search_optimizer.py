@@ -49,7 +49,9 @@ def searched(settings: Config, directory: Path, die_in: int | None = None) -> tu
     return found[0], found[1]
 
 
-@pytest.mark.parametrize(("scheme", "objects"), [("single_level", 160), ("bilevel", 80)])
+@pytest.mark.parametrize(
+    ("scheme", "objects"), [("single_level", 160), pytest.param("bilevel", 80, marks=pytest.mark.slow)]
+)
 def test_weights_are_drawn_given_all_objects_that_they_see_and_a_search_goes_on(
     scheme: str, objects: int, tmp_path: Path
 ) -> None:

@@ -156,7 +156,13 @@ IN_SEARCH = {"active": 0.3, "start": 7, "window": 4, "criterion": "gain"}
 @pytest.mark.parametrize(
     "granularity", ["neuron", *(pytest.param(name, marks=pytest.mark.slow) for name in ("weight", "prefix"))]
 )
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        name if name in ("second order", "single level") else pytest.param(name, marks=pytest.mark.slow)
+        for name in STRATEGIES
+    ],
+)
 def test_what_a_search_freezes_stays_and_the_structure_goes_on(
     strategy: str, granularity: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,7 +193,7 @@ def test_what_a_search_freezes_stays_and_the_structure_goes_on(
     assert set(report) == {"layers", "state_bytes", "milliseconds"}
 
 
-@pytest.mark.parametrize("strategy", ["first order", "single level"])
+@pytest.mark.parametrize("strategy", ["first order", pytest.param("single level", marks=pytest.mark.slow)])
 def test_a_selective_search_goes_on_where_it_was(strategy: str, tmp_path: Path) -> None:
     settings = search_config(strategy, {**IN_SEARCH, "thaw_every": 6, "probe": 3})
     whole, states = searched(settings, tmp_path / "whole")

@@ -80,6 +80,7 @@ def test_what_is_seen_of_a_network():
     assert row["separation seen"] == row["least own separation"] == 0 and row["short loss"] > short
 
 
+@pytest.mark.slow
 def test_networks_of_a_new_task_are_ranked():
     """Random networks of 16 tasks, four left out, by the mean loss of two seeds; chance has a tau of 0."""
     described, losses = [], []

@@ -23,7 +23,7 @@ def task(n_features=12, n=200):
     return TaskData(x[:n], y[:n], x[n:], y[n:])
 
 
-@pytest.mark.parametrize("methods", [(name,) for name in METHODS] + [METHODS])
+@pytest.mark.parametrize("methods", [METHODS, *(pytest.param((name,), marks=pytest.mark.slow) for name in METHODS)])
 def test_the_best_come_first_and_keep_the_budget(methods):
     how = Search(**{**HOW.__dict__, "methods": methods})
     found = search(task(), 16, how, seed=0)

@@ -80,7 +80,9 @@ def results(nets, outputs):
 
 
 @pytest.mark.parametrize("per_object", [False, True])
-@pytest.mark.parametrize("name", SPACES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "NNI's DARTS" else name for name in SPACES]
+)
 def test_stacked_supernets_equal_single_ones(name, per_object):
     make, shape = SPACES[name]
     nets = supernets(make, shape, 3)
