@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,27 +42,37 @@ def load_csv(config: DataConfig) -> tuple[Any, Any]:
         raise DataError(f"data.path must name a CSV file with a line of names, got {config.path!r}; check the path.")
     try:
         with Path(config.path).open(newline="", encoding="utf-8") as file:
-            lines = [line for line in csv.reader(file) if line]
+            reader = csv.reader(file)
+            lines = [(reader.line_num, [text.strip() for text in line]) for line in reader if line]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(
-            f"data.path must name a CSV file in UTF-8, but reading {config.path} fails: {error}."
-        ) from error
-    if len(lines) < 2 or len(lines[0]) < 2:
+        said = " ".join(str(error).split())[:120]
+        raise DataError(f"data.path must name a CSV file in UTF-8, but reading {config.path} fails: {said}.") from error
+    names = lines[0][1] if lines else []
+    if len(lines) < 2 or len(names) < 2:
         raise DataError(
             f"a CSV file must have a line of names, lines of numbers and at least two columns, but {config.path} has "
-            f"{len(lines)} lines and {len(lines[0]) if lines else 0} columns."
+            f"{len(lines)} lines and {len(names)} columns."
         )
-    names, rows = lines[0], lines[1:]
-    for number, row in enumerate(rows, 2):
+    if all(map(_is_number, names)):
+        raise DataError(
+            f"a CSV file must begin with a line of names, but {config.path} begins with numbers; write a name of every "
+            "column above them."
+        )
+    for number, row in lines[1:]:
         if len(row) != len(names):
             raise DataError(f"line {number} of {config.path} must have {len(names)} columns, got {len(row)}; mend it.")
-    x = np.array(
-        [[_number(config, row[j], i, names[j]) for j in range(len(names) - 1)] for i, row in enumerate(rows, 2)]
-    )
-    targets = [row[-1].strip() for row in rows]
+        if not row[-1]:
+            raise DataError(f"line {number} of {config.path} must have a target in its last column; write one.")
+    x = [
+        [_number(config, text, number, name) for text, name in zip(row, names[:-1], strict=False)]
+        for number, row in lines[1:]
+    ]
     if config.task == "regression":
-        return x, np.array([_number(config, value, i, names[-1]) for i, value in enumerate(targets, 2)])
-    return x, _classes(targets)
+        return np.array(x), np.array([_number(config, row[-1], number, names[-1]) for number, row in lines[1:]])
+    words = [row[-1] for _, row in lines[1:]]
+    # As numbers where all are: 1 and 1.0 are one class.
+    known: list[Any] = [float(word) for word in words] if all(map(_is_number, words)) else words
+    return np.array(x), np.unique(known, return_inverse=True)[1]
 
 
 def synthetic(
@@ -79,8 +90,8 @@ def synthetic(
 
     Args:
         kind: "blobs": two clusters a class, in the informative columns. "parity": classes are counts of positive values
-            among the informative columns, modulo the number of classes: no column says anything by itself. "linear":
-            the largest of as many random linear functions of the informative columns.
+            among the informative columns, modulo the number of classes; of two classes no column says anything by
+            itself. "linear": the largest of as many random linear functions of the informative columns.
         n_objects: Rows.
         n_features: Columns.
         n_informative: That say the class.
@@ -89,8 +100,10 @@ def synthetic(
         seed: Of everything.
 
     Raises:
-        DataError: More informative columns than columns, or fewer than two classes.
+        DataError: More informative columns than columns, fewer than two classes, or a class without an object.
     """
+    if kind not in ("blobs", "parity", "linear"):
+        raise DataError(f"a made-up table is blobs, parity or linear, got {kind!r}; name one of them.")
     if not 1 <= n_informative <= n_features or n_classes < 2 or n_objects < n_classes:
         raise DataError(
             f"a made-up table needs 1 to n_features={n_features} informative columns, 2 classes and an object of each, "
@@ -107,6 +120,11 @@ def synthetic(
         own = np.sign(own) * (0.5 + np.abs(own))
     else:
         y = (own @ draw.normal(size=(n_informative, n_classes))).argmax(1)
+    if len(set(y.tolist())) < n_classes:
+        raise DataError(
+            f"a made-up table of {n_classes} classes needs an object of each, but n_informative={n_informative} gives "
+            f"{len(set(y.tolist()))} with {kind}; raise it."
+        )
     own = own + noise * draw.normal(size=own.shape)
     others = draw.normal(size=(n_objects, n_features - n_informative))
     for column in range(others.shape[1] // 3):
@@ -117,19 +135,15 @@ def synthetic(
 
 
 def _number(config: DataConfig, text: str, line: int, column: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
+    if not _is_number(text):
         raise DataError(
             f"column {column!r} of {config.path} must hold numbers, but line {line} has {text[:20]!r}; write a number."
-        ) from None
+        )
+    return float(text)
 
 
-def _classes(words: list[str]) -> Any:
-    """Their numbers."""
+def _is_number(text: str) -> bool:
     try:
-        known = sorted(set(words), key=float)
+        return math.isfinite(float(text))
     except ValueError:
-        known = sorted(set(words))
-    number = {word: i for i, word in enumerate(known)}
-    return np.array([number[word] for word in words])
+        return False

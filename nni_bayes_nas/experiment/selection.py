@@ -109,6 +109,11 @@ def _check_search(config: Config, args: dict[str, Any]) -> None:
             f"`search.selection` cannot have {measured!r}, which measures layers in their passes, and a supernet has "
             "passes of its own\ngive a number or a share as `active`, and gain, say, as `criterion`"
         )
+    if config.strategy.args.get("keep_options"):
+        raise ConfigError(
+            "`search.selection` may leave nothing but weights of options that `strategy.args.keep_options` drops\n"
+            "leave one of them out"
+        )
     for name in ("cuda_graphs", "compile"):
         if config.strategy.args.get(name):
             raise ConfigError(

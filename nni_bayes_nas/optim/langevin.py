@@ -99,7 +99,10 @@ class PreconditionedSGLD(Sampler):
         decay, squares = group["decay"], self.state_of(params, "square")
         torch._foreach_mul_(squares, decay)
         torch._foreach_addcmul_(squares, gradients, gradients, value=1 - decay)
-        roots = torch._foreach_div(squares, 1 - decay ** (group["steps"] + 1))
+        # Of every parameter by itself: one that has a gradient later, or again, begins then.
+        for p in params:
+            self.state[p]["seen"] = self.state[p].get("seen", 0) + 1
+        roots = torch._foreach_div(squares, [1 - decay ** self.state[p]["seen"] for p in params])
         torch._foreach_sqrt_(roots)
         torch._foreach_add_(roots, group["eps"])
         torch._foreach_addcdiv_(params, self.slopes(group, params, gradients), roots, value=-group["lr"])

@@ -34,6 +34,11 @@ class LayerCosts:
             self._handles.append(layer.register_forward_pre_hook(self._begin))
             self._handles.append(layer.register_forward_hook(self._ended(name if owns else None)))
 
+    @property
+    def watching(self) -> bool:
+        """Whether it does still."""
+        return bool(self._handles)
+
     def remove(self) -> None:
         """Stop watching; what was found stays."""
         for handle in self._handles:

@@ -152,7 +152,7 @@ def choose(
     flat = torch.cat([v.detach().flatten().double() for v in values.values()])
     may = torch.ones_like(flat, dtype=torch.bool)
     if allowed is not None:
-        may = torch.cat([allowed[name].flatten() for name in values])
+        may = torch.cat([allowed[name].flatten() for name in values]).to(flat.device)
     n = int(may.sum())
     if not 0 <= k <= n:
         raise ConfigError(f"what is chosen must be between 0 and {n} parameters, got {k}.")

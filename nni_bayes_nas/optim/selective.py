@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nni_bayes_nas.coercion import require
 from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.optim.amounts import amount_of, planned_steps, within
 from nni_bayes_nas.optim.cache import ActivationCache, BatchIndices, chain_of, watch_indices, why_not
 from nni_bayes_nas.optim.freeze_report import by_layer, multiply_accumulates, state_bytes
 from nni_bayes_nas.optim.holding import Holding
@@ -107,6 +108,8 @@ class SelectiveOptimization(pl.Callback):
         for name, least, n in (("window", 2, window), ("probe", 2, probe), ("thaw_every", 1, thaw_every or 1)):
             require(n >= least, name, f"must be at least {least} steps", n, "100 say")
         longer = thaw_every is None or thaw_every > probe
+        measures = thaw_every is None or criterion != "effective_perturbation"
+        require(measures, "criterion", "must be one of gradients where it is chosen anew", criterion, "gain say")
         require(longer, "thaw_every", f"must be more than the {probe} steps of a probe", thaw_every, "raise it")
         self.share, self.kept_share = active, kept
         self.criterion, self.granularity, self.start, self.window = criterion, granularity, start, window
@@ -153,12 +156,12 @@ class SelectiveOptimization(pl.Callback):
         self._parameters = {
             n: p for n, p in pl_module.named_parameters() if id(p) in moved and (p.requires_grad or n in self.active)
         }
-        total, planned = sum(p.numel() for p in self._parameters.values()), _planned_steps(trainer)
-        self.n_active = 0 if self.share == "auto" else _amount("active", self.share, total, "parameters")
-        self.n_kept = total if self.kept_share is None else _amount("kept", self.kept_share, total, "parameters")
+        total, planned = sum(p.numel() for p in self._parameters.values()), planned_steps(trainer)
+        self.n_active = 0 if self.share == "auto" else amount_of("active", self.share, total, "parameters")
+        self.n_kept = total if self.kept_share is None else amount_of("kept", self.kept_share, total, "parameters")
         if planned is None and isinstance(self.start, float):
             raise ConfigError(f"start must be a number of steps where none are planned, got the share {self.start}.")
-        self.at = int(self.start) if planned is None else _amount("start", self.start, planned, "planned steps")
+        self.at = int(self.start) if planned is None else amount_of("start", self.start, planned, "planned steps")
         least = 2 if self._needs() else 0
         if not least <= self.at < (self.at + 1 if planned is None else planned):
             most = "" if planned is None else f" to {planned - 1} of {planned} planned steps"
@@ -172,6 +175,7 @@ class SelectiveOptimization(pl.Callback):
         self._costs = LayerCosts(pl_module if self.by_layers else torch.nn.Identity())
         self._indices = watch_indices(trainer.train_dataloader) if self.cache else None
         if self.active:  # goes on from a checkpoint
+            trainer.should_stop = trainer.should_stop or self.n_active == 0
             self._hold(trainer, pl_module, probe=self._probes(self.steps_done(trainer)))
         if self.at == 0 and not self.active:
             self._choose(trainer, pl_module)
@@ -218,26 +222,35 @@ class SelectiveOptimization(pl.Callback):
         if self._holding is not None:
             self._holding.still()
 
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The end is part of the last checkpoint: what goes on from that does not train any more."""
+        if trainer.max_epochs is not None and trainer.current_epoch + 1 >= trainer.max_epochs > 0:
+            self.on_train_end(trainer, pl_module)
+
     @torch.no_grad()
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """All parameters can be trained again; zero what is not kept, if it is time."""
         if self._holding is not None:
             self._look_back(trainer, pl_module)
         self._release()
+        if self._costs.watching:
+            self._costs.remove()
         if self.zero_at == "end" and self.kept_share is not None:
             self._keep()
             self._zero()
 
     def state_dict(self) -> dict[str, Any]:
-        """Choices, and statistics that are being gathered."""
+        """Choices, statistics that are being gathered, and what the report says so far."""
         gathered = None if self._statistics is None else self._statistics.state_dict()
-        return {"active": self.active, "kept": self.kept, "scores": self._kept_scores, "statistics": gathered}
+        chosen = {"active": self.active, "kept": self.kept, "scores": self._kept_scores}
+        return {**chosen, "statistics": gathered, "report": self._report, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with them."""
         self.active, self.kept = dict(state_dict["active"]), dict(state_dict["kept"])
         self._kept_scores = dict(state_dict["scores"])
         self._loaded = state_dict["statistics"]
+        self._report, self.seconds = dict(state_dict["report"]), dict(state_dict["seconds"])
 
     @property
     def has_ended(self) -> bool:
@@ -305,7 +318,7 @@ class SelectiveOptimization(pl.Callback):
             values,
             {name: ids[name] for name in self._parameters},
             allowed=self.kept or None,
-            always=[name for name in self._parameters if _within(name, self.always)],
+            always=[name for name in self._parameters if within(name, self.always)],
             costs=self._cost_of_groups(ids) if self.criterion == "gain_per_flop" else None,
             in_order=self.granularity == "prefix",
         )
@@ -379,21 +392,3 @@ class SelectiveOptimization(pl.Callback):
         if self._holding is not None:
             self._holding.release()
         self._holding = None
-
-
-def _planned_steps(trainer: pl.Trainer) -> int | None:
-    """None where nobody knows: of a stream of data."""
-    planned = trainer.estimated_stepping_batches
-    return int(planned) if 0 < planned < float("inf") else None
-
-
-def _amount(name: str, value: float, total: int, what: str) -> int:
-    """A number, or that of a share."""
-    n = round(value * total) if isinstance(value, float) else value
-    if not 0 <= n <= total:
-        raise ConfigError(f"{name} must be at most the {total} {what}, got {n}.")
-    return n
-
-
-def _within(name: str, places: Sequence[str]) -> bool:
-    return any(name == place or name.startswith(f"{place}.") for place in places)

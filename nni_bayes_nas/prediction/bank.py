@@ -63,20 +63,22 @@ class Entry:
                 tuple(map(_found, values["found"])),
                 _found(values["dense"]),
             )
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except ConfigError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"a line of a bank must be what `to_json` gave, got {line[:60]!r}.") from error
 
     @property
     def is_as_good_as_dense(self) -> bool:
-        """Whether the best small network loses no more than one standard error of the accuracy of the dense one.
+        """Whether the best small network loses no more than `tolerance` of the accuracy of the dense one.
 
-        That of a share of `n_val` objects is in `tolerance`.
+        The small one was the best of several on the same validation objects, which is in its favor.
         """
         return self.found[0].accuracy >= self.dense.accuracy - self.tolerance
 
     @property
     def tolerance(self) -> float:
-        """Standard error of the dense network's mean accuracy over its seeds."""
+        """Standard error of the dense network's mean accuracy over its seeds; 0 of one."""
         values = torch.tensor(self.dense.accuracies, dtype=torch.float64)
         return float(values.std()) / len(values) ** 0.5 if len(values) > 1 else 0.0
 

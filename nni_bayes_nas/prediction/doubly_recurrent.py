@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nni_bayes_nas.coercion import require
+
 
 @dataclass(frozen=True)
 class Tree:
@@ -164,7 +166,12 @@ class DoublyRecurrent(nn.Module):
 
 
 def chooser(generator: torch.Generator | None, temperature: float = 1.0) -> Callable[[Tensor], int]:
-    """Picks one of logits: the largest without a generator, or at temperature 0, else at random."""
+    """Picks one of logits: the largest without a generator, or at temperature 0, else at random.
+
+    Raises:
+        ConfigError: A negative temperature.
+    """
+    require(temperature >= 0, "temperature", "must not be negative", temperature, "1 draws from the model")
 
     def choose(logits: Tensor) -> int:
         if generator is None or temperature == 0:

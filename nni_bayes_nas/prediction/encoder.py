@@ -66,13 +66,18 @@ def condition_of(
         most: Objects that are looked at, the first of each class in turn.
 
     Returns:
-        Scalars are the logarithms of objects, features, classes and connections, and the `separation` of the first
-        features.
+        Scalars are a quarter of the logarithms of objects, features, classes and connections, and the `separation` of
+        the first features.
 
     Raises:
-        ConfigError: More features or classes than the model was built for.
+        ConfigError: More features or classes than the model was built for, or more classes than are said to be there.
     """
-    n_classes = n_classes or int(y.max()) + 1
+    there = int(y.max()) + 1
+    n_classes = n_classes or there
+    if there > n_classes:
+        raise ConfigError(
+            f"a task of {n_classes} classes must have no others, got class {there - 1}; number them from 0."
+        )
     if x.shape[1] > max_features or n_classes > max_classes:
         raise ConfigError(
             f"the meta-model was built for {max_features} features and {max_classes} classes, got {x.shape[1]} and "

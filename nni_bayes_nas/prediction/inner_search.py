@@ -173,7 +173,7 @@ class _Draw:
         ]
 
     def _evolved(self) -> list[SparseArchitecture]:
-        """The best of every generation have children; all that were good at any time are candidates."""
+        """The best quarter of every generation have children; it and the last children are the candidates."""
         nets, how = self._random(), _shorter(self.how.training, self.how.rounds)
         for generation in range(self.how.generations - 1):
             seeds = [self.seed + 101 * generation + i for i in range(len(nets))]

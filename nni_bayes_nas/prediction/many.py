@@ -41,16 +41,21 @@ class Many:
     """Networks of one number of inputs and outputs, side by side in padded tensors.
 
     Args:
-        nets: They may differ in depth: what is missing is passed on.
-        seeds: Of their initial weights.
+        nets: Of one depth too; widths may differ.
+        seeds: Of the initial weights, one for each.
 
     Attributes:
         weights: Of every layer `(networks, targets, sources)`, zero where there is no connection.
+
+    Raises:
+        ConfigError: Networks of other inputs, outputs or depths; more or fewer seeds.
     """
 
     def __init__(self, nets: Sequence[SparseArchitecture], seeds: Sequence[int]) -> None:
         if len({(net.n_inputs, net.n_outputs, len(net.widths)) for net in nets}) != 1:
             raise ConfigError("networks side by side must have equal inputs, outputs and depths; group them.")
+        if len(seeds) != len(nets):
+            raise ConfigError(f"every network needs a seed of its own, got {len(seeds)} for {len(nets)}; give as many.")
         self.nets = list(nets)
         sizes = [max(net.sizes[layer] for net in nets) for layer in range(len(nets[0].sizes))]
         self.masks: list[Tensor] = []
@@ -62,7 +67,10 @@ class Many:
             for k, net in enumerate(nets):
                 a, b = torch.tensor(net.edges[layer]).T
                 mask[k, b, a] = 1.0
-            raw = torch.stack([2 * torch.rand(mask.shape[1:], generator=one) - 1 for one in generators])
+            raw = torch.zeros_like(mask)
+            for k, (net, generator) in enumerate(zip(nets, generators, strict=True)):
+                b, a = net.sizes[layer + 1], net.sizes[layer]
+                raw[k, :b, :a] = 2 * torch.rand(b, a, generator=generator) - 1
             weight = raw * bound_of(mask.sum(-1, keepdim=True)) * mask
             self.masks.append(mask)
             self.weights.append(weight.requires_grad_(True))

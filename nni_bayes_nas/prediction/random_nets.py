@@ -60,8 +60,8 @@ def best_connections(
 ) -> SparseArchitecture:
     """The network of the connections of the largest scores, of all layers together, within a budget.
 
-    First come those that make it a network: of every unit the best source; of every hidden unit without a target then
-    its best one.
+    First come those that make it a network: of every first hidden unit the best source; above it the best free pairs of
+    source and target, then the best one of every end that is left.
 
     Args:
         n_inputs: Features.

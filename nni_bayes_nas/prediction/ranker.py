@@ -94,7 +94,7 @@ def _reached(net: SparseArchitecture) -> Tensor:
 
 
 class Ranker:
-    """Extremely randomized trees on `describe`, which predict a network's loss less the mean of its task's networks.
+    """Extremely randomized trees on `describe`: a network's loss, less the mean of its task's networks, in their sd.
 
     Args:
         seed: Of the trees.

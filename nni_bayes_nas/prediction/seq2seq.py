@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nni_bayes_nas.coercion import require
 from nni_bayes_nas.prediction.encoder import Condition, SetEncoder
 from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture
 from nni_bayes_nas.prediction.tokens import Grammar, Vocabulary, encode
@@ -76,7 +77,11 @@ class Seq2Seq(nn.Module):
             n: Networks.
             generator: Of the draws.
             temperature: Of the tokens; 0: the most probable token each time.
+
+        Raises:
+            ConfigError: A negative temperature.
         """
+        require(temperature >= 0, "temperature", "must not be negative", temperature, "1 draws from the model")
         grammars = [
             Grammar(self.vocabulary, condition.n_features, condition.n_classes, condition.budget) for _ in range(n)
         ]

@@ -120,7 +120,9 @@ class SparseArchitecture:
         """
         try:
             return cls.from_dict(json.loads(text))
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        except ConfigError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"a sparse network must be what `to_json` gave, got {text[:60]!r}.") from error
 
     @classmethod

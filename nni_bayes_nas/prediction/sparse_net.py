@@ -14,7 +14,7 @@ FUNCTIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 
 class SparseLinear(nn.Module):
-    """y = W x + b where W has entries at the given places alone; the others take neither memory nor time.
+    """y = W x + b where W has entries at the given places alone: the others are not there.
 
     Args:
         n_inputs: Columns of W.

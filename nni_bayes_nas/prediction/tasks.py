@@ -105,9 +105,9 @@ def draw_tasks(
 ) -> list[Task]:
     """Tasks of all sources in turn.
 
-    Shares are log-uniform, but of small data sets so large that there are `least` objects. Half of the tasks have all
-    classes, half of them all features, and half of them no noise; the others have at least two classes, a half of the
-    features, and up to a fifth of the labels replaced.
+    Shares are log-uniform, but of small data sets so large that there are `least` objects, if classes are equally many.
+    Half of the tasks have all classes, half of them all features, and half of them no noise; the others have at least
+    two classes, a half of the features, and up to a fifth of the labels replaced.
 
     Args:
         sources: Of objects.
@@ -154,8 +154,8 @@ def data_of(task: Task, x: Tensor, y: Tensor, most_val: int = 1000) -> TaskData:
         task: See there.
         x: Training objects of its data set, `(n, ...)`.
         y: Their classes.
-        most_val: Objects for validation, which are training objects of the data set that the task leaves out; where
-            it leaves none out, its own.
+        most_val: Objects for validation at most: training objects of the data set that the task leaves out, at least
+            four of a class that has more. Where none are left, its own.
 
     Raises:
         ConfigError: Classes or features that there are not, or no object of a class.
@@ -171,7 +171,8 @@ def data_of(task: Task, x: Tensor, y: Tensor, most_val: int = 1000) -> TaskData:
     for each in task.classes:
         own = (y == each).nonzero().flatten()
         own = own[torch.randperm(len(own), generator=generator)]
-        n = min(len(own), max(1, round(task.share * len(own))))
+        # A few of every class are left for validation, where there are enough.
+        n = min(max(1, round(task.share * len(own))), max(1, len(own) - _FEWEST_PER_CLASS))
         taken.append(own[:n])
         left.append(own[n:])
     train, rest = torch.cat(taken), torch.cat(left)

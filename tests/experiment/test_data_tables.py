@@ -29,7 +29,7 @@ def written(path: Path, text: str, **options: Any) -> DataConfig:
 def test_csv(tmp_path: Path) -> None:
     x, y = load_csv(written(tmp_path / "a.csv", "a,b,kind\n1,2.5,pear\n\n-3,4e1,apple\n0,0,pear\n"))
     assert x.tolist() == [[1, 2.5], [-3, 40], [0, 0]] and y.tolist() == [1, 0, 1]
-    _, y = load_csv(written(tmp_path / "b.csv", "a,y\n1,10\n2,9\n3,10\n"))
+    _, y = load_csv(written(tmp_path / "b.csv", "a,y\n1,10\n2,9\n3,10.0\n"))
     assert y.tolist() == [1, 0, 1]
     _, y = load_csv(written(tmp_path / "c.csv", "a,y\n1,0.5\n2,-2\n", task="regression"))
     assert y.tolist() == [0.5, -2]
@@ -45,7 +45,10 @@ def test_csv(tmp_path: Path) -> None:
         ("a,b\n", "has 1 lines and 2 columns"),
         ("a\n1\n", "has 2 lines and 1 columns"),
         ("a,b\n1,2\n1\n", "line 3 of .* must have 2 columns, got 1"),
-        ("a,b\n1,2\nx,2\n", "column 'a' of .* must hold numbers, but line 3 has 'x'"),
+        ("a,b\n\n1,2\n\nx,2\n", "column 'a' of .* must hold numbers, but line 5 has 'x'"),
+        ("a,b\nnan,2\n", "must hold numbers, but line 2 has 'nan'"),
+        ("1,2\n3,4\n", "must begin with a line of names, but .* begins with numbers"),
+        ("a,b\n1,\n", "line 2 of .* must have a target in its last column"),
     ],
 )
 def test_no_table(text: str, message: str, tmp_path: Path) -> None:
@@ -80,5 +83,9 @@ def test_made_up_tables_can_be_learned(kind: Any) -> None:
 def test_no_made_up_table() -> None:
     with pytest.raises(DataError, match="n_informative=5"):
         synthetic(n_features=4, n_informative=5)
+    with pytest.raises(DataError, match="n_informative=1 gives 2 with linear"):
+        synthetic("linear", n_informative=1)
+    with pytest.raises(DataError, match="blobs, parity or linear, got 'rings'"):
+        synthetic("rings")  # type: ignore[arg-type]
     config = DataConfig(name="nni_bayes_nas.experiment.data_tables:synthetic", args={"kind": "linear", "seed": 3})
     assert load_data(config).shape == (24,)

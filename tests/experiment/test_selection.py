@@ -77,6 +77,18 @@ def test_a_retraining_optimizes_so_many_and_goes_on_where_it_was(tmp_path: Path)
     assert any(not torch.equal(value, other[name]) for name, value in states[0].items())
 
 
+def test_an_end_that_is_repeated_is_the_same(tmp_path: Path) -> None:
+    """It dies after the last epoch, when all steps are done: what follows is zeroed and reported alike."""
+    settings = config({**SELECTION, "kept": 0.5, "zero_at": "end"})
+    whole = retrained(settings, tmp_path / "whole")
+    tested = retrained(settings, tmp_path / "whole")
+    state = torch.load(tmp_path / "whole" / "model.pt", weights_only=True)
+    assert sum(int((value == 0).sum()) for value in state.values()) > 0.4 * sum(v.numel() for v in state.values())
+    assert tested["test_accuracy"] == whole["test_accuracy"]
+    assert tested["selection"] == whole["selection"]
+    assert set(whole["selection"]["milliseconds"]) == set(whole["selection"]["state_bytes"]) == {"before", "after"}
+
+
 def test_probes_optimize_all(tmp_path: Path) -> None:
     parameters = {"trial": "a", "choices": CHOICES, "seed": 3, "epochs": 1}
     found = []
@@ -100,6 +112,7 @@ def test_defaults_are_filled_in() -> None:
         ({}, {}, r"`retrain.selection.active` is missing"),
         ({"active": 0.1, "criterion": "best"}, {}, r"retrain.selection.criterion"),
         ({"active": 1.5}, {}, r"`active` must be a number, or a float in \[0, 1\]"),
+        ({"active": 0.1, "criterion": "effective_perturbation", "thaw_every": 50}, {}, r"must be one of gradients"),
         ({"active": 0.1, "always": "net"}, {}, r"retrain.selection.always"),
         ({"active": 0.1}, {"replicas": 2, "repeats": 2}, r"`retrain.replicas` has 2 side by side"),
     ],
@@ -222,6 +235,13 @@ def test_some_weights_go_on(active: float, tmp_path: Path) -> None:
 def test_mistakes_of_a_search_are_refused(selection: Any, strategy: str, search: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         validate(search_config(strategy, selection, **search))
+
+
+def test_options_that_are_dropped_cannot_be_all_that_goes_on() -> None:
+    settings = search_config("single level", {"active": 0.1})
+    settings.strategy.args["keep_options"] = [1]
+    with pytest.raises(ConfigError, match=r"options that `strategy.args.keep_options` drops"):
+        validate(settings)
 
 
 def test_recorded_passes_cannot_change() -> None:

@@ -239,3 +239,15 @@ def test_sparse_gradients_are_refused():
     table(torch.tensor([1])).sum().backward()
     with pytest.raises(ConfigError, match=r"needs dense gradients, got sparse ones"):
         optimizer.step()
+
+
+def test_a_parameter_whose_gradient_comes_later_begins_then():
+    """Its first step is that of any parameter: with V = (1 - decay) g^2, corrected, lr / (1 + eps / g)."""
+    early, late = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
+    optimizer = PreconditionedSGLD([early, late], 0.01, n_objects=10, temperature=0.0)
+    early.grad = torch.ones(1)
+    for _ in range(200):
+        optimizer.step()
+    late.grad = torch.ones(1)
+    optimizer.step()
+    assert late.item() == pytest.approx(-0.01, rel=1e-3)

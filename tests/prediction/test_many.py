@@ -55,10 +55,9 @@ def test_networks_side_by_side_are_those_that_are_alone(depth):
     nets = of_depth(depth, 5)
     together = Many(nets, range(5))
     alone = [Many([net], [seed]) for seed, net in enumerate(nets)]
-    # Padding changes which numbers of a stream are whose: the same weights for both.
     for k, one in enumerate(alone):
         for own, shared in zip(one.weights, together.weights, strict=True):
-            own.data.copy_(shared[k, : own.shape[1], : own.shape[2]])
+            assert torch.equal(own[0], shared[k, : own.shape[1], : own.shape[2]])
     together.train(X, Y, HOW, seed=1)
     for k, one in enumerate(alone):
         before = one.scores(X, Y)[0].item()
@@ -92,6 +91,8 @@ def test_sensitivities_are_products_of_weights_and_gradients():
 def test_mistakes():
     with pytest.raises(ConfigError, match="equal inputs, outputs and depths"):
         Many([dense(6, 3, (4,)), dense(6, 3, (4, 4))], [0, 1])
+    with pytest.raises(ConfigError, match="a seed of its own, got 1 for 2"):
+        Many([dense(6, 3, (4,)), dense(6, 3, (4,))], [0])
     with pytest.raises(ConfigError, match="steps of a training must be positive, got 0"):
         Training(steps=0)
     x = X.clone()

@@ -66,6 +66,15 @@ def test_units_that_refinement_cannot_tell_apart():
     assert forms[0] != forms[1]
 
 
+@pytest.mark.parametrize("n", [3, 8, 16])
+def test_matchings_and_rings_take_no_time(n):
+    """As symmetric as can be: n! and 2 n orders that change nothing."""
+    below, above = [(0,)] * n, [tuple(range(n))]
+    for joined in ([(i,) for i in range(n)], [tuple(sorted((i, (i + 1) % n))) for i in range(n)]):
+        net = from_sources(1, 1, (n, n), ("relu", "relu"), [below, joined, above])
+        assert {canonical(shuffled(net, seed)) for seed in range(5)} == {canonical(net)}
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.integers(0, 10**6), st.integers(0, 40), st.integers(1, 30), st.integers(1, 5))
 def test_whatever_comes_out_is_within_the_budget(seed, more, n_inputs, n_outputs):
