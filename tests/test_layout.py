@@ -31,17 +31,17 @@ RANKS = {
     "layers": 2,
     "compression": 3,
     "optim": 3,
+    "prediction": 3,
     "search_spaces": 4,
     "strategies": 4,
     "experiment": 5,
-    "prediction": 6,
     "report": 6,
     "cli": 7,
     "compliance": 7,
     "__main__": 8,
 }
 # Of the experiment, these parts may read only how a run folder is written.
-READERS = {"prediction", "report"}
+READERS = {"report"}
 SPEAKS_NNI = {"search_spaces", "strategies", "experiment", "compliance"}
 
 
