@@ -27,6 +27,7 @@ class Entry:
         order: The feature of the task at every rank.
         found: Networks whose inputs are ranks, the best one first.
         dense: The deepest network of all connections, trained alike.
+        others: Further networks, good and bad.
     """
 
     task: Task
@@ -34,6 +35,7 @@ class Entry:
     order: tuple[int, ...]
     found: tuple[Found, ...]
     dense: Found
+    others: tuple[Found, ...] = ()
 
     def to_json(self) -> str:
         """A line of a bank."""
@@ -44,6 +46,7 @@ class Entry:
                 "order": self.order,
                 "found": [_plain(one) for one in self.found],
                 "dense": _plain(self.dense),
+                "others": [_plain(one) for one in self.others],
             }
         )
 
@@ -62,6 +65,7 @@ class Entry:
                 tuple(values["order"]),
                 tuple(map(_found, values["found"])),
                 _found(values["dense"]),
+                tuple(map(_found, values["others"])),
             )
         except ConfigError:
             raise
@@ -101,12 +105,13 @@ def entry_of(task: Task, data: TaskData, budget: int, how: Search, deepest: Sequ
     """
     order = order_of_features(data.x, data.y)
     ranked = TaskData(data.x[:, order], data.y, data.x_val[:, order], data.y_val)
-    found = search(ranked, budget, how, seed, n_outputs=len(task.classes))
+    found, others = search(ranked, budget, how, seed, n_outputs=len(task.classes))
     whole = dense(data.x.shape[1], len(task.classes), tuple(deepest))
     seeds = [seed + 10_007 * (repeat + 1) for repeat in range(how.repeats)]
     results = train_all([whole] * how.repeats, seeds, ranked, how.training)
     losses, accuracies = (tuple(values) for values in zip(*results, strict=True))
-    return Entry(task, budget, tuple(order.tolist()), tuple(found), Found(whole, losses, accuracies, "dense"))
+    deep = Found(whole, losses, accuracies, "dense")
+    return Entry(task, budget, tuple(order.tolist()), tuple(found), deep, tuple(others))
 
 
 def check_bank(entries: Sequence[Entry]) -> None:

@@ -65,6 +65,8 @@ class Search:
         generations: Of evolution, whose first one is random.
         top: Networks that are trained with further seeds.
         repeats: Seeds of these.
+        others: Further networks, from good to bad by their first training, that are trained as these: what a ranker
+            learns from.
         training: Of these; before them its steps are halved as often as there are rounds left.
         vocabulary: Of depths and widths.
     """
@@ -75,12 +77,14 @@ class Search:
     generations: int = 3
     top: int = 4
     repeats: int = 3
+    others: int = 8
     training: Training = Training()  # noqa: RUF009  it is frozen
     vocabulary: Vocabulary = Vocabulary()  # noqa: RUF009
 
     def __post_init__(self) -> None:
         for name in ("candidates", "generations", "top", "repeats"):
             require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name), "raise it")
+        require(self.others >= 0, "others", "must be at least 0", self.others, "0 leaves them out")
         require(self.rounds >= 0, "rounds", "must be at least 0", self.rounds, "2 say")
         unknown = set(self.methods) - set(METHODS)
         require(not unknown and bool(self.methods), "methods", f"must be among {METHODS}", self.methods, "random say")
@@ -103,8 +107,10 @@ def train_all(
     return results
 
 
-def search(data: TaskData, budget: int, how: Search, seed: int, n_outputs: int | None = None) -> list[Found]:
-    """The best networks for a task, the best one first, of at most `budget` connections.
+def search(
+    data: TaskData, budget: int, how: Search, seed: int, n_outputs: int | None = None
+) -> tuple[list[Found], list[Found]]:
+    """The best networks for a task, the best one first, and others, of at most `budget` connections.
 
     Args:
         data: Of the task.
@@ -123,20 +129,24 @@ def search(data: TaskData, budget: int, how: Search, seed: int, n_outputs: int |
     for method in how.methods:
         for net in draw.of(method):
             candidates.setdefault(canonical(net), method)
-    nets = list(candidates)
+    nets, ranked = list(candidates), list[SparseArchitecture]()
     for left in range(how.rounds, 0, -1):
         scores = train_all(nets, [seed + i for i in range(len(nets))], data, _shorter(how.training, left))
-        order = sorted(range(len(nets)), key=lambda i: scores[i][0])
-        nets = [nets[i] for i in order[: max(how.top, (len(nets) + 1) // 2)]]
+        nets = [nets[i] for i in sorted(range(len(nets)), key=lambda i: scores[i][0])]
+        ranked = ranked or nets
+        nets = nets[: max(how.top, (len(nets) + 1) // 2)]
     nets = nets[: how.top] if how.rounds else nets
-    tried = [(net, seed + 10_007 * (repeat + 1)) for net in nets for repeat in range(how.repeats)]
+    rest = [net for net in ranked if net not in nets]
+    n = min(how.others, len(rest))
+    others = [rest[i * len(rest) // n] for i in range(n)]
+    tried = [(net, seed + 10_007 * (repeat + 1)) for net in nets + others for repeat in range(how.repeats)]
     results = train_all([net for net, _ in tried], [own for _, own in tried], data, how.training)
     found = []
-    for i, net in enumerate(nets):
+    for i, net in enumerate(nets + others):
         own = results[i * how.repeats : (i + 1) * how.repeats]
         losses, accuracies = (tuple(values) for values in zip(*own, strict=True))
         found.append(Found(net, losses, accuracies, candidates[net]))
-    return sorted(found, key=lambda one: one.loss)
+    return sorted(found[: len(nets)], key=lambda one: one.loss), found[len(nets) :]
 
 
 class _Draw:

@@ -17,7 +17,9 @@ from nni_bayes_nas.prediction.tasks import Source, TaskData, data_of, draw_tasks
 from nni_bayes_nas.prediction.tokens import Vocabulary
 
 WORDS = Vocabulary(max_depth=2, widths=(2, 4, 8))
-HOW = Search(candidates=4, rounds=1, generations=2, top=3, repeats=2, training=Training(steps=60), vocabulary=WORDS)
+HOW = Search(
+    candidates=4, rounds=1, generations=2, top=3, repeats=2, others=2, training=Training(steps=60), vocabulary=WORDS
+)
 
 
 def tasks(n, seed=0, n_features=12):
@@ -37,7 +39,7 @@ def test_an_entry_is_what_was_found_in_ranks():
     (entry,) = entries(1)
     ((task, data),) = tasks(1)
     assert Entry.from_json(entry.to_json()) == entry
-    assert len(entry.found) == 3 and all(one.net.n_connections <= 20 for one in entry.found)
+    assert len(entry.others) == 2 and len(entry.found) == 3 and all(one.net.n_connections <= 20 for one in entry.found)
     assert entry.dense.net.n_connections == len(task.features) * 8 + 64 + 8 * len(task.classes)
     assert sorted(entry.order) == list(range(len(task.features)))
     assert entry.is_as_good_as_dense == (entry.found[0].accuracy >= entry.dense.accuracy - entry.tolerance)

@@ -12,7 +12,9 @@ from nni_bayes_nas.prediction.tasks import TaskData
 from nni_bayes_nas.prediction.tokens import Vocabulary
 
 WORDS = Vocabulary(max_depth=2, widths=(2, 3, 4, 6))
-HOW = Search(candidates=6, rounds=1, generations=2, top=3, repeats=2, training=Training(steps=120), vocabulary=WORDS)
+HOW = Search(
+    candidates=6, rounds=1, generations=2, top=3, repeats=2, others=2, training=Training(steps=120), vocabulary=WORDS
+)
 
 
 def task(n_features=12, n=200):
@@ -26,14 +28,15 @@ def task(n_features=12, n=200):
 @pytest.mark.parametrize("methods", [METHODS, *(pytest.param((name,), marks=pytest.mark.slow) for name in METHODS)])
 def test_the_best_come_first_and_keep_the_budget(methods):
     how = Search(**{**HOW.__dict__, "methods": methods})
-    found = search(task(), 16, how, seed=0)
-    assert len(found) == 3
+    found, others = search(task(), 16, how, seed=0)
+    assert len(found) == 3 and len(others) == 2
+    assert not {one.net for one in found} & {one.net for one in others}
     assert [one.loss for one in found] == sorted(one.loss for one in found)
-    for one in found:
+    for one in found + others:
         assert one.net == canonical(one.net) and one.net.n_connections <= 16
         assert len(one.losses) == len(one.accuracies) == 2 and one.losses[0] != one.losses[1]
         assert one.method in methods
-    assert found == search(task(), 16, how, seed=0)
+    assert (found, others) == search(task(), 16, how, seed=0)
 
 
 def test_what_matters_is_found():
@@ -41,10 +44,10 @@ def test_what_matters_is_found():
     data, hits = task(), {}
     for method in ("random", "snip", "magnitude"):
         how = Search(**{**HOW.__dict__, "methods": (method,), "candidates": 8, "top": 8})
-        nets = [one.net for one in search(data, 10, how, seed=1)]
+        nets = [one.net for one in search(data, 10, how, seed=1)[0]]
         hits[method] = sum({3, 7} <= {a for a, _ in net.edges[0]} for net in nets) / len(nets)
     assert hits["magnitude"] >= 0.7 > 0.3 > hits["random"], hits
-    assert search(data, 10, HOW, seed=1)[0].accuracy > 0.93
+    assert search(data, 10, HOW, seed=1)[0][0].accuracy > 0.93
 
 
 def test_networks_of_all_depths_are_trained_in_their_places():

@@ -1,0 +1,246 @@
+"""From a bank to networks for new data: fitting a meta-model and a ranker, and asking them."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from nni_bayes_nas.coercion import require
+from nni_bayes_nas.errors import ConfigError, NumericsError
+from nni_bayes_nas.prediction.bank import Entry, check_bank
+from nni_bayes_nas.prediction.canonical import canonical
+from nni_bayes_nas.prediction.encoder import Condition, SetEncoder, condition_of
+from nni_bayes_nas.prediction.ranker import Ranker, describe
+from nni_bayes_nas.prediction.seq2seq import Seq2Seq
+from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture
+from nni_bayes_nas.prediction.tasks import TaskData
+from nni_bayes_nas.prediction.tokens import Vocabulary
+from nni_bayes_nas.prediction.tree_meta import DoublyRecurrentMeta
+
+Kind = Literal["seq2seq", "doubly_recurrent"]
+KINDS: dict[Kind, Any] = {"seq2seq": Seq2Seq, "doubly_recurrent": DoublyRecurrentMeta}
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """How a meta-model is fitted.
+
+    Args:
+        steps: Of Adam, with a cosine schedule to zero.
+        batch_size: Entries of a step.
+        learning_rate: At the first step.
+        temperature: Of the soft targets, in standard deviations of the losses of an entry's networks: which of them a
+            step sees is drawn with probabilities exp(-loss / temperature).
+        clip: Norm to which the gradient is clipped.
+        seed: Of everything that is drawn.
+    """
+
+    steps: int = 400
+    batch_size: int = 16
+    learning_rate: float = 3e-3
+    temperature: float = 0.5
+    clip: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "learning_rate", "temperature", "clip"):
+            require(getattr(self, name) > 0, name, "must be positive", getattr(self, name), "raise it")
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """A network for given data.
+
+    Attributes:
+        net: Its inputs are the columns of the data.
+        log_prob: Of the meta-model, in nats.
+        score: Of the ranker: the least is expected to be the best; None without one.
+    """
+
+    net: SparseArchitecture
+    log_prob: float
+    score: float | None
+
+
+class Predictor:
+    """A meta-model of networks given data, and what ranks them.
+
+    Args:
+        kind: Of the decoder.
+        max_features: Columns that data may have.
+        max_classes: Classes that they may have.
+        vocabulary: Depths and widths of the networks.
+        dim: Of encoder and decoder.
+        seed: Of the initial weights.
+    """
+
+    def __init__(
+        self,
+        kind: Kind = "seq2seq",
+        *,
+        max_features: int = 64,
+        max_classes: int = 10,
+        vocabulary: Vocabulary = Vocabulary(),  # noqa: B008  it is frozen
+        dim: int = 64,
+        seed: int = 0,
+    ) -> None:
+        require(kind in KINDS, "kind", f"must be one of {', '.join(KINDS)}", kind, "seq2seq say")
+        self.kind, self.max_features, self.max_classes = kind, max_features, max_classes
+        self.vocabulary, self.dim, self.seed = vocabulary, dim, seed
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.model = KINDS[kind](SetEncoder(max_features, max_classes, dim), vocabulary, dim)
+        self.ranker: Ranker | None = None
+
+    def condition(self, data: TaskData, budget: int, n_classes: int, n_objects: int | None = None) -> Condition:
+        """What the meta-model sees of data; see `condition_of`."""
+        sizes = {"max_features": self.max_features, "max_classes": self.max_classes}
+        return condition_of(data.x, data.y, budget, n_classes=n_classes, n_objects=n_objects, **sizes)
+
+    def fit(self, entries: Sequence[Entry], data_of: Callable[[Entry], TaskData], how: Fitting) -> list[float]:
+        """Learn from a bank.
+
+        Args:
+            entries: Of it.
+            data_of: The data of an entry's task.
+            how: See `Fitting`.
+
+        Returns:
+            -log p of the networks of each step, in nats: its mean over the batch.
+
+        Raises:
+            ConfigError: A bank from which nothing can be learned, or data for which the model was not built.
+            NumericsError: A loss is not finite.
+        """
+        check_bank(entries)
+        data = [data_of(entry) for entry in entries]
+        conditions = [
+            self.condition(one, entry.budget, len(entry.task.classes)) for entry, one in zip(entries, data, strict=True)
+        ]
+        chances = [soft_targets(entry, how.temperature) for entry in entries]
+        generator = torch.Generator().manual_seed(how.seed)
+        optimizer = torch.optim.Adam(self.model.parameters(), how.learning_rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, how.steps)
+        losses = []
+        self.model.train()
+        for step in range(how.steps):
+            batch = torch.randperm(len(entries), generator=generator)[: how.batch_size].tolist()
+            picked = [int(torch.multinomial(chances[i], 1, generator=generator)) for i in batch]
+            nets = [entries[i].found[k].net for i, k in zip(batch, picked, strict=True)]
+            loss = self.model.losses([conditions[i] for i in batch], nets).mean()
+            if not bool(loss.isfinite()):
+                raise NumericsError(f"the loss of the meta-model is not finite in step {step}; lower learning_rate.")
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), how.clip)
+            optimizer.step()
+            schedule.step()
+            losses.append(float(loss.detach()))
+        self.model.eval()
+        self.ranker = self._ranker(entries, data)
+        return losses
+
+    def _ranker(self, entries: Sequence[Entry], data: Sequence[TaskData]) -> Ranker:
+        descriptions, losses = [], []
+        for i, (entry, one) in enumerate(zip(entries, data, strict=True)):
+            every = [*entry.found, *entry.others]
+            order = torch.tensor(entry.order)
+            ranked = TaskData(one.x[:, order], one.y, one.x_val[:, order], one.y_val)
+            descriptions.append(describe([each.net for each in every], ranked, seed=self.seed + i))
+            losses.append([each.loss for each in every])
+        return Ranker(self.seed).fit(descriptions, losses)
+
+    def predict(
+        self,
+        data: TaskData,
+        budget: int,
+        n_classes: int,
+        *,
+        n: int = 16,
+        n_objects: int | None = None,
+        seed: int = 0,
+        temperature: float = 1.0,
+    ) -> list[Predicted]:
+        """Networks for data, the best one first; no validation object is looked at.
+
+        Args:
+            data: Objects that are looked at.
+            budget: Connections at most.
+            n_classes: Of the data.
+            n: Networks that are drawn, at least one; equal ones come once.
+            n_objects: There are in all, where only a part is given.
+            seed: Of the draws.
+            temperature: Of these; one more is drawn at 0.
+
+        Raises:
+            ConfigError: A budget below the smallest network's, or data for which the model was not built.
+        """
+        condition = self.condition(data, budget, n_classes, n_objects)
+        generator = torch.Generator().manual_seed(seed)
+        drawn = self.model.sample(condition, 1, generator, 0.0) + self.model.sample(
+            condition, n - 1, generator, temperature
+        )
+        by_form: dict[SparseArchitecture, float] = {}
+        for net, log_prob in drawn:
+            by_form.setdefault(canonical(net), log_prob)
+        nets = list(by_form)
+        scores: list[float | None] = [None] * len(nets)
+        if self.ranker is not None:
+            ranked = TaskData(data.x[:, condition.order], data.y, data.x[:, condition.order], data.y)
+            scores = list(self.ranker.scores(describe(nets, ranked, seed=seed)))
+        found = [
+            Predicted(of_columns(net, condition.order), by_form[net], score)
+            for net, score in zip(nets, scores, strict=True)
+        ]
+        return sorted(found, key=lambda one: -one.log_prob if one.score is None else one.score)
+
+    def save(self, path: Path) -> None:
+        """Write the meta-model; the ranker is fitted anew from the bank.
+
+        Args:
+            path: Of a file of torch's.
+        """
+        sizes = {"max_features": self.max_features, "max_classes": self.max_classes, "dim": self.dim}
+        made: dict[str, Any] = {"kind": self.kind, "seed": self.seed, **sizes}
+        held = {"made": made, "vocabulary": asdict(self.vocabulary), "model": self.model.state_dict()}
+        torch.save(held, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Predictor:
+        """Of `save`.
+
+        Raises:
+            ConfigError: The file is none.
+        """
+        try:
+            held = torch.load(path, weights_only=True)
+            made, words = dict(held["made"]), dict(held["vocabulary"])
+            vocabulary = Vocabulary(**{**words, "widths": tuple(words["widths"])})
+            predictor = cls(made.pop("kind"), vocabulary=vocabulary, **made)
+            predictor.model.load_state_dict(held["model"])
+        except (OSError, EOFError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
+            said = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+            raise ConfigError(f"a meta-model must be what `save` wrote, but reading {path} fails: {said}.") from error
+        predictor.model.eval()
+        return predictor
+
+
+def soft_targets(entry: Entry, temperature: float) -> Tensor:
+    """Chances of an entry's networks: a softmax of their losses, in standard deviations of these."""
+    losses = torch.tensor([one.loss for one in entry.found], dtype=torch.float64)
+    if len(losses) < 2:
+        return torch.ones(1, dtype=torch.float64)
+    return (-losses / losses.std().clamp_min(1e-9) / temperature).softmax(0)
+
+
+def of_columns(net: SparseArchitecture, order: Tensor) -> SparseArchitecture:
+    """A network of features by rank as one of the columns of the data, given the column at every rank."""
+    columns = order.tolist()
+    first = tuple(sorted((columns[a], b) for a, b in net.edges[0]))
+    return SparseArchitecture(net.n_inputs, net.n_outputs, net.widths, net.activations, (first, *net.edges[1:]))

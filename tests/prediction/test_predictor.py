@@ -1,0 +1,95 @@
+"""From a bank to networks for new data."""
+
+import random
+
+import pytest
+import torch
+from test_bank import HOW, WORDS, tasks
+
+from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.prediction.bank import entry_of
+from nni_bayes_nas.prediction.inner_search import train_all
+from nni_bayes_nas.prediction.many import Training
+from nni_bayes_nas.prediction.predictor import KINDS, Fitting, Predictor, of_columns, soft_targets
+from nni_bayes_nas.prediction.random_nets import random_net
+from nni_bayes_nas.prediction.sparse_architecture import from_sources
+
+
+def bank(n, seed=0):
+    drawn = tasks(n, seed)
+    entries = [entry_of(task, data, 20, HOW, (8,), seed=i) for i, (task, data) in enumerate(drawn)]
+    data = {entry.task: data for entry, (_, data) in zip(entries, drawn, strict=True)}
+    return entries, lambda entry: data[entry.task]
+
+
+def predictor(kind="seq2seq"):
+    return Predictor(kind, max_features=12, max_classes=4, vocabulary=WORDS, dim=32)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_fitted_predicts_within_the_budget_and_is_saved(kind, tmp_path):
+    entries, data_of = bank(4)
+    model = predictor(kind)
+    losses = model.fit(entries, data_of, Fitting(steps=60, batch_size=4, learning_rate=0.01))
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+    ((task, data),) = tasks(1, seed=9)
+    found = model.predict(data, 15, len(task.classes), n=6)
+    assert 1 <= len(found) <= 6 and len({one.net for one in found}) == len(found)
+    assert all(one.net.n_connections <= 15 and one.net.n_inputs == data.x.shape[1] for one in found)
+    assert [one.score for one in found] == sorted(one.score for one in found)
+    assert found == model.predict(data, 15, len(task.classes), n=6)
+    model.save(tmp_path / "meta.pt")
+    again = Predictor.load(tmp_path / "meta.pt")
+    assert again.kind == kind and again.ranker is None
+    nets = {one.net: one.log_prob for one in found}
+    others = again.predict(data, 15, len(task.classes), n=6)
+    assert {one.net: one.log_prob for one in others} == pytest.approx(nets)
+    assert [one.log_prob for one in others] == sorted((one.log_prob for one in others), reverse=True)
+
+
+def test_networks_of_ranks_are_those_of_columns():
+    net = from_sources(3, 2, (2,), ("relu",), [[(0, 1), (2,)], [(0,), (0, 1)]])
+    moved = of_columns(net, torch.tensor([2, 0, 1]))
+    assert moved.sources(0) == [(0, 2), (1,)] and moved.edges[1] == net.edges[1]
+
+
+def test_targets_are_the_better_the_more_probable():
+    entry = bank(1)[0][0]
+    chances = soft_targets(entry, 0.5)
+    assert float(chances.sum()) == pytest.approx(1) and bool((chances.diff() <= 0).all())
+    assert soft_targets(entry, 1e6).tolist() == pytest.approx([1 / 3] * 3, rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_predicted_networks_are_better_than_random_ones(kind):
+    """On 6 new tasks of the same family, by the mean loss of the best-ranked three; the same number at random."""
+    entries, data_of = bank(24)
+    model = predictor(kind)
+    model.fit(entries, data_of, Fitting(steps=300, learning_rate=5e-3))
+    ours, theirs = [], []
+    for i, (task, data) in enumerate(tasks(6, seed=77)):
+        found = [one.net for one in model.predict(data, 20, len(task.classes), n=16)[:3]]
+        generator = random.Random(i)
+        drawn = [random_net(len(task.features), len(task.classes), 20, WORDS, generator) for _ in range(3)]
+        for nets, into in ((found, ours), (drawn, theirs)):
+            results = train_all(nets, [5] * len(nets), data, Training(steps=120))
+            into.append(sum(loss for loss, _ in results) / len(results))
+    assert sum(o < t for o, t in zip(ours, theirs, strict=True)) >= 5
+    assert sum(ours) < sum(theirs) - 0.3
+
+
+def test_mistakes(tmp_path):
+    with pytest.raises(ConfigError, match="kind"):
+        Predictor("transformer")
+    with pytest.raises(ConfigError, match="temperature"):
+        Fitting(temperature=0.0)
+    entries, data_of = bank(1)
+    with pytest.raises(ConfigError, match="at least two different best networks"):
+        predictor().fit(entries, data_of, Fitting(steps=1))
+    (tmp_path / "none.pt").write_bytes(b"nothing")
+    with pytest.raises(ConfigError, match="must be what `save` wrote"):
+        Predictor.load(tmp_path / "none.pt")
+    ((_, data),) = tasks(1)
+    with pytest.raises(ConfigError, match="built for 12 features and 2 classes"):
+        Predictor(max_features=12, max_classes=2, vocabulary=WORDS, dim=32).predict(data, 20, 4)
