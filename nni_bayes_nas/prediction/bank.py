@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -39,16 +39,7 @@ class Entry:
 
     def to_json(self) -> str:
         """A line of a bank."""
-        return json.dumps(
-            {
-                "task": json.loads(self.task.to_json()),
-                "budget": self.budget,
-                "order": self.order,
-                "found": [_plain(one) for one in self.found],
-                "dense": _plain(self.dense),
-                "others": [_plain(one) for one in self.others],
-            }
-        )
+        return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, line: str) -> Entry:
@@ -104,7 +95,7 @@ def entry_of(task: Task, data: TaskData, budget: int, how: Search, deepest: Sequ
         seed: Of everything that is drawn.
     """
     order = order_of_features(data.x, data.y)
-    ranked = TaskData(data.x[:, order], data.y, data.x_val[:, order], data.y_val)
+    ranked = data.in_order(order)
     found, others = search(ranked, budget, how, seed, n_outputs=len(task.classes))
     whole = dense(data.x.shape[1], len(task.classes), tuple(deepest))
     seeds = [seed + 10_007 * (repeat + 1) for repeat in range(how.repeats)]
@@ -126,15 +117,6 @@ def check_bank(entries: Sequence[Entry]) -> None:
             f"a bank must hold at least two different best networks, or the meta-model is a constant, got {len(best)} "
             f"in {len(entries)} entries; add tasks of other data, classes or features."
         )
-
-
-def _plain(one: Found) -> dict[str, Any]:
-    return {
-        "net": json.loads(one.net.to_json()),
-        "losses": one.losses,
-        "accuracies": one.accuracies,
-        "method": one.method,
-    }
 
 
 def _found(values: dict[str, Any]) -> Found:

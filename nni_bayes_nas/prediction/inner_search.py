@@ -28,10 +28,8 @@ class Found:
 
     Attributes:
         net: In its canonical form.
-        loss: Mean cross-entropy of the validation objects in nats, over the seeds.
-        accuracy: Theirs.
-        losses: Of every seed.
-        accuracies: Of every seed.
+        losses: Of every seed, mean cross-entropy of the validation objects in nats.
+        accuracies: Of every seed, theirs.
         method: That found it.
     """
 
@@ -82,10 +80,9 @@ class Search:
     vocabulary: Vocabulary = Vocabulary()  # noqa: RUF009
 
     def __post_init__(self) -> None:
-        for name in ("candidates", "generations", "top", "repeats"):
+        for name in ("candidates", "rounds", "generations", "top", "repeats"):
             require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name), "raise it")
         require(self.others >= 0, "others", "must be at least 0", self.others, "0 leaves them out")
-        require(self.rounds >= 0, "rounds", "must be at least 0", self.rounds, "2 say")
         unknown = set(self.methods) - set(METHODS)
         require(not unknown and bool(self.methods), "methods", f"must be among {METHODS}", self.methods, "random say")
 
@@ -135,7 +132,7 @@ def search(
         nets = [nets[i] for i in sorted(range(len(nets)), key=lambda i: scores[i][0])]
         ranked = ranked or nets
         nets = nets[: max(how.top, (len(nets) + 1) // 2)]
-    nets = nets[: how.top] if how.rounds else nets
+    nets = nets[: how.top]
     rest = [net for net in ranked if net not in nets]
     n = min(how.others, len(rest))
     others = [rest[i * len(rest) // n] for i in range(n)]

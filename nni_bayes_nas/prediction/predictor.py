@@ -150,8 +150,7 @@ class Predictor:
         descriptions, losses = [], []
         for i, (entry, one) in enumerate(zip(entries, data, strict=True)):
             every = [*entry.found, *entry.others]
-            order = torch.tensor(entry.order)
-            ranked = TaskData(one.x[:, order], one.y, one.x_val[:, order], one.y_val)
+            ranked = one.in_order(torch.tensor(entry.order))
             descriptions.append(describe([each.net for each in every], ranked, seed=self.seed + i))
             losses.append([each.loss for each in every])
         return Ranker(self.seed).fit(descriptions, losses)
@@ -176,24 +175,23 @@ class Predictor:
             n: Networks that are drawn, at least one; equal ones come once.
             n_objects: There are in all, where only a part is given.
             seed: Of the draws.
-            temperature: Of these; one more is drawn at 0.
+            temperature: Of all but the first, which is the most probable one, token by token.
 
         Raises:
             ConfigError: A budget below the smallest network's, or data for which the model was not built.
         """
         condition = self.condition(data, budget, n_classes, n_objects)
         generator = torch.Generator().manual_seed(seed)
-        drawn = self.model.sample(condition, 1, generator, 0.0) + self.model.sample(
-            condition, n - 1, generator, temperature
-        )
+        drawn = self.model.sample(condition, 1, generator, 0.0)
+        if n > 1:
+            drawn += self.model.sample(condition, n - 1, generator, temperature)
         by_form: dict[SparseArchitecture, float] = {}
         for net, log_prob in drawn:
             by_form.setdefault(canonical(net), log_prob)
         nets = list(by_form)
         scores: list[float | None] = [None] * len(nets)
         if self.ranker is not None:
-            ranked = TaskData(data.x[:, condition.order], data.y, data.x[:, condition.order], data.y)
-            scores = list(self.ranker.scores(describe(nets, ranked, seed=seed)))
+            scores = list(self.ranker.scores(describe(nets, data.in_order(condition.order), seed=seed)))
         found = [
             Predicted(of_columns(net, condition.order), by_form[net], score)
             for net, score in zip(nets, scores, strict=True)

@@ -89,6 +89,10 @@ class TaskData:
     x_val: Tensor
     y_val: Tensor
 
+    def in_order(self, features: Tensor) -> TaskData:
+        """The same with its features in another order."""
+        return TaskData(self.x[:, features], self.y, self.x_val[:, features], self.y_val)
+
     @property
     def n_classes(self) -> int:
         """That there are."""

@@ -131,7 +131,7 @@ class DoublyRecurrentMeta(nn.Module):
         grammar.accept(v.BEGIN)
         deepest = max(grammar.allowed()) - v.depth(1) + 1
         layers: list[tuple[int, Tensor]] = []
-        before: tuple[int, Tensor] | None = None
+        before: tuple[int, _Told] | None = None
         while not layers or layers[-1][0] != _OUT:
             told = yield self._ask(_ROOT, start, before)
             hidden_next = bool(choose(_two(told.topology[1]))) if 0 < len(layers) < deepest else len(layers) == 0
@@ -140,7 +140,7 @@ class DoublyRecurrentMeta(nn.Module):
             else:
                 label = _OUT
             layers.append((label, told.ancestral))
-            before = label, told.fraternal
+            before = label, told
         grammar.accept(v.depth(len(layers) - 1))
         units: list[list[Tensor]] = []
         for label, ancestral in layers:
@@ -152,7 +152,7 @@ class DoublyRecurrentMeta(nn.Module):
             while True:
                 told = yield self._ask(label, ancestral, before)
                 own.append(told.ancestral)
-                before = _UNIT, told.fraternal
+                before = _UNIT, told
                 if len(own) == max(widths) or (len(own) in widths and not choose(_two(told.topology[1]))):
                     break
             units.append(own)
@@ -171,21 +171,18 @@ class DoublyRecurrentMeta(nn.Module):
                     logits = self._logits(told, float(more), child=0.0)
                     source = numbers[choose(logits[_SOURCES:][list(numbers)])]
                     grammar.accept_source(source)
-                    before = _SOURCES + source, told.fraternal
+                    before = _SOURCES + source, told
                     if grammar.may_stop and not more:
                         break
                 grammar.accept(v.STOP)
         grammar.accept(v.END)
 
-    def _ask(self, label: int, parent: Tensor, before: tuple[int, Tensor] | None) -> _Ask:
+    @staticmethod
+    def _ask(label: int, parent: Tensor, before: tuple[int, _Told] | None) -> _Ask:
         """Behind the sibling `before`, or the first one below a parent with this label and state."""
         if before is None:
             return _Ask(label, parent, False, parent)
-        return _Ask(before[0], before[1], True, self._below(label, parent))
-
-    def _below(self, label: int, parent: Tensor) -> Tensor:
-        state: Tensor = self.decoder.from_parent(self.decoder.embed.weight[label], parent)
-        return state
+        return _Ask(before[0], before[1].fraternal, True, before[1].ancestral)
 
     def _logits(self, told: _Told, sibling: float, child: float = 1.0) -> Tensor:
         of_topology: Tensor = self.decoder.of_topology(torch.tensor([child, sibling]))

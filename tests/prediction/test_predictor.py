@@ -38,6 +38,7 @@ def test_what_is_fitted_predicts_within_the_budget_and_is_saved(kind, tmp_path):
     assert all(one.net.n_connections <= 15 and one.net.n_inputs == data.x.shape[1] for one in found)
     assert [one.score for one in found] == sorted(one.score for one in found)
     assert found == model.predict(data, 15, len(task.classes), n=6)
+    assert len(model.predict(data, 15, len(task.classes), n=1)) == 1
     model.save(tmp_path / "meta.pt")
     again = Predictor.load(tmp_path / "meta.pt")
     assert again.kind == kind and again.ranker is None
