@@ -63,6 +63,14 @@ class Vocabulary:
             raise ConfigError(f"widths must be among {list(self.widths)}, got {n}; give the vocabulary more.")
         return 3 + self.max_depth + self.widths.index(n)
 
+    def depth_of(self, token: int) -> int:
+        """What `depth` said."""
+        return token - self.depth(1) + 1
+
+    def width_of(self, token: int) -> int:
+        """What `width` said."""
+        return self.widths[token - self.width(self.widths[0])]
+
     def activation(self, name: str) -> int:
         """The token of an activation."""
         return 3 + self.max_depth + len(self.widths) + ACTIVATIONS.index(name)
@@ -200,13 +208,13 @@ class Grammar:
         if token in (v.BEGIN, v.END):
             return
         if not self._depth:
-            self._depth = token - v.depth(1) + 1
+            self._depth = v.depth_of(token)
         elif len(self._activations) < len(self._widths):
             self._activations.append(ACTIVATIONS[token - v.activation(ACTIVATIONS[0])])
             if len(self._widths) == self._depth:
                 self._sources = [[[]]]
         elif len(self._widths) < self._depth:
-            self._widths.append(v.widths[token - v.width(v.widths[0])])
+            self._widths.append(v.width_of(token))
         elif token == v.STOP:
             self._stop()
         else:

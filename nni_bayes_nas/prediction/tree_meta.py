@@ -129,7 +129,7 @@ class DoublyRecurrentMeta(nn.Module):
         """Fill a grammar, asking for one node after the other."""
         v = self.vocabulary
         grammar.accept(v.BEGIN)
-        deepest = max(grammar.allowed()) - v.depth(1) + 1
+        deepest = v.depth_of(max(grammar.allowed()))
         layers: list[tuple[int, Tensor]] = []
         before: tuple[int, _Told] | None = None
         while not layers or layers[-1][0] != _OUT:
@@ -147,7 +147,7 @@ class DoublyRecurrentMeta(nn.Module):
             own: list[Tensor] = []
             widths = {grammar.n_outputs}
             if label != _OUT:
-                widths = {v.widths[token - v.width(v.widths[0])] for token in grammar.allowed()}
+                widths = {v.width_of(token) for token in grammar.allowed()}
             before = None
             while True:
                 told = yield self._ask(label, ancestral, before)
