@@ -29,7 +29,8 @@ from workers import Job, Outcome, Store, Workers
 NAME = "robustness"
 EPSILONS, DAMAGES = (0.1, 0.2, 0.3, 0.5, 1.0), (0.1, 0.2, 0.3, 0.4, 0.5)
 FIRST_SEED = 71
-GUARDED = {"auxiliary": 1.0, "normalize": True}
+# A pass of one architecture a step: without it weights have not met one-hot networks when the search ends.
+GUARDED = {"auxiliary": 1.0, "normalize": True, "one_hot_passes": 1}
 ARMS: dict[str, dict[str, Any]] = {
     "DARTS": {"name": "regularized_darts", "args": {"arc_learning_rate": 0.02}},
     "Gumbel": {
