@@ -109,7 +109,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from nni_bayes_nas.report import write_report
 
     given: dict[str, Any] = {}
-    for name in ("epsilons", "damages", "objects", "seed"):
+    for name in ("attacks", "epsilons", "damages", "objects", "seed"):
         value = getattr(options, name)
         if value is not None:
             given[name] = tuple(value) if isinstance(value, list) else value
@@ -281,6 +281,7 @@ def _add_evaluate_options(command: argparse.ArgumentParser) -> None:
         metavar="ID",
         help="its id in RUN/summary.json; may be given again (default: all that were retrained)",
     )
+    command.add_argument("--attacks", nargs="+", metavar="NAME", help="of fgsm, pgd, square and noise (default: all)")
     command.add_argument(
         "--epsilons",
         type=float,

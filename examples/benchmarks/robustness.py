@@ -48,7 +48,11 @@ RANDOM = "random cells"
 
 @dataclass(frozen=True)
 class Setting:
-    """How large a preset is."""
+    """How large a preset is.
+
+    Test objects: `objects` for networks as a search leaves them, of trained ones `attacked`, and `strongly` for PGD
+    and the black box, which take some hundred times as long.
+    """
 
     width: int
     n_nodes: int
@@ -62,11 +66,13 @@ class Setting:
     size: int
     widths: tuple[int, ...]
     objects: int
+    attacked: int
+    strongly: int
 
 
 PRESETS = {
-    "smoke": Setting(2, 2, 200, 80, 2, 1, 1, 0.025, 64, 600, (2, 3, 4), 16),
-    "cpu": Setting(8, 3, 10_000, 2_000, 5, 2, 3, 0.025, 64, 12_000, tuple(range(4, 65)), 512),
+    "smoke": Setting(2, 2, 200, 80, 2, 1, 1, 0.025, 64, 600, (2, 3, 4), 16, 16, 8),
+    "cpu": Setting(8, 3, 10_000, 2_000, 5, 2, 3, 0.025, 64, 12_000, tuple(range(4, 65)), 512, 1_024, 128),
 }
 SEEDS = {"smoke": 2, "cpu": 10}
 
@@ -106,7 +112,8 @@ def training(options: argparse.Namespace, arm: str, seed: int, choices: dict[str
     setting: Setting = PRESETS[options.preset]
     width = nearest_width(common(options)["space"]["args"], choices, setting.widths, setting.size)
     section = {"epochs": setting.train_epochs, "space": {"width": width}}
-    parameters = {"trial": f"train-{arm}-{seed}", "choices": choices, "seed": seed, "objects": setting.objects}
+    parameters = {"trial": f"train-{arm}-{seed}", "choices": choices, "seed": seed, "objects": setting.attacked}
+    parameters |= {"strongly": setting.strongly}
     config = {**common(options), "retrain": section}
     return Job(f"s{seed}-{arm}/train", f"{NAME}:trained_and_attacked", config, parameters, (1, seed))
 
@@ -150,7 +157,10 @@ def searched_and_attacked(config: Any, parameters: dict[str, Any], directory: Pa
 
 
 def trained_and_attacked(config: Any, parameters: dict[str, Any], directory: Path, report: Any) -> dict[str, Any]:
-    """A kind of job: `run_retrain`, then what `nni-bayes-nas evaluate` does."""
+    """A kind of job: `run_retrain`, then what `nni-bayes-nas evaluate` does.
+
+    Of "strongly" attacked objects the row has the accuracies under "pgd" and "square", and their clean one.
+    """
     from nni_bayes_nas.experiment.data import load_data
     from nni_bayes_nas.experiment.evaluate import Settings, box_of, evaluated
     from nni_bayes_nas.experiment.retrain import run_retrain
@@ -159,9 +169,13 @@ def trained_and_attacked(config: Any, parameters: dict[str, Any], directory: Pat
     result = run_retrain(config, parameters, directory, report)
     data = load_data(config.data)
     retraining = Retraining(config, {"id": directory.name, **parameters}, {"seed": parameters["seed"]}, directory)
-    settings = Settings(EPSILONS, DAMAGES, int(parameters["objects"]), restarts=2)
-    row, _ = evaluated(retraining, data.test[:], box_of(data), settings)
-    return {**result, "evaluated": row}
+    test, box = data.test[:], box_of(data)
+    weak = Settings(EPSILONS, DAMAGES, int(parameters["objects"]), attacks=("fgsm", "noise"))
+    strong = Settings(EPSILONS, (), int(parameters["strongly"]), restarts=2, attacks=("pgd", "square"))
+    row, _ = evaluated(retraining, test, box, weak)
+    few, _ = evaluated(retraining, test, box, strong)
+    row["attacked"] |= few["attacked"]
+    return {**result, "evaluated": {**row, "masked": few["masked"], "strongly_clean": few["clean"]}}
 
 
 def row_of(arm: str, seed: int, found: dict[str, Any] | None, outcome: Outcome) -> dict[str, Any]:
@@ -175,7 +189,8 @@ def row_of(arm: str, seed: int, found: dict[str, Any] | None, outcome: Outcome) 
         row |= {"mixture": found["mixture_accuracy"], "one_hot": found["one_hot_accuracy"]}
         row["gap"] = found["mixture_accuracy"] - found["one_hot_accuracy"]
         row |= {name: found[name] for name in ("one_hot_attacked", "tuned_attacked")}
-    row |= {"test": 100 * evaluated["scores"]["accuracy"], "clean": evaluated["clean"], **evaluated["attacked"]}
+    row |= {"test": 100 * evaluated["scores"]["accuracy"], **evaluated["attacked"]}
+    row |= {name: evaluated[name] for name in ("clean", "strongly_clean")}
     return {**row, "damaged": evaluated["damaged"], "masked": evaluated["masked"], "seconds": outcome["seconds"]}
 
 
@@ -233,7 +248,8 @@ def print_table(rows: list[dict[str, Any]], tests: list[dict[str, Any]]) -> None
         for arm in dict.fromkeys(row["arm"] for row in done):
             mine = [row for row in done if row["arm"] == arm and row.get(kind) is not None]
             # Those of the search begin with their own clean accuracy.
-            lines = [row[kind] if len(row[kind]) > len(values) else [row["clean"], *row[kind]] for row in mine]
+            clean = "strongly_clean" if kind in ("pgd", "square") else "clean"
+            lines = [row[kind] if len(row[kind]) > len(values) else [row[clean], *row[kind]] for row in mine]
             columns = [list(column) for column in zip(*lines, strict=True)] or [[]] * (1 + len(values))
             print(f"{arm:<18}{len(mine):>3}" + "".join(f"{_spread(column):>16}" for column in columns))
     print()

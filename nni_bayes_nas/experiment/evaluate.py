@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 FILE = "evaluation.json"
 _SCHEMA = 1
+ATTACKS = ("fgsm", "pgd", "square", "noise")
 _BATCH, _AT_ONCE, _READ_AT_ONCE = 32, 256, 4096
 # A black-box attack that is stronger than one by gradients, by more than this many standard errors, tells of masking.
 _MASKED = 2.0
@@ -40,6 +41,7 @@ class Settings:
         restarts: Of PGD.
         queries: Of the black-box attack.
         seed: Of every draw.
+        attacks: Those of `ATTACKS` that are made.
     """
 
     epsilons: tuple[float, ...] = (0.05, 0.1, 0.2)
@@ -49,8 +51,12 @@ class Settings:
     restarts: int = 2
     queries: int = 100
     seed: int = 0
+    attacks: tuple[str, ...] = ATTACKS
 
     def __post_init__(self) -> None:
+        for name in self.attacks:
+            if name not in ATTACKS:
+                raise ConfigError(f"`--attacks` must be of {', '.join(ATTACKS)}, got {name}\n{closest(name, ATTACKS)}")
         for name in ("epsilons", "damages"):
             for value in getattr(self, name):
                 if not (0 <= value < math.inf) or (name == "damages" and value > 1):
@@ -203,13 +209,15 @@ def evaluated(
     def black_box(x: Tensor, y: Tensor, epsilon: float) -> Tensor:
         return attacks.square(network, x, y, epsilon, box, queries=settings.queries, generator=noises["square"])
 
-    kinds: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    every: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
         "fgsm": lambda x, y, epsilon: attacks.fgsm(network, x, y, epsilon, box),
         "pgd": pgd,
         # Squares are of images.
         **({"square": black_box} if x.dim() == 4 else {}),
         "noise": lambda x, y, epsilon: attacks.noise(x, epsilon, box, noises["noise"]),
     }
+
+    kinds = {name: attack for name, attack in every.items() if name in settings.attacks}
 
     def accuracy(attack: Callable[[Tensor, Tensor, float], Tensor], epsilon: float) -> float:
         parts = zip(torch.split(x, _AT_ONCE), torch.split(y, _AT_ONCE), strict=True)
@@ -228,7 +236,7 @@ def evaluated(
 
 def _masked(attacked: dict[str, list[float]], n: int) -> bool:
     """Whether the black-box attack is clearly stronger than the one by gradients, at some epsilon."""
-    pairs = zip(attacked.get("square", []), attacked["pgd"], strict=False)
+    pairs = zip(attacked.get("square", []), attacked.get("pgd", []), strict=False)
     return any(black < white - _MASKED * math.sqrt(max(white * (1 - white), 1 / n) / n) for black, white in pairs)
 
 

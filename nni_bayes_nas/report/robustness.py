@@ -96,12 +96,16 @@ def notes(run: RunFolder) -> list[str]:
     settings = _settings(run)
     if not settings or not settings.get("epsilons"):
         return []
+    what = {
+        "fgsm": "FGSM is one step along the sign of the gradient. ",
+        "pgd": f"PGD is {settings.get('steps')} such steps with {settings.get('restarts')} starts. ",
+        "square": f"The black box sees outputs alone, with {settings.get('queries')} queries. ",
+    }
     said = [
         f"{_objects(run)} test objects, drawn at random; epsilon is the "
-        "largest change of a pixel, of 1 for all, or the sd of the noise. FGSM is one step along the sign of the "
-        f"gradient, PGD {settings.get('steps')} with {settings.get('restarts')} starts, the black box sees outputs "
-        f"alone, with {settings.get('queries')} queries. Networks are trained without attacks: this compares "
-        "architectures, and makes none of them safe."
+        "largest change of a pixel, of 1 for all, or the sd of the noise. "
+        + "".join(text for name, text in what.items() if name in settings.get("attacks", _ATTACKS))
+        + "Networks are trained without attacks: this compares architectures, and makes none of them safe."
     ]
     masked = [name for name, rows in _by_architecture(run).items() if any(row.get("masked") for row in rows)]
     if masked:

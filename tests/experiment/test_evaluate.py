@@ -209,13 +209,28 @@ def test_one_architecture_alone(run):
     evaluate(run, Settings(epsilons=(), damages=(), objects=8), [name])
     found = read_json(run / "evaluation.json")
     assert {row["architecture"] for row in found["networks"]} == {name}
+    assert all(set(row["attacked"]) == {"fgsm", "pgd", "square", "noise"} for row in found["networks"])
     assert [one["name"] for one in found["ensembles"]] == ["best network by validation", "its repeats together"]
+
+
+def test_fewer_attacks_are_the_same_attacks(run):
+    name = read_json(run / "summary.json")["architectures"][0]["id"]
+    some = ["evaluate", str(run), *QUICK, "--architecture", name]
+    assert main(some) == 0
+    every = read_json(run / "evaluation.json")["networks"][0]
+    assert main([*some, "--attacks", "square", "fgsm"]) == 0
+    fewer = read_json(run / "evaluation.json")["networks"][0]
+    assert fewer["attacked"] == {kind: every["attacked"][kind] for kind in ("fgsm", "square")}
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "The black box sees outputs alone" in page
+    assert "such steps with" not in page
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--epsilons", "-0.1"], "`--epsilons` must be at least 0, got -0.1"),
+        (["--attacks", "fgsn"], "`--attacks` must be of fgsm, pgd, square, noise, got fgsn"),
         (["--damages", "1.2"], "`--damages` must be from 0 to 1, got 1.2"),
         (["--objects", "0"], "`--objects` must be at least 1, got 0"),
         (["--architecture", "s0-men"], "has no architecture `s0-men`"),
