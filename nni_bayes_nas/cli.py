@@ -82,6 +82,11 @@ def _compress(options: argparse.Namespace) -> int:
     return _run(options)
 
 
+def _predict(options: argparse.Namespace) -> int:
+    options.set.append("experiment.plan=architecture_prediction")
+    return _run(options)
+
+
 def _search(options: argparse.Namespace) -> int:
     config, output = _configuration(options)
     from nni_bayes_nas.experiment.in_process import search_in_process
@@ -247,7 +252,7 @@ def _parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         command.set_defaults(function=function)
-        if name in ("run", "search", "compress"):
+        if name in ("run", "search", "compress", "predict"):
             _add_experiment_options(command)
         elif name == "report":
             command.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, for example runs/demo")
@@ -345,6 +350,11 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str, str]] = {
         _compress,
         "train weights as functions of lambda, and prune them, as NNI trials; report",
         "{program} examples/configs/compress-digits.yaml --set compress.repeats=3 --output runs/compress",
+    ),
+    "predict": (
+        _predict,
+        "predict small networks for the data from searches on parts of data sets, as NNI trials; report",
+        "{program} examples/configs/predict-digits.yaml --set predict.tasks=20 --output runs/predict",
     ),
     "report": (_report, "write report.html from run folders alone", "{program} runs/demo"),
     "evaluate": (

@@ -18,12 +18,11 @@ from nni_bayes_nas.coercion import (
     require,
     shown,
 )
+from nni_bayes_nas.config_plans import CompressConfig, PredictConfig, RefineConfig
 from nni_bayes_nas.config_sections import (
-    CompressConfig,
     DataConfig,
     ExperimentConfig,
     Precision,
-    RefineConfig,
     ReportConfig,
     RetrainConfig,
     SearchConfig,
@@ -39,6 +38,7 @@ __all__ = [
     "DataConfig",
     "ExperimentConfig",
     "Precision",
+    "PredictConfig",
     "RefineConfig",
     "ReportConfig",
     "RetrainConfig",
@@ -65,6 +65,7 @@ class Config:
     retrain: RetrainConfig = field(default_factory=RetrainConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
     compress: CompressConfig = field(default_factory=CompressConfig)
+    predict: PredictConfig = field(default_factory=PredictConfig)
     experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     seed: int = 0

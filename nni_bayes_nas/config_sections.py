@@ -1,7 +1,6 @@
 """The sections of a configuration, with their defaults and rules."""
 
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any, Literal
 
 from nni_bayes_nas.coercion import require, require_at_least, require_inside, require_name
@@ -181,118 +180,6 @@ class RetrainConfig:
         require(weight >= 0, "retrain.auxiliary_weight", "must not be negative", weight, "0.4 is the default")
         both = "drop_path" in self.space and self.drop_path > 0
         require(not both, "retrain.drop_path", "must not be given in retrain.space too", self.drop_path, "keep one")
-
-
-@dataclass(frozen=True)
-class RefineConfig:
-    """The plan ``posterior_refinement``: what becomes of a search's posterior by short trainings.
-
-    Of its ``candidates`` most probable architectures with at most ``max_params`` parameters ``evaluations`` are trained
-    for ``epochs``, ``parallel`` at a time, as a Gaussian process proposes (``acquisition``) whose prior mean is
-    ``prior_weight`` times the posterior's log-probability. ``rungs`` are pairs: how many of the best are then trained
-    for how many epochs; the best of the last one is retrained. Short trainings settle what a good set of candidates
-    leaves open; among many they favor what learns fast (`nasbench201.py`).
-    """
-
-    candidates: int = 32
-    max_params: int | None = None
-    evaluations: int = 14
-    parallel: int = 2
-    epochs: int = 3
-    rungs: tuple[tuple[int, int], ...] = ((2, 8),)
-    prior_weight: float = 1.0
-    acquisition: Literal["thompson", "expected_improvement"] = "thompson"
-
-    def __post_init__(self) -> None:
-        for name in ("candidates", "max_params", "evaluations", "parallel", "epochs"):
-            require_at_least(f"refine.{name}", getattr(self, name), 1)
-        most, weight = min(self.candidates, self.evaluations), self.prior_weight
-        require(weight >= 0, "refine.prior_weight", "must not be negative", weight, "0 is a flat prior")
-        for (before, fewer), rung in pairwise(((most, self.epochs), *self.rungs)):
-            rule = f"must be pairs, of a number from 1 to {before} and then of more than {fewer} epochs"
-            require(1 <= rung[0] <= before and rung[1] > fewer, "refine.rungs", rule, rung, "[[4, 8], [2, 16]], say")
-
-
-@dataclass(frozen=True)
-class CompressConfig:
-    """The plan ``compression``: weights as functions of lambda, and what of them can be left out.
-
-    ``network`` is a name of ``nni-bayes-nas list``, package.module:function, or ``space``: the derived network of
-    ``architecture``, an architecture.json, in the space of the run.
-
-    For every one of ``kinds`` a hypernetwork is trained over ``lambda_range`` and read off at ``lambdas``; for every
-    one of ``direct`` a network at this lambda alone; all with every one of ``priors``, and ``repeats`` times. What is
-    read off is pruned to every one of ``fractions``, by whole neurons and filters if ``structured``, and trained on for
-    ``finetune_epochs``. ``draws`` of the weights make the predictive distribution. ``inputs`` raw takes the
-    standardization of the data back.
-    """
-
-    network: str = "mlp"
-    network_args: dict[str, Any] = field(default_factory=dict)
-    architecture: str | None = None
-    kinds: tuple[Literal["linear", "piecewise_linear", "low_rank", "mlp"], ...] = ("piecewise_linear",)
-    direct: tuple[float, ...] = ()
-    lambdas: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
-    lambda_range: tuple[float, float] = (0.1, 3.0)
-    axis: Literal["log", "literal"] = "log"
-    weights: Literal["variational", "point"] = "variational"
-    priors: tuple[Literal["fixed", "scaled", "empirical_bayes", "ard", "log_uniform"], ...] = ("ard",)
-    prior_sd: float = 1.0
-    rho: float = -5.0
-    knots: int | tuple[float, ...] = 5
-    rank: int = 4
-    hidden: int = 32
-    epochs: int = 30
-    batch_size: int = 256
-    learning_rate: float = 2e-3
-    rho_learning_rate: float = 5e-3
-    lambdas_per_step: int = 1
-    divide_batch: bool = False
-    warmup: float = 0.2
-    shared_until: float = 0.1
-    optimizer: Literal["adam", "sgd"] = "adam"
-    gradient_clip: float | None = None
-    inputs: Literal["raw", "standardized"] = "raw"
-    fractions: tuple[float, ...] = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98)
-    scope: Literal["global", "layer"] = "global"
-    structured: bool = False
-    finetune_epochs: int = 0
-    finetune_learning_rate: float = 1e-3
-    draws: int = 10
-    repeats: int = 1
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "lambdas_per_step", "draws", "repeats", "rank", "hidden"):
-            require_at_least(f"compress.{name}", getattr(self, name), 1)
-        require_at_least("compress.finetune_epochs", self.finetune_epochs, 0)
-        both = bool(self.kinds or self.direct)
-        require(both, "compress.kinds", "must name a hypernetwork where compress.direct is empty", [], "add one")
-        for fraction in self.fractions:
-            rule = "must be shares that are left out, in [0, 1)"
-            require(0 <= fraction < 1, "compress.fractions", rule, fraction, "0.9 leaves one weight in ten")
-        low, high = self.lambda_range
-        for lam in self.lambdas if self.kinds else ():
-            rule = f"must lie in compress.lambda_range, {low:g} to {high:g}"
-            require(low <= lam <= high, "compress.lambdas", rule, lam, "widen the range")
-        has = bool(self.lambdas) or not self.kinds
-        require(has, "compress.lambdas", "must name what is read off", [], "[0.1, 1.0], say")
-        require(bool(self.priors), "compress.priors", "must name a prior", [], "[ard], say")
-        for name in ("kinds", "direct", "priors", "lambdas", "fractions"):
-            given = getattr(self, name)
-            require(len(set(given)) == len(given), f"compress.{name}", "must be distinct", given, "leave one out")
-        rate = self.finetune_learning_rate
-        require(rate > 0, "compress.finetune_learning_rate", "must be positive", rate, "0.001 is the default")
-        if self.divide_batch:
-            rule = "must leave an object of the batch for every lambda"
-            n = self.lambdas_per_step
-            require(n <= self.batch_size, "compress.lambdas_per_step", rule, n, "lower it, or divide_batch: false")
-        for lam in self.direct:
-            require(lam >= 0, "compress.direct", "must not be negative", lam, "1 gives the evidence bound")
-        clip = self.gradient_clip
-        require(clip is None or clip > 0, "compress.gradient_clip", "must be positive", clip, "null means none")
-        fits = (self.architecture is not None) == (self.network == "space")
-        rule = "must be an architecture.json for the network `space`, and null for others"
-        require(fits, "compress.architecture", rule, self.architecture, "a retrain trial's folder has one")
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,10 @@ SEARCH_SPACES: dict[str, tuple[str, str]] = {
 }
 
 PLANS: dict[str, tuple[str, str]] = {
+    "architecture_prediction": (
+        "nni_bayes_nas.experiment.plans.architecture_prediction:ArchitecturePrediction",
+        "searches on small parts of data sets, a meta-model of what they found, and its networks for all data",
+    ),
     "compression": (
         "nni_bayes_nas.experiment.plans.compression:Compression",
         "networks whose Gaussian weights are functions of lambda, pruned to ever fewer",
@@ -189,6 +193,8 @@ def check_names(config: Config) -> None:
     check_name("strategy", config.strategy.name, STRATEGIES)
     check_name("plan", config.experiment.plan, PLANS)
     check_name("network", config.compress.network, NETWORKS)
+    for source in config.predict.sources:
+        check_name("data set", source.name, DATA_SETS)
 
 
 def fill_args(

@@ -144,7 +144,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "small.yaml", "--set", "space.name=my space:X"], "package.module:Attr"),
         (
             ["run", "small.yaml", "--set", "experiment.plan=x"],
-            "known: compression, posterior_refinement, search",
+            "known: architecture_prediction, compression, posterior_refinement, search",
         ),
         (["run", "small.yaml", "--output", "small.yaml"], "is a file"),
         (["run", "small.yaml", "--output", "small.yaml/run"], "is a file"),

@@ -21,6 +21,7 @@ RANKS = {
     "precision": 0,
     "coercion": 0,
     "config": 0,
+    "config_plans": 0,
     "config_sections": 0,
     "variants": 0,
     "yaml_text": 0,

@@ -33,6 +33,10 @@ Outcome = dict[str, Any]
 _ALGORITHM = 1
 
 
+# Kinds of jobs that `predict` of a configuration is for.
+_PREDICT = ("bank", "predict", "verify")
+
+
 @dataclass(frozen=True)
 class Job:
     """One search or retraining.
@@ -67,6 +71,8 @@ class Job:
             unused |= {"strategy", "search", "retrain"}
         else:
             unused |= {"compress", *(("strategy", "search") if self.kind == "retrain" else ())}
+        if self.kind not in _PREDICT:
+            unused.add("predict")
         config = {name: _given(section) for name, section in config.items() if name not in unused}
         parameters = {name: value for name, value in self.parameters.items() if name != "trial"}
         parts = json.dumps([_ALGORITHM, self.kind, config, parameters], sort_keys=True)

@@ -197,6 +197,13 @@ def validate(config: Config) -> Config:
 
         check(config, data)
         return config
+    if config.experiment.plan == "architecture_prediction":
+        from nni_bayes_nas.experiment import cells, predict
+
+        predict.check(config, data)
+        if not config.predict.cells:
+            return config
+        cells.check(config)
     space = build_space(config, data, config.seed)
     _check_search(config, data, space)
     _check_retraining(config, data, space)

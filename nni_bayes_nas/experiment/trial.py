@@ -24,6 +24,11 @@ Kind = Callable[[Config, dict[str, Any], Path, Report], dict[str, Any]]
 
 # Registered here and nowhere else; a plan of the user's own may name its kinds as package.module:function.
 KINDS: dict[str, tuple[str, str]] = {
+    "bank": ("nni_bayes_nas.experiment.bank:run_bank", "searches of small networks on parts of data sets"),
+    "cells": ("nni_bayes_nas.experiment.cells:run_cells", "searches of cells on parts of data sets"),
+    "predict": ("nni_bayes_nas.experiment.predict:run_predict", "a meta-model, and its networks for the data"),
+    "predict_cells": ("nni_bayes_nas.experiment.cells:run_predict_cells", "a meta-model of cells, and its cells"),
+    "verify": ("nni_bayes_nas.experiment.verify:run_verify", "predicted networks and others on all data"),
     "compress": ("nni_bayes_nas.experiment.compress:run_compress", "weights as functions of lambda, and pruning"),
     "search": ("nni_bayes_nas.experiment.search:run_search", "one differentiable search"),
     "searches": ("nni_bayes_nas.experiment.replicas:run_searches", "several differentiable searches side by side"),

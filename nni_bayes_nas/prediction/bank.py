@@ -37,9 +37,13 @@ class Entry:
     dense: Found
     others: tuple[Found, ...] = ()
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types."""
+        return asdict(self)
+
     def to_json(self) -> str:
         """A line of a bank."""
-        return json.dumps(asdict(self))
+        return json.dumps(self.to_dict())
 
     @classmethod
     def from_json(cls, line: str) -> Entry:
@@ -50,6 +54,18 @@ class Entry:
         """
         try:
             values = json.loads(line)
+        except ValueError as error:
+            raise ConfigError(f"a line of a bank must be what `to_json` gave, got {line[:60]!r}.") from error
+        return cls.from_dict(values)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Entry:
+        """Of `to_dict`; what else is in it is not looked at.
+
+        Raises:
+            ConfigError: It is none.
+        """
+        try:
             return cls(
                 Task.from_dict(values["task"]),
                 int(values["budget"]),
@@ -61,7 +77,7 @@ class Entry:
         except ConfigError:
             raise
         except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"a line of a bank must be what `to_json` gave, got {line[:60]!r}.") from error
+            raise ConfigError(f"a line of a bank must be what `to_json` gave, got {str(values)[:60]!r}.") from error
 
     @property
     def is_as_good_as_dense(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,16 @@ class Training:
         for name in ("steps", "batch_size", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} of a training must be positive, got {getattr(self, name)}; raise it.")
+
+
+def batches_of(n: int, how: Training, seed: int) -> Iterator[Tensor]:
+    """The objects of every step: all in a new order, without the rest that is less than a batch, and again."""
+    generator, order = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.long)
+    for _ in range(how.steps):
+        if len(order) < min(how.batch_size, n):
+            order = torch.randperm(n, generator=generator)
+        batch, order = order[: how.batch_size], order[how.batch_size :]
+        yield batch
 
 
 class Many:
@@ -105,11 +115,7 @@ class Many:
         groups.append({"params": self.weights, "weight_decay": how.weight_decay})
         optimizer = torch.optim.Adam(groups, how.learning_rate, foreach=True)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, how.steps)
-        generator, order = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.long)
-        for step in range(how.steps):
-            if len(order) < min(how.batch_size, len(x)):
-                order = torch.randperm(len(x), generator=generator)
-            batch, order = order[: how.batch_size], order[how.batch_size :]
+        for step, batch in enumerate(batches_of(len(x), how, seed)):
             losses = self.losses(x[batch], y[batch])
             if not bool(losses.isfinite().all()):
                 k = int((~losses.isfinite()).nonzero()[0])

@@ -107,9 +107,13 @@ class SparseArchitecture:
         )
         return SparseArchitecture(self.n_inputs, self.n_outputs, self.widths, self.activations, tuple(moved))
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types."""
+        return asdict(self)
+
     def to_json(self) -> str:
         """A line."""
-        return json.dumps(asdict(self))
+        return json.dumps(self.to_dict())
 
     @classmethod
     def from_json(cls, text: str) -> SparseArchitecture:

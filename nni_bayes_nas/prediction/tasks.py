@@ -170,6 +170,16 @@ def data_of(task: Task, x: Tensor, y: Tensor, most_val: int = 1000) -> TaskData:
             f"the task needs feature {task.features[-1]} and classes {list(task.classes)}, but {task.source} has "
             f"{x.shape[1]} features and classes {sorted(set(y.tolist()))}; draw tasks of this data set."
         )
+    train, labels, rest, labels_of_rest = objects_of(task, y, most_val)
+    features = torch.tensor(task.features)
+    raw = x[train][:, features]
+    mean, sd = raw.mean(0), raw.std(0, correction=0)
+    sd = torch.where(sd > 0, sd, 1.0)
+    return TaskData((raw - mean) / sd, labels, (x[rest][:, features] - mean) / sd, labels_of_rest)
+
+
+def objects_of(task: Task, y: Tensor, most_val: int = 1000) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Which objects a task has, and their classes: for training, with its noise, and for validation; see `data_of`."""
     generator = torch.Generator().manual_seed(task.seed)
     taken, left = [], []
     for each in task.classes:
@@ -183,18 +193,10 @@ def data_of(task: Task, x: Tensor, y: Tensor, most_val: int = 1000) -> TaskData:
     rest = rest[torch.randperm(len(rest), generator=generator)][:most_val] if len(rest) else train
     number_of = torch.full((int(y.max()) + 1,), -1)
     number_of[list(task.classes)] = torch.arange(len(task.classes))
-    features = torch.tensor(task.features)
-    raw, labels = x[train][:, features], number_of[y[train]]
+    labels = number_of[y[train]]
     changed = torch.rand(len(labels), generator=generator) < task.label_noise
     anything = torch.randint(len(task.classes), (len(labels),), generator=generator)
-    mean, sd = raw.mean(0), raw.std(0, correction=0)
-    sd = torch.where(sd > 0, sd, 1.0)
-    return TaskData(
-        (raw - mean) / sd,
-        torch.where(changed, anything, labels),
-        (x[rest][:, features] - mean) / sd,
-        number_of[y[rest]],
-    )
+    return train, torch.where(changed, anything, labels), rest, number_of[y[rest]]
 
 
 def _chosen(n: int, k: int, generator: torch.Generator) -> tuple[int, ...]:

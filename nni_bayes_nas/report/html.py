@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from nni_bayes_nas.experiment.record import write_text
-from nni_bayes_nas.report import compression, family, posterior, robustness, selection, tables, times
+from nni_bayes_nas.report import compression, family, posterior, prediction, robustness, selection, tables, times
 from nni_bayes_nas.report.figures import Plot, accuracy_plot, curve_plot, retrain_plot, search_plots
 from nni_bayes_nas.report.picture import draw_architecture
 from nni_bayes_nas.report.read import RunFolder, read_run
@@ -82,6 +82,7 @@ def render_report(run: RunFolder) -> str:
         folder=run.path.name,
         status=str(run.summary.get("status", "unknown")),
         sentences=compression.headline(run)
+        or prediction.headline(run)
         or [*tables.headline(run), *filter(None, [family.found_ranges(run)]), *family.stopped(run)],
         tiles=tables.tiles(run),
         failures=run.failures,
@@ -110,6 +111,13 @@ def render_report(run: RunFolder) -> str:
         compressed_sentence=compression.sentence(run),
         compressed_text_columns=compression.TEXT_COLUMNS,
         compressed_figures=[_figure(plot) for plot in compression.plots(run)],
+        predicted_columns=prediction.COLUMNS,
+        predicted_rows=prediction.table(run),
+        predicted_text_columns=prediction.TEXT_COLUMNS,
+        predicted_figures=[_figure(plot) for plot in prediction.plots(run)],
+        predicted_sentences=prediction.sentences(run),
+        error_columns=prediction.ERROR_COLUMNS,
+        error_rows=prediction.error_table(run),
         cut_columns=cut_columns,
         cut_rows=cut_rows,
         selection_columns=selection.COLUMNS,

@@ -178,7 +178,9 @@ def trial_seconds(run: RunFolder) -> float:
             if key not in seen:
                 seen.add(key)
                 total += float(row.get("seconds") or 0)
-    return total
+    # Or trials of other kinds.
+    measured = (run.summary.get("wall_clock") or {}).get("trials") or {}
+    return total or sum(float(row.get("seconds") or 0) for row in measured.values())
 
 
 def retrain_seeds(run: RunFolder) -> list[int]:

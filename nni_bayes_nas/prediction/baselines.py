@@ -1,0 +1,117 @@
+"""What a predicted network is compared with, at as many connections: several tries of each."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+from dataclasses import replace
+from typing import Literal
+
+from torch import nn
+
+from nni_bayes_nas.coercion import require
+from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.prediction.growth import grow
+from nni_bayes_nas.prediction.low_rank import LowRank, sizes_within
+from nni_bayes_nas.prediction.many import Many, Training
+from nni_bayes_nas.prediction.random_nets import best_connections, random_net
+from nni_bayes_nas.prediction.relevance import order_of_features
+from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture
+from nni_bayes_nas.prediction.sparse_net import all_edges, dense
+from nni_bayes_nas.prediction.tokens import Vocabulary
+from nni_bayes_nas.prediction.training import Trained, WholeData, connections, measured, train_module, train_net
+
+Baseline = Literal["random", "snip", "magnitude", "adanet", "low_rank", "dense"]
+BASELINES: tuple[Baseline, ...] = ("random", "snip", "magnitude", "adanet", "low_rank", "dense")
+
+
+def baseline(
+    name: Baseline,
+    data: WholeData,
+    budget: int,
+    how: Training,
+    *,
+    tries: int,
+    vocabulary: Vocabulary,
+    deepest: tuple[int, ...],
+    seed: int,
+) -> list[Trained]:
+    """Several networks of a kind, trained; fewer where there are not as many sizes within the budget.
+
+    random: connections at random, of random depth and widths. snip: of dense networks of random depth and widths those
+    connections stay that a loss is most sensitive to at the start (Lee, Ajanthan & Torr, 2019). magnitude: those that
+    are largest after training; then they are trained anew. adanet: `grow`. low_rank: `LowRank`. dense: all connections
+    of `deepest`, whatever the budget.
+
+    Seconds are those of finding and training.
+
+    Args:
+        name: See above.
+        data: All of it; its test objects are not looked at.
+        budget: Connections at most.
+        how: Of the training.
+        tries: Networks.
+        vocabulary: Of depths and widths.
+        deepest: Widths of the dense network.
+        seed: Of everything that is drawn.
+
+    Raises:
+        ConfigError: An unknown name, or a budget in which no network fits.
+    """
+    require(name in BASELINES, "baselines", f"must be among {', '.join(BASELINES)}", name, "leave it out")
+    generator = random.Random(seed)
+    n, k = data.n_features, data.n_classes
+    if name == "dense":
+        return [train_net(dense(n, k, deepest), data, how, seed + i) for i in range(tries)]
+    if name == "low_rank":
+        order = order_of_features(data.parts.x, data.parts.y)
+        sizes = sizes_within(n, k, budget, tries, generator)
+        return [train_module(LowRank(order, one, k, seed + i), data, how, seed + i) for i, one in enumerate(sizes)]
+    if name == "adanet":
+        return _grown(data, budget, how, tries, seed, generator)
+    found = []
+    for i in range(tries):
+        started = time.perf_counter()
+        net = random_net(n, k, budget, vocabulary, generator)
+        if name != "random":
+            net = _strongest(net, data, budget, how, seed + i, trained=name == "magnitude")
+        searched = time.perf_counter() - started
+        trained = train_net(net, data, how, seed + i)
+        found.append(replace(trained, seconds=round(trained.seconds + searched, 3)))
+    return found
+
+
+def _strongest(
+    net: SparseArchitecture, data: WholeData, budget: int, how: Training, seed: int, *, trained: bool
+) -> SparseArchitecture:
+    """The connections that matter most of the dense network of equal widths."""
+    shape = net.n_inputs, net.n_outputs, net.widths, net.activations
+    many = Many([SparseArchitecture(*shape, all_edges(net.sizes))], [seed])
+    if trained:
+        many.train(data.parts.x, data.parts.y, how, seed)
+        scores = [weight.detach().abs() for weight in many.weights]
+    else:
+        scores = many.sensitivities(data.parts.x, data.parts.y)
+    return best_connections(*shape, [score[0] for score in scores], budget)
+
+
+def _grown(
+    data: WholeData, budget: int, how: Training, tries: int, seed: int, generator: random.Random
+) -> list[Trained]:
+    """Of widths at random; of the features so many that one, two or four subnetworks fit."""
+    order, k = order_of_features(data.parts.x, data.parts.y), data.n_classes
+    sizes = []
+    for width, parts in itertools.product((1, 2, 3, 4, 6, 8, 12, 16, 24, 32), (1, 2, 4)):
+        features = min(data.n_features, (budget // parts - width * k) // width)
+        if features >= 2 and (features, width) not in sizes:
+            sizes.append((features, width))
+    if not sizes:
+        raise ConfigError(f"no subnetwork of two features and {k} outputs has {budget} connections; raise it.")
+    found = []
+    for i, size in enumerate(generator.sample(sizes, min(tries, len(sizes)))):
+        started = time.perf_counter()
+        module: nn.Module = grow(data.parts.x, data.parts.y, order, size, k, budget, how, seed + i)
+        seconds = time.perf_counter() - started
+        found.append(measured(module, data, connections(module), seconds))
+    return found

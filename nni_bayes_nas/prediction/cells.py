@@ -1,0 +1,150 @@
+"""A second head: the choices of a search space, given a part of the data, from searches on other parts."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nni_bayes_nas.errors import ConfigError, NumericsError
+from nni_bayes_nas.prediction.encoder import Condition, SetEncoder
+
+_SIDE = 8
+
+
+@dataclass(frozen=True)
+class Example:
+    """What searches on one task chose.
+
+    Attributes:
+        condition: Of the task.
+        lam: Complexity parameter at which it was read off; None where there is none.
+        choices: By label, of every repeated search.
+    """
+
+    condition: Condition
+    lam: float | None
+    choices: tuple[dict[str, Any], ...]
+
+
+def looked_at(x: Tensor) -> Tensor:
+    """Objects as a meta-model sees them, `(n, features)`: images in grey and of 8 x 8 pixels at most."""
+    if x.dim() != 4:
+        return x.flatten(1)
+    grey = x.mean(1, keepdim=True)
+    if max(grey.shape[2:]) > _SIDE:
+        grey = F.adaptive_avg_pool2d(grey, _SIDE)
+    return grey.flatten(1)
+
+
+class CellPredictor(nn.Module):
+    """Independent categorical distributions of the choices, given a task and lambda.
+
+    Args:
+        examples: What is chosen from: of every label the values that a search chose.
+        max_features: Numbers of an object at most.
+        max_classes: Classes at most.
+        dim: Of the encoder.
+        seed: Of the initial weights.
+
+    Raises:
+        ConfigError: No example, examples of different labels, or nothing that differs between them.
+    """
+
+    def __init__(
+        self, examples: Sequence[Example], max_features: int, max_classes: int, dim: int = 64, seed: int = 0
+    ) -> None:
+        super().__init__()
+        labels = {tuple(sorted(choices)) for one in examples for choices in one.choices}
+        if len(labels) != 1:
+            raise ConfigError(f"cells of one space have equal labels, got {len(labels)} sets of them; search again.")
+        self.values: dict[str, list[str]] = {
+            label: sorted({_word(choices[label]) for one in examples for choices in one.choices})
+            for label in next(iter(labels))
+        }
+        if all(len(values) == 1 for values in self.values.values()):
+            raise ConfigError(
+                f"searches on {len(examples)} tasks must choose different cells, or the prediction is a constant, got "
+                "one cell; let tasks differ more, or the search more epochs."
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.encoder = SetEncoder(max_features, max_classes, dim)
+            self.head = nn.Sequential(
+                nn.Linear(dim + 2, dim), nn.ReLU(), nn.Linear(dim, sum(map(len, self.values.values())))
+            )
+
+    def log_probs(self, conditions: Sequence[Condition], lams: Sequence[float | None]) -> list[Tensor]:
+        """Of every label `(tasks, values)`, in nats."""
+        places = [(math.log10(lam), 1.0) if lam is not None else (0.0, 0.0) for lam in lams]
+        h = torch.cat([self.encoder(conditions).mean(1), torch.tensor(places)], 1)
+        sizes = [len(values) for values in self.values.values()]
+        return [part.log_softmax(-1) for part in self.head(h).split(sizes, 1)]
+
+    def fit(self, examples: Sequence[Example], steps: int = 300, rate: float = 3e-3, seed: int = 0) -> list[float]:
+        """Learn from examples; -log p of their choices in nats at every step, its mean over the batch.
+
+        The target of a label is how often the repeated searches chose each value.
+
+        Raises:
+            NumericsError: A loss is not finite.
+        """
+        targets = [
+            torch.tensor(
+                [
+                    [
+                        sum(_word(choices[label]) == value for choices in one.choices) / len(one.choices)
+                        for value in values
+                    ]
+                    for one in examples
+                ]
+            )
+            for label, values in self.values.items()
+        ]
+        optimizer = torch.optim.Adam(self.parameters(), rate, weight_decay=1e-4)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        generator, losses = torch.Generator().manual_seed(seed), []
+        self.train()
+        for step in range(steps):
+            batch = torch.randperm(len(examples), generator=generator)[:32]
+            some = [examples[i] for i in batch.tolist()]
+            found = self.log_probs([one.condition for one in some], [one.lam for one in some])
+            loss = -torch.stack([(t[batch] * p).sum(1) for t, p in zip(targets, found, strict=True)]).sum(0).mean()
+            if not bool(loss.isfinite()):
+                raise NumericsError(f"the loss of the cells is not finite in step {step}; lower the rate.")
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+            schedule.step()
+            losses.append(float(loss.detach()))
+        self.eval()
+        return losses
+
+    @torch.no_grad()
+    def predict(self, condition: Condition, lam: float | None, n: int) -> list[tuple[dict[str, Any], float]]:
+        """The n most probable cells and their log-probabilities, the most probable one first."""
+        found = [each[0] for each in self.log_probs([condition], [lam])]
+        best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+        for log_prob in found:
+            values = log_prob.tolist()
+            grown = ((p + q, (*at, i)) for (p, at), (i, q) in itertools.product(best, enumerate(values)))
+            best = heapq.nlargest(n, grown)
+        return [
+            (
+                {label: json.loads(values[i]) for (label, values), i in zip(self.values.items(), at, strict=True)},
+                log_prob,
+            )
+            for log_prob, at in best
+        ]
+
+
+def _word(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)

@@ -1,0 +1,325 @@
+"""The plan of predictions: its trials, what they give, what they refuse; once by a real manager."""
+
+import json
+
+import pytest
+import torch
+
+from nni_bayes_nas.config import Config, DataConfig
+from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.experiment.bank import read_bank, run_bank
+from nni_bayes_nas.experiment.build import validate
+from nni_bayes_nas.experiment.cells import on_part, run_cells, run_predict_cells
+from nni_bayes_nas.experiment.data import load_data
+from nni_bayes_nas.experiment.parts import Parts, part_of, sources_of
+from nni_bayes_nas.experiment.plan import Ledger
+from nni_bayes_nas.experiment.plans.architecture_prediction import ArchitecturePrediction
+from nni_bayes_nas.experiment.predict import apart, budgets_for, run_predict
+from nni_bayes_nas.experiment.record import read_json
+from nni_bayes_nas.experiment.verify import predicted, run_verify
+from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture
+from nni_bayes_nas.prediction.sparse_net import build
+from nni_bayes_nas.prediction.training import scores
+
+SMALL = {
+    "sources": [{"name": "breast_cancer"}],
+    "tasks": 4,
+    "tasks_per_trial": 3,
+    "factors": [1.0, 2.0],
+    "candidates": 3,
+    "top": 2,
+    "others": 2,
+    "repeats": 2,
+    "steps": 20,
+    "widths": [2, 3, 4],
+    "deepest": [8, 8],
+    "dim": 16,
+    "fit_steps": 15,
+    "held_out": 0.25,
+    "draws": 4,
+    "verify": 2,
+    "baselines": ["random", "dense"],
+    "train_steps": 40,
+}
+
+
+def config(data="wine", **predict):
+    experiment = {"plan": "architecture_prediction", "device": "cpu", "threads": 1}
+    return Config.from_dict({"data": {"name": data}, "experiment": experiment, "predict": {**SMALL, **predict}})
+
+
+def silent(row):
+    """Nobody looks."""
+
+
+def test_stages_wait_for_one_another():
+    plan = ArchitecturePrediction(config(tasks=7, kinds=["seq2seq", "doubly_recurrent"]))
+    ledger = Ledger(plan, retries=0)
+    banks = ledger.take()
+    assert [(spec.name, spec.parameters) for spec in banks] == [
+        ("bank-0", {"first": 0, "count": 3}),
+        ("bank-1", {"first": 3, "count": 3}),
+        ("bank-2", {"first": 6, "count": 1}),
+    ]
+    found = {"entries": 6, "as_good": 2, "tasks_as_good": 1, "seconds": 2.5, "methods": {"snip": 6}, "default": 0.5}
+    ledger.done("bank-0", found)
+    ledger.died("bank-1", "killed")
+    assert ledger.take() == []
+    ledger.done("bank-2", {**found, "methods": {"random": 6}})
+    fits = ledger.take()
+    assert [spec.name for spec in fits] == ["predict-seq2seq", "predict-doubly_recurrent"]
+    assert fits[0].parameters == {"decoder": "seq2seq", "banks": ["bank-0", "bank-2"], "seed": 0}
+    predictions = [{"budget": 13, "seconds": 0.1, "networks": []}, {"budget": 26, "seconds": 0.1, "networks": []}]
+    ledger.done("predict-seq2seq", {"predictions": predictions, "kind": "seq2seq"})
+    assert ledger.take() == []
+    ledger.died("predict-doubly_recurrent", "killed")
+    assert [(spec.name, spec.parameters["predictions"]) for spec in ledger.take()] == [
+        ("verify-13", ["predict-seq2seq"]),
+        ("verify-26", ["predict-seq2seq"]),
+    ]
+    ledger.done("verify-13", {"budget": 13, "rows": []})
+    bank = ledger.summary()["prediction"]["bank"]
+    assert bank == {
+        "tasks": 4,
+        "entries": 12,
+        "as_good": 4,
+        "tasks_as_good": 2,
+        "seconds": 5.0,
+        "methods": {"random": 6, "snip": 6},
+    }
+    assert [row["budget"] for row in ledger.summary()["prediction"]["verified"]] == [13]
+    assert ledger.verdict() is None
+
+
+def test_what_cannot_go_on():
+    ledger = Ledger(ArchitecturePrediction(config()), retries=0)
+    for spec in ledger.take():
+        ledger.died(spec.name, "out of memory")
+    assert "every search of the bank failed" in str(ledger.verdict())
+    with_bank = Ledger(ArchitecturePrediction(config(tasks=0, bank="bank.jsonl")), retries=0)
+    (fit,) = with_bank.take()
+    assert fit.parameters["banks"] == []
+    with_bank.died(fit.name, "killed")
+    assert "every meta-model failed" in str(with_bank.verdict())
+
+
+def test_cells_are_retrained_like_those_of_a_search():
+    values = config("digits", cells=2).to_dict() | {"retrain": {"repeats": 2}}
+    ledger = Ledger(ArchitecturePrediction(Config.from_dict(values)), retries=0)
+    assert [spec.name for spec in ledger.take()] == ["bank-0", "bank-1", "cells-0"]
+    ledger.done("cells-0", {"tasks": 2, "seconds": 3.0, "default": 0.5})
+    (fit,) = ledger.take()
+    assert (fit.name, fit.kind) == ("predict_cells", "predict_cells")
+    row = {"choices": {"a": "conv"}, "lambda": None, "log_prob": -0.1, "origin": "predicted", "params": 5, "macs": 6}
+    search = {"strategy": "cells", "seed": 0, "seconds": 1.0}
+    result = {"search": search, "architectures": [row], "random": [], "curve": [], "seconds_predict": 0.1}
+    ledger.done("predict_cells", result)
+    specs = ledger.take()
+    assert [spec.kind for spec in specs] == ["retrain", "retrain"]
+    assert [spec.parameters["seed"] for spec in specs] == [0, 1] and specs[0].parameters["choices"] == {"a": "conv"}
+    summary = ledger.summary()
+    assert [one["origin"] for one in summary["architectures"]] == ["predicted"]
+    assert summary["prediction"]["cells"] == {"tasks": 2, "seconds": 3.0, "seconds_predict": 0.1}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """All trials of a run, one after the other."""
+    trials = tmp_path_factory.mktemp("run") / "trials"
+    settings, results, seen = config(kinds=["seq2seq", "doubly_recurrent"]), {}, []
+    functions = {"bank": run_bank, "predict": run_predict, "verify": run_verify}
+    ledger = Ledger(ArchitecturePrediction(settings), retries=0)
+    while specs := ledger.take():
+        for spec in specs:
+            (folder := trials / spec.name).mkdir(parents=True)
+            results[spec.name] = functions[spec.kind](settings, spec.parameters, folder, seen.append)
+            ledger.done(spec.name, json.loads(json.dumps(results[spec.name])))
+    return settings, trials, results, seen, ledger
+
+
+def test_what_the_trials_give(run):
+    settings, trials, results, seen, ledger = run
+    assert ledger.finished and all(0 <= row["default"] <= 1 for row in seen)
+    entries = read_bank([trials / "bank-0" / "bank.jsonl", trials / "bank-1" / "bank.jsonl"])
+    # Two budgets of each of four tasks, of two data sets in turn.
+    assert [entry.task.source for entry in entries] == [*(["wine"] * 2 + ["breast_cancer"] * 2) * 2]
+    assert results["bank-0"]["entries"] == 6 and results["bank-1"]["entries"] == 2
+    assert sum(results["bank-0"]["methods"].values()) == 6
+    for kind in settings.predict.kinds:
+        found = results[f"predict-{kind}"]
+        assert found["entries"] == 6 and len(found["errors"]) == 2 and found["default"] <= 1
+        assert [one["budget"] for one in found["predictions"]] == budgets_for(settings, 13, 3)
+        for one in found["predictions"]:
+            nets = predicted(trials / f"predict-{kind}", one["budget"])
+            assert len(nets) == len(one["networks"]) and all(net.n_connections <= one["budget"] for net in nets)
+        for row in found["errors"]:
+            assert 0 <= row["inputs"] <= 1 and row["nats"] > 0 and row["distance"] > 0
+            assert all(0 <= value <= 1 for value in row["layers"])
+    for budget in budgets_for(settings, 13, 3):
+        rows = results[f"verify-{budget}"]["rows"]
+        assert [row["method"] for row in rows] == ["seq2seq", "doubly recurrent", "random", "dense"]
+        assert all(row["connections"] <= budget or row["method"] == "dense" for row in rows)
+        assert results[f"verify-{budget}"]["default"] == max(row["val_accuracy"] for row in rows if row["predicted"])
+
+
+def test_the_best_predicted_network_is_kept(run):
+    settings, trials, results, _, _ = run
+    folder = trials / "verify-26"
+    net = build(SparseArchitecture.from_dict(read_json(folder / "network.json")), 0)
+    held = torch.load(folder / "network.pt", weights_only=True)
+    net.load_state_dict(held["state"])
+    data = load_data(settings.data)
+    torch.testing.assert_close(held["mean"], data.mean)
+    loss, accuracy = scores(net, *data.val[:])
+    ours = [row for row in results["verify-26"]["rows"] if row["predicted"]]
+    best = min(ours, key=lambda row: row["val_loss"])
+    assert loss == pytest.approx(best["val_loss"], abs=1e-5) and accuracy == pytest.approx(best["val_accuracy"])
+
+
+def test_a_bank_that_was_killed_goes_on(run, tmp_path):
+    settings, trials, results, _, _ = run
+    lines = (trials / "bank-0" / "bank.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    # Killed in the middle of the fourth line: the second task is searched again with its second budget alone.
+    (tmp_path / "bank.jsonl").write_text("".join(lines[:3]) + lines[3][:50], encoding="utf-8")
+    again = run_bank(settings, {"first": 0, "count": 3}, tmp_path, silent)
+    kept = [json.loads(line) for line in (tmp_path / "bank.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert kept[:3] == [json.loads(line) for line in lines[:3]]
+    for ours, theirs in zip(kept, map(json.loads, lines), strict=True):
+        assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+    assert again["entries"] == 6 and again["default"] == results["bank-0"]["default"]
+
+
+def test_tasks_are_kept_out_with_all_their_budgets(run):
+    _, trials, _, _, _ = run
+    entries = read_bank([trials / "bank-0" / "bank.jsonl", trials / "bank-1" / "bank.jsonl"])
+    known, kept = apart(entries, 0.25, 0)
+    assert len(known) == 6 and len(kept) == 2 and len({entry.task for entry in kept}) == 1
+    assert not {entry.task for entry in kept} & {entry.task for entry in known}
+    assert apart(entries, 0.0, 0) == (entries, [])
+    assert len(apart(entries, 0.99, 0)[0]) == 2  # one task at least to learn from
+
+
+def test_an_earlier_bank_is_used_again(run, tmp_path):
+    _, trials, _, _, _ = run
+    file = trials / "bank-0" / "bank.jsonl"
+    settings = validate(config(tasks=0, bank=str(file), held_out=0.0))
+    found = run_predict(settings, {"decoder": "seq2seq", "banks": [], "seed": 1}, tmp_path, silent)
+    assert found["entries"] == 6 and found["errors"] == [] and found["default"] == -found["loss"]
+    with pytest.raises(
+        ConfigError, match=r"`predict.sources` must name the data sets of `predict.bank`, `breast_cancer`"
+    ):
+        validate(config(tasks=0, bank=str(file), sources=[{"name": "digits"}]))
+    with pytest.raises(ConfigError, match=r"must be a bank.jsonl with entries"):
+        validate(config(tasks=0, bank=str(tmp_path / "none.jsonl")))
+    (tmp_path / "other.jsonl").write_text('{"x": 1}\n', encoding="utf-8")
+    with pytest.raises(ConfigError, match="a line of a bank must be"):
+        validate(config(tasks=0, bank=str(tmp_path / "other.jsonl")))
+
+
+def test_sources_have_names_of_their_own():
+    made_up = "nni_bayes_nas.experiment.data_tables:synthetic"
+    sources = [{"name": made_up, "args": {"kind": kind, "seed": seed}} for kind, seed in (("blobs", 0), ("blobs", 1))]
+    named = sources_of(config(sources=[*sources, {"name": "wine"}, {"name": "wine", "limit": 50}]))
+    assert list(named) == ["wine", "synthetic-blobs", "synthetic-blobs-2", "wine-3"]
+    assert named["wine"] == DataConfig("wine") and named["wine-3"].limit == 50
+    assert list(sources_of(config(own=False))) == ["breast_cancer"]
+
+
+def test_more_tasks_leave_the_first_ones_as_they_are():
+    assert Parts(config()).tasks(3) == Parts(config()).tasks(9)[:3]
+
+
+def test_a_part_is_a_data_set():
+    settings = config("digits", cells=2)
+    (task,) = Parts(settings, images=True).tasks(1)
+    assert task.source == "digits" and len(task.features) == 64
+    part = on_part(settings, task)
+    data = load_data(part.data)
+    assert data.shape == (1, 8, 8) and data.num_classes == len(task.classes)
+    x, y, x_test, _ = part_of(**part.data.args)
+    assert len(data.train) + len(data.val) == len(x) and set(y.tolist()) == set(range(len(task.classes)))
+    rows = {tuple(row.flatten().tolist()) for row in x}
+    assert not rows & {tuple(row.flatten().tolist()) for row in x_test}
+
+
+@pytest.mark.parametrize(
+    ("predict", "match"),
+    [
+        ({"tasks": 0}, "`predict.tasks` must be at least 1 without predict.bank"),
+        ({"sources": [{"name": "digit"}]}, "unknown data set `digit`"),
+        ({"sources": [{"name": "diabetes", "task": "regression"}]}, "data `diabetes` are a regression"),
+        ({"shares": [0.1, 0.01]}, "`predict.shares` must rise"),
+        ({"factors": [0.0]}, "`predict.factors` must be positive"),
+        ({"widths": [4, 2]}, "rising widths"),
+        ({"dense_share": 0.01}, "`predict.dense_share` must leave at least 5 connections"),
+        ({"kinds": []}, "`predict.kinds` must not be empty"),
+        ({"held_out": 1.0}, r"`predict.held_out` must lie in \[0, 1\)"),
+        ({"cells": 3}, "`predict.cells` must be 0 for data that are no images"),
+        ({"methods": ["snipe"]}, r"predict.methods\[0\]` must be one of"),
+    ],
+)
+def test_settings_that_cannot_be(predict, match):
+    from nni_bayes_nas.registry import check_names
+
+    with pytest.raises(ConfigError, match=match):
+        made = config(**predict)
+        check_names(made)
+        validate(made)
+
+
+def test_regression_is_refused():
+    values = {"data": {"name": "diabetes", "task": "regression"}, "experiment": {"plan": "architecture_prediction"}}
+    with pytest.raises(ConfigError, match="`predict` is for classes"):
+        validate(Config.from_dict(values))
+
+
+CELLS = {
+    "space": {"name": "chain", "args": {"width": 4, "depth": 2}},
+    "strategy": {"name": "dirichlet_darts"},
+    "search": {"epochs": 2, "warmup_epochs": 0, "batch_size": 8, "random": 0},
+    "retrain": {"epochs": 1},
+}
+
+
+def cells(**predict):
+    return Config.from_dict({**config("digits", sources=[], cell_replicas=2, **predict).to_dict(), **CELLS})
+
+
+@pytest.mark.slow
+def test_cells_are_predicted_from_parts(tmp_path):
+    settings = validate(cells(cells=3, least_objects=64, cell_draws=2))
+    folder = tmp_path / "cells-0"
+    folder.mkdir()
+    found = run_cells(settings, {"first": 0, "count": 3}, folder, silent)
+    rows = [json.loads(line) for line in (folder / "cells.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert found["tasks"] == 3 and [len(row["searches"]) for row in rows] == [2, 2, 2]
+    again = run_cells(settings, {"first": 0, "count": 3}, folder, silent)
+    assert again == found
+    # What is learned from: cells that differ.
+    for i, row in enumerate(rows):
+        label = next(iter(row["searches"][0][0]["choices"]))
+        row["searches"][0][0]["choices"][label] = ("conv_3x3", "identity")[i % 2]
+    (folder / "cells.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (out := tmp_path / "predict_cells").mkdir()
+    made = run_predict_cells(settings, {"banks": ["cells-0"], "seed": 0}, out, silent)
+    assert made["default"] < 0 and 1 <= len(made["architectures"]) <= 2
+    assert all(row["origin"] == "predicted" and row["params"] > 0 for row in made["architectures"])
+
+
+def test_parts_must_hold_batches():
+    with pytest.raises(ConfigError, match=r"`search.batch_size` must be at most"):
+        validate(Config.from_dict({**cells(cells=2).to_dict(), "search": {"batch_size": 64, "random": 0}}))
+
+
+@pytest.mark.nni
+@pytest.mark.slow
+@pytest.mark.timeout(280)
+def test_by_a_real_manager(pipeline):
+    experiment = {"plan": "architecture_prediction", "device": "cpu", "concurrency": 2, "threads": 1}
+    run = pipeline({"data": {"name": "wine"}, "predict": SMALL, "experiment": experiment})
+    out = run.run()
+    found = run.summary["prediction"]
+    assert [row["budget"] for row in found["verified"]] == [13, 19, 26] and "report.html" in out
+    page = (run.output / "report.html").read_text(encoding="utf-8")
+    assert "Predicted networks" in page and "Parts that were kept out of the fit" in page
+    assert "Learning curves" not in page
