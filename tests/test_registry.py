@@ -91,7 +91,9 @@ def test_unknown_names() -> None:
     known = "known: dirichlet_darts, hyper_darts, regularized_darts"
     with pytest.raises(ConfigError, match=rf"did you mean `hyper_darts`\?\n{known}"):
         resolve("strategy", "hyperdarts", STRATEGIES)
-    with pytest.raises(ConfigError, match="unknown plan `x`\nknown: architecture_prediction, compression, posterior_refinement, search"):
+    with pytest.raises(
+        ConfigError, match="unknown plan `x`\nknown: architecture_prediction, compression, posterior_refinement, search"
+    ):
         check_name("plan", "x", PLANS)
     with pytest.raises(ConfigError, match=r"package\.module:Attr"):
         check_name("strategy", "a b:C", STRATEGIES)

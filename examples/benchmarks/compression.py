@@ -15,7 +15,8 @@ Targets (issue "Variational optimisation with complexity control"):
          whole not worse than the dense network whose decay was tuned
     2c   LeNet, one hypernetwork: whole within .2 of a direct run at every lambda; 20 x <= 1.9 fine-tuned; 50 x within
          .25 of the direct run, fine-tuned; stretch: 68 x <= 1.92
-    2d   weights that are kept, those above one standard deviation, fall strictly over five lambda, 10 x in all
+    2d   weights that are kept, those above one standard deviation, fall strictly over six lambda from .1 to 30 of
+         another hypernetwork, 10 x in all
     2e   a step of the hypernetwork takes <= 1.3 x that of a direct run times its lambda per step; its whole training
          <= .35 of that of five direct runs
 
