@@ -31,7 +31,8 @@ def run_predict(
 
     Args:
         config: Sections `data` and `predict` are used.
-        parameters: Of the trial; "decoder", its kind, "banks", the names of the trials of the bank, and "seed".
+        parameters: Of the trial; "decoder", its kind, "banks", the names of the trials of the bank, and "seed"; with
+            "left_out", the name of a data set, its parts are kept out, and no others.
         directory: Where predictor.pt and predictions.json are written.
         report: Called once with what is the result's "default".
 
@@ -49,7 +50,11 @@ def run_predict(
     files = [directory.parent / name / FILE for name in parameters["banks"]]
     entries = read_bank([*([Path(settings.bank)] if settings.bank else []), *files])
     parts, data = Parts(config), whole(load_data(config.data))
-    known, kept = apart(entries, settings.held_out, seed)
+    if (source := parameters.get("left_out")) is not None:
+        known = [entry for entry in entries if entry.task.source != source]
+        kept = [entry for entry in entries if entry.task.source == source]
+    else:
+        known, kept = apart(entries, settings.held_out, seed)
     # A bank of an earlier run may have tasks of data sets that this one does not name.
     here = [entry for entry in kept if entry.task.source in parts.sources]
     missing = sorted({entry.task.source for entry in known} - set(parts.sources))

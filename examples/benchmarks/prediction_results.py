@@ -1,0 +1,137 @@
+"""What `prediction.py` makes of its rows: tests, targets and tables."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from contract import Target, half_width
+from scipy.stats import ttest_rel
+
+DECODERS = ("seq2seq", "doubly_recurrent")
+SEARCH = "inner search on all data"
+
+
+class Figures:
+    """Rows by data set, kind of budget and arm."""
+
+    KINDS = ("n", "5 n", "10 %")
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self.rows = [row for row in rows if "error" not in row]
+        self.data = list(dict.fromkeys(row["data"] for row in self.rows))
+        self._kinds: dict[tuple[str, int], list[str]] = {}
+        for name in self.data:
+            budgets = sorted({row["budget"] for row in self.rows if row["data"] == name})
+            dense = next(r["connections"] for r in self.rows if r["data"] == name and r["arm"] == "dense")
+            tenth = min(budgets, key=lambda b, dense=dense: abs(b - 0.1 * dense))  # type: ignore[misc]
+            rest = [b for b in budgets if b != tenth] or budgets
+            for kind, budget in (("n", rest[0]), ("5 n", rest[-1]), ("10 %", tenth)):
+                self._kinds.setdefault((name, budget), []).append(kind)
+
+    def by_seed(self, data: str, kind: str, arm: str, name: str = "test_accuracy") -> dict[int, float]:
+        """A figure of an arm."""
+        return {
+            row["seed"]: row[name]
+            for row in self.rows
+            if (row["data"], row["arm"]) == (data, arm) and kind in self._kinds.get((data, row["budget"]), ())
+        }
+
+    def mean(self, arm: str, name: str, data: str | None = None, kind: str | None = None) -> float | None:
+        """Over seeds, and over data sets and budgets where none is named."""
+        kinds, names = ([kind] if kind else self.KINDS), ([data] if data else self.data)
+        found = [statistics.fmean(v) for d in names for k in kinds if (v := self.by_seed(d, k, arm, name).values())]
+        return statistics.fmean(found) if found else None
+
+    def above(self, one: str, other: str) -> list[dict[str, Any]]:
+        """Paired differences of test accuracy by data set and budget, with Holm's correction over all."""
+        found = []
+        for data in self.data:
+            for kind in self.KINDS:
+                a, b = self.by_seed(data, kind, one), self.by_seed(data, kind, other)
+                seeds = sorted(set(a) & set(b))
+                if len(seeds) < 2:
+                    continue
+                ours, theirs = [a[s] for s in seeds], [b[s] for s in seeds]
+                p = 1.0 if ours == theirs else float(ttest_rel(ours, theirs, alternative="greater").pvalue)
+                gaps = [x - y for x, y in zip(ours, theirs, strict=True)]
+                head = {"test": f"{one} above {other}", "data": data, "budget_kind": kind, "seeds": len(seeds)}
+                found.append({**head, "difference": statistics.fmean(gaps), "half_width": half_width(gaps), "p": p})
+        largest = 0.0
+        for rank, row in enumerate(sorted(found, key=lambda row: row["p"])):
+            largest = max(largest, min(1.0, row["p"] * (len(found) - rank)))
+            row["p_holm"] = largest
+        return found
+
+
+def targets(figures: Figures, bank: dict[str, Any], ours: str) -> list[Target]:
+    """What the issue asks for, of one decoder."""
+    tests = figures.above(ours, "random")
+    least = min((row["difference"] for row in tests), default=None)
+    found = [
+        Target("2", "share of parts with a small network as good as dense", bank["share"], 0.8, "higher"),
+        Target("3", f"{ours}: smallest mean difference to random, over data sets and budgets", least, 1e-4, "higher"),
+        Target(
+            "3",
+            "largest p (Holm) of being above random",
+            max((r["p_holm"] for r in tests), default=None),
+            0.05,
+            "lower",
+        ),
+    ]
+    for kind in ("n", "10 %"):
+        a, b = (figures.mean(arm, "test_accuracy", kind=kind) for arm in (ours, "snip"))
+        gap = None if a is None or b is None else a - b
+        found.append(Target("3", f"mean difference to SNIP at {kind}", gap, 0.0, "higher"))
+    lost = []
+    for data in figures.data:
+        a, b = (figures.mean(arm, "test_accuracy", data, "10 %") for arm in (ours, "dense"))
+        lost.append(a is not None and b is not None and 1 - a / b <= 0.01)
+    share = sum(lost) / len(lost) if lost else None
+    found.append(Target("3", "share of data sets with at most 1 % lost to dense at 10 %", share, 0.75, "higher"))
+    found.append(
+        Target("3", "Kendall's tau of the ranker, data set left out", figures.mean(ours, "tau"), 0.6, "higher")
+    )
+    slowest = max((row["predict_seconds"] for row in figures.rows if row["arm"] == ours), default=None)
+    found.append(Target("3", "seconds of the slowest prediction", slowest, 1.0, "lower"))
+    return [*found, Target("3", "minutes of the bank", bank["minutes"], 60.0, "lower")]
+
+
+def print_tables(figures: Figures, tests: list[dict[str, Any]], bank: dict[str, Any]) -> None:
+    """Test accuracy by data set and budget, and what decoders cost."""
+    for kind in figures.KINDS:
+        print(f"\n{kind:<26}" + "".join(f"{name[:16]:>18}" for name in figures.data))
+        for arm in dict.fromkeys(row["arm"] for row in figures.rows):
+            values = [list(figures.by_seed(name, kind, arm).values()) for name in figures.data]
+            print(f"{arm:<26}" + "".join(f"{_spread(each):>18}" for each in values))
+    print()
+    for row in tests:
+        print(
+            f"{row['test']:<34}{row['data']:<18}{row['budget_kind']:<6}{100 * row['difference']:+7.2f} "
+            f"+- {100 * (row['half_width'] or 0):.2f}  p {row['p']:.4f}  Holm {row['p_holm']:.4f}"
+        )
+    print(f"\nbank: {bank['entries']} entries in {bank['minutes']:.1f} minutes, best found by {bank['methods']}")
+    for arm in DECODERS:
+        numbers = [figures.mean(arm, name) for name in ("meta", "fit_seconds", "predict_seconds", "tau")]
+        if None not in numbers:
+            meta, fit, seconds, tau = (float(number or 0) for number in numbers)
+            print(f"{arm}: {meta:.0f} parameters, fit {fit:.0f} s, prediction {seconds:.2f} s, tau {tau:.2f}")
+    spent = [row["search_seconds"] for row in figures.rows if row["arm"] == SEARCH]
+    if spent:
+        fit = min(figures.mean(arm, "fit_seconds") or 0.0 for arm in DECODERS)
+        pays = (60 * bank["minutes"] + fit) / (3 * statistics.fmean(spent))
+        print(
+            f"a search on all data takes {statistics.fmean(spent):.1f} s a budget: "
+            f"the bank pays after {pays:.0f} data sets"
+        )
+    for arm in (*DECODERS, "dense"):
+        if (seconds_of := figures.mean(arm, "seconds", kind="10 %")) is not None:
+            print(f"training on all data, {arm}: {seconds_of:.2f} s a network")
+    print()
+
+
+def _spread(values: list[float]) -> str:
+    if not values:
+        return "-"
+    spread = f" +- {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.fmean(values):.1f}{spread}"

@@ -1,0 +1,63 @@
+"""The benchmark of predictions: what it reads off rows, and the whole at its smallest size."""
+
+from pathlib import Path
+
+import pytest
+from benchmark_scripts import module, run, script_folder  # noqa: F401 (a fixture)
+
+
+def rows(gain: float = 0.1, data: tuple[str, ...] = ("a", "b")) -> list[dict]:
+    """Three budgets of two data sets, four seeds; ours is above random by `gain` and a little more in later seeds."""
+    found = []
+    for name in data:
+        for seed in range(4):
+            for budget, base in ((10, 0.5), (20, 0.55), (50, 0.7), (41, 0.65)):
+                head = {"data": name, "seed": seed, "budget": budget, "val_loss": 1.0 - base, "seconds": 1.0}
+                more = {"tau": 0.7, "fit_seconds": 2.0, "meta": 1000, "predict_seconds": 0.1 * seed}
+                ours = base + gain + 0.001 * seed
+                found += [
+                    {**head, "arm": "seq2seq", "connections": budget, "test_accuracy": ours, **more},
+                    {**head, "arm": "random", "connections": budget, "test_accuracy": base},
+                    {**head, "arm": "snip", "connections": budget, "test_accuracy": base + 0.05},
+                    {**head, "arm": "dense", "connections": 410, "test_accuracy": 0.76},
+                ]
+    return [*found, {"data": "a", "seed": 9, "arm": "seq2seq", "error": "out of memory"}]
+
+
+def test_figures_by_hand() -> None:
+    figures = module("prediction_results").Figures(rows())
+    # n, five times it, and the budget next to a tenth of 410.
+    assert set(figures.by_seed("a", "n", "random").values()) == {0.5}
+    assert set(figures.by_seed("a", "5 n", "random").values()) == {0.7}
+    assert set(figures.by_seed("a", "10 %", "random").values()) == {0.65}
+    assert figures.mean("random", "test_accuracy") == pytest.approx((0.5 + 0.7 + 0.65) / 3)
+    tests = figures.above("seq2seq", "random")
+    assert len(tests) == 6 and all(row["difference"] == pytest.approx(0.1015) for row in tests)
+    assert all(row["p"] <= row["p_holm"] <= 6 * row["p"] + 1e-12 for row in tests)
+    same = module("prediction_results").Figures(rows()).above("dense", "dense")
+    assert {row["p_holm"] for row in same} == {1.0}
+
+
+def test_targets_by_hand() -> None:
+    results = module("prediction_results")
+    bank = {"share": 0.9, "minutes": 12.0}
+    found = {target.what: target for target in results.targets(results.Figures(rows()), bank, "seq2seq")}
+    # .65 + .1015 of .76 is 1.1 % less.
+    assert not found.pop("share of data sets with at most 1 % lost to dense at 10 %").holds
+    assert all(target.holds for target in found.values())
+    assert found["seconds of the slowest prediction"].value == pytest.approx(0.3)
+    better = {target.what: target for target in results.targets(results.Figures(rows(0.105)), bank, "seq2seq")}
+    assert better["share of data sets with at most 1 % lost to dense at 10 %"].holds
+    worse = {target.what: target for target in results.targets(results.Figures(rows(-0.01)), bank, "seq2seq")}
+    assert not worse["mean difference to SNIP at n"].holds
+    assert not worse["largest p (Holm) of being above random"].holds
+
+
+@pytest.mark.slow
+def test_prediction(tmp_path: Path) -> None:
+    said, result = run("prediction", tmp_path / "prediction.json", 2)
+    rows = [row for row in result["rows"] if "arm" in row]
+    assert len({row["data"] for row in rows}) == 6 and len({row["arm"] for row in rows}) == 9
+    assert all(row["connections"] <= row["budget"] for row in rows if row["arm"] != "dense")
+    assert result["rows"][0]["entries"] == 18 and "the bank pays after" in said
+    assert run("prediction", tmp_path / "prediction.json", 2)[1]["rows"] == result["rows"]
