@@ -36,7 +36,7 @@ class ConstantSGD(Sampler):
         lr: Of the first steps, and of all with preconditioner "none".
         n_objects: m, of the training set.
         preconditioner: See above.
-        gather: Steps before the preconditioner is used.
+        gather: Gradients of a parameter before the preconditioner is used for it.
         decay: Of the estimated variances.
         max_lr: Largest entry of H: where a gradient has no noise, that of a dead input, there is no optimum.
         weight_decay: See `Sampler`.
@@ -72,27 +72,35 @@ class ConstantSGD(Sampler):
         if group["preconditioner"] == "none":
             torch._foreach_add_(params, slopes, alpha=-group["lr"])
             return
-        variances = self._variances(group, params, gradients)
-        if group["steps"] < group["gather"]:
+        variances, seen = self._variances(group, params, gradients)
+        # One that got its first gradient later has a variance later, too.
+        late = [n < group["gather"] for n in seen]
+        if all(late):
             torch._foreach_add_(params, slopes, alpha=-group["lr"])
         elif group["preconditioner"] == "diagonal":
             rates = optimal_rates(variances, group["n_objects"], group["max_lr"])
+            rates = [torch.full_like(r, group["lr"]) if wait else r for r, wait in zip(rates, late, strict=True)]
             torch._foreach_addcmul_(params, slopes, rates, value=-1.0)
         else:
-            n, total = sum(v.numel() for v in variances), torch.stack([v.sum() for v in variances]).sum()
+            known = [v for v, wait in zip(variances, late, strict=True) if not wait]
+            n, total = sum(v.numel() for v in known), torch.stack([v.sum() for v in known]).sum()
             rate = (2 * n / (group["n_objects"] * total)).clamp_max(group["max_lr"])
             torch._foreach_sub_(params, torch._foreach_mul(slopes, rate))
 
-    def _variances(self, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
-        """Of the gradients of mini-batches."""
-        decay, step = group["decay"], group["steps"]
+    def _variances(
+        self, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor]
+    ) -> tuple[list[Tensor], list[int]]:
+        """Of the gradients of mini-batches; and how many gradients each parameter had before."""
+        decay, seen = group["decay"], [int(self.state[p].get("seen", 0)) for p in params]
         before, halves = self.state_of(params, "gradient"), self.state_of(params, "half_square")
-        if step > 0:
-            differences = torch._foreach_sub(gradients, before)
-            torch._foreach_mul_(halves, decay)
-            torch._foreach_addcmul_(halves, differences, differences, value=(1 - decay) / 2)
+        # Nothing is before a first gradient, not even a zero.
+        differences = torch._foreach_mul(torch._foreach_sub(gradients, before), [float(n > 0) for n in seen])
+        torch._foreach_mul_(halves, decay)
+        torch._foreach_addcmul_(halves, differences, differences, value=(1 - decay) / 2)
         torch._foreach_copy_(before, gradients)
-        return list(torch._foreach_div(halves, 1 - decay ** max(1, step)))
+        for p, n in zip(params, seen, strict=True):
+            self.state[p]["seen"] = n + 1
+        return list(torch._foreach_div(halves, [1 - decay ** max(1, n) for n in seen])), seen
 
 
 def optimal_rates(variances: list[Tensor], n_objects: int, largest: float) -> list[Tensor]:

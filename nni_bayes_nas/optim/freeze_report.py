@@ -10,7 +10,11 @@ from torch import Tensor, nn
 
 
 def multiply_accumulates(
-    parameters: Mapping[str, Tensor], active: Mapping[str, Tensor], places: Mapping[str, int], cached: int = 0
+    parameters: Mapping[str, Tensor],
+    active: Mapping[str, Tensor],
+    places: Mapping[str, int],
+    cached: int = 0,
+    rows_cached: bool = False,
 ) -> dict[str, int]:
     """Of one object: a pass forward, and backward the gradients of inputs and of weights.
 
@@ -22,6 +26,7 @@ def multiply_accumulates(
         active: Booleans; empty: all.
         places: Of an object, by the name of a module.
         cached: Layers at the beginning whose outputs are known.
+        rows_cached: Whether in the layer behind them the outputs of the rows that are not active are known.
 
     Returns:
         "forward", "inputs", "weights" and "total".
@@ -32,9 +37,10 @@ def multiply_accumulates(
         if p.dim() < 2:
             continue
         each = p.numel() * places.get(name.rpartition(".")[0], 1)
-        found["forward"] += each if layer >= cached else 0
-        found["inputs"] += each if begun else 0
         rows = active[name].flatten(1).any(1).double().mean() if active else 1.0
+        known = layer < cached or (layer == cached and rows_cached)
+        found["forward"] += (round(each * float(rows)) if layer == cached else 0) if known else each
+        found["inputs"] += each if begun else 0
         found["weights"] += round(each * float(rows))
         begun = begun or float(rows) > 0
         layer += 1

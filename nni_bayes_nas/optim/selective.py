@@ -367,11 +367,13 @@ class SelectiveOptimization(pl.Callback):
     def _look_back(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """What the report says, while everything is still held."""
         cached, chain = self._cached, chain_of(pl_module)
-        layers = 0 if cached is None else cached.layers
+        known: dict[str, Any] = (
+            {} if cached is None else {"cached": cached.layers, "rows_cached": cached.rows is not None}
+        )
         count = partial(multiply_accumulates, self._parameters, places=self._costs.places)
         self._report |= {
             "layers": by_layer(pl_module, self.active),
-            "macs": {"before": count({}), "after": count(self.active, cached=layers)},
+            "macs": {"before": count({}), "after": count(self.active, **known)},
             "state_bytes": {**self._report.get("state_bytes", {}), "after": state_bytes(self._optimizers)},
             "cache_bytes": 0 if cached is None else cached.size,
             "no_cache": why_not(self.cache, self._indices, chain, cached),

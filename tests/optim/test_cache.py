@@ -200,6 +200,9 @@ def test_multiply_accumulates_by_hand():
     active["4.weight"][:] = True
     found = multiply_accumulates(parameters, active, places, cached=1)
     assert found == {"forward": 792, "inputs": 24, "weights": 192 + 24, "total": 792 + 24 + 216}
+    # Three of twelve rows are computed, the others are known.
+    rows = multiply_accumulates(parameters, active, places, cached=1, rows_cached=True)
+    assert rows == {"forward": 192 + 24, "inputs": 24, "weights": 192 + 24, "total": 216 + 24 + 216}
 
 
 def test_a_report_needs_a_choice():

@@ -251,3 +251,24 @@ def test_a_parameter_whose_gradient_comes_later_begins_then():
     late.grad = torch.ones(1)
     optimizer.step()
     assert late.item() == pytest.approx(-0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["scalar", "diagonal"])
+def test_a_parameter_that_starts_late_is_as_one_that_starts(kind):
+    """Its gradients before the first one are none, not zeros: rates are those of the same gradients from step 0 on."""
+    generator = torch.Generator().manual_seed(3)
+    gradients = [torch.randn(4, generator=generator, dtype=torch.float64) + 5 for _ in range(12)]
+
+    def moved(late):
+        early, w = (torch.zeros(4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+        # One rate for a group: the other parameter would have a part in it.
+        optimizer = ConstantSGD(
+            [w] if kind == "scalar" else [early, w], 0.1, n_objects=N, preconditioner=kind, gather=3
+        )
+        for step in range(12 + late):
+            early.grad = torch.ones_like(early) * (-1) ** step
+            w.grad = gradients[step - late] if step >= late else None
+            optimizer.step()
+        return w.detach()
+
+    torch.testing.assert_close(moved(7), moved(0))
