@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from nni_bayes_nas.errors import ConfigError, NumericsError
 from nni_bayes_nas.prediction.bank import Entry, check_bank
 from nni_bayes_nas.prediction.canonical import canonical
 from nni_bayes_nas.prediction.encoder import Condition, SetEncoder, condition_of
+from nni_bayes_nas.prediction.random_nets import completed
 from nni_bayes_nas.prediction.ranker import Ranker, describe
 from nni_bayes_nas.prediction.seq2seq import Seq2Seq
 from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture
@@ -59,7 +61,7 @@ class Predicted:
 
     Attributes:
         net: Its inputs are the columns of the data.
-        log_prob: Of the meta-model, in nats.
+        log_prob: Of the meta-model, in nats, of the network as it was drawn.
         score: Of the ranker: the least is expected to be the best; None without one.
     """
 
@@ -168,6 +170,9 @@ class Predictor:
     ) -> list[Predicted]:
         """Networks for data, the best one first; no validation object is looked at.
 
+        A network that is drawn with fewer connections than the budget has gets more, see `completed`: what it leaves
+        unused is worth more than what the decoder says of it.
+
         Args:
             data: Objects that are looked at.
             budget: Connections at most.
@@ -186,8 +191,9 @@ class Predictor:
         if n > 1:
             drawn += self.model.sample(condition, n - 1, generator, temperature)
         by_form: dict[SparseArchitecture, float] = {}
+        filling = random.Random(seed)
         for net, log_prob in drawn:
-            by_form.setdefault(canonical(net), log_prob)
+            by_form.setdefault(canonical(completed(net, budget, filling)), log_prob)
         nets = list(by_form)
         scores: list[float | None] = [None] * len(nets)
         if self.ranker is not None:

@@ -96,6 +96,32 @@ def best_connections(
     return SparseArchitecture(n_inputs, n_outputs, tuple(widths), tuple(activations), edges)
 
 
+def completed(net: SparseArchitecture, budget: int, generator: random.Random) -> SparseArchitecture:
+    """The network with as many connections as the budget has, where there can be as many.
+
+    New ones are of the first inputs, which are the features that say most where inputs are ranks, and above the first
+    layer anywhere.
+
+    Args:
+        net: Its own connections stay; one of more than the budget is given back as it is.
+        budget: Connections.
+        generator: Of what is drawn.
+    """
+    left = budget - net.n_connections
+    edges = [set(each) for each in net.edges]
+    free = [
+        ((1 - a / net.n_inputs if layer == 0 else 1.0) * generator.random(), layer, (a, b))
+        for layer, there in enumerate(edges)
+        for a in range(net.sizes[layer])
+        for b in range(net.sizes[layer + 1])
+        if (a, b) not in there
+    ]
+    for _, layer, edge in sorted(free, reverse=True)[: max(left, 0)]:
+        edges[layer].add(edge)
+    more = tuple(tuple(sorted(each)) for each in edges)
+    return SparseArchitecture(net.n_inputs, net.n_outputs, net.widths, net.activations, more)
+
+
 def mutated(
     net: SparseArchitecture, budget: int, vocabulary: Vocabulary, generator: random.Random, swaps: int = 2
 ) -> SparseArchitecture:

@@ -1,6 +1,7 @@
 """From a bank to networks for new data."""
 
 import random
+from itertools import pairwise
 
 import pytest
 import torch
@@ -26,6 +27,10 @@ def predictor(kind="seq2seq"):
     return Predictor(kind, max_features=12, max_classes=4, vocabulary=WORDS, dim=32)
 
 
+def _most(net):
+    return sum(a * b for a, b in pairwise(net.sizes))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_fitted_predicts_within_the_budget_and_is_saved(kind, tmp_path):
     entries, data_of = bank(4)
@@ -35,7 +40,8 @@ def test_what_is_fitted_predicts_within_the_budget_and_is_saved(kind, tmp_path):
     ((task, data),) = tasks(1, seed=9)
     found = model.predict(data, 15, len(task.classes), n=6)
     assert 1 <= len(found) <= 6 and len({one.net for one in found}) == len(found)
-    assert all(one.net.n_connections <= 15 and one.net.n_inputs == data.x.shape[1] for one in found)
+    assert all(one.net.n_inputs == data.x.shape[1] for one in found)
+    assert all(one.net.n_connections == min(15, _most(one.net)) for one in found)
     assert [one.score for one in found] == sorted(one.score for one in found)
     assert found == model.predict(data, 15, len(task.classes), n=6)
     assert len(model.predict(data, 15, len(task.classes), n=1)) == 1

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nni_bayes_nas.errors import ConfigError
-from nni_bayes_nas.prediction.random_nets import best_connections, mutated, random_net
+from nni_bayes_nas.prediction.random_nets import best_connections, completed, mutated, random_net
 from nni_bayes_nas.prediction.sparse_architecture import fewest_connections
 from nni_bayes_nas.prediction.tokens import Vocabulary
 
@@ -24,6 +24,28 @@ def test_a_random_network_takes_the_whole_budget(seed, n_inputs, n_outputs, more
     whole = sum(a * b for a, b in itertools.pairwise(net.sizes))
     assert net.n_connections == min(budget, whole)
     assert net == random_net(n_inputs, n_outputs, budget, WORDS, random.Random(seed))
+
+
+@given(st.integers(0, 10**6), st.integers(0, 60), st.integers(0, 200))
+def test_a_completed_network_has_the_old_connections_and_the_budget(seed, more, room):
+    generator = random.Random(seed)
+    net = random_net(12, 3, fewest_connections((1,), 3) + more, WORDS, generator)
+    budget = net.n_connections + room
+    full = completed(net, budget, generator)
+    assert full.n_connections == min(budget, sum(a * b for a, b in itertools.pairwise(net.sizes)))
+    assert all(set(old) <= set(new) for old, new in zip(net.edges, full.edges, strict=True))
+    assert completed(net, net.n_connections - 1, generator) == net
+
+
+def test_new_connections_are_of_the_first_inputs():
+    generator = random.Random(0)
+    net = random_net(60, 2, 20, Vocabulary(1, (8,)), generator)
+    counts = [0, 0, 0]
+    for _ in range(20):
+        full = completed(net, 120, generator)
+        for a, _ in set(full.edges[0]) - set(net.edges[0]):
+            counts[a // 20] += 1
+    assert counts[0] > 1.5 * counts[1] > 1.5 * counts[2]
 
 
 @given(st.integers(0, 10**6), st.integers(0, 60))
