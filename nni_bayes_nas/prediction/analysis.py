@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from nni_bayes_nas.prediction.encoder import Condition
 from nni_bayes_nas.prediction.inner_search import train_all
 from nni_bayes_nas.prediction.many import Training
 from nni_bayes_nas.prediction.predictor import Predictor
+from nni_bayes_nas.prediction.random_nets import completed
 from nni_bayes_nas.prediction.ranker import describe, kendall
 from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture
 from nni_bayes_nas.prediction.tasks import TaskData
@@ -49,8 +51,8 @@ def errors_of(
         layers: By layer, F1 of connections, both networks in their canonical form; as many as the shallower one has.
         inputs, inputs_chance: F1 of the features seen; the same with the found network of the entry before.
         nats: -log p of the found network for each of its tokens.
-        loss, loss_found, loss_others: Mean validation loss of the predicted network, of the found one, and the mean of
-            the others that the search tried; nats.
+        loss, loss_found, loss_others: Mean validation loss of the predicted network, completed as `Predictor.predict`
+            does, of the found one, and the mean of the others that the search tried; nats.
         accuracy, accuracy_found: Theirs.
         tau: Of the ranker's order of the search's networks with that of their losses.
     """
@@ -67,7 +69,8 @@ def errors_of(
             nats = float(predictor.model.losses([condition], [best])[0]) / len(encode(best, predictor.vocabulary))
         ranked = data.in_order(torch.tensor(entry.order))
         repeats = len(entry.found[0].losses)
-        results = train_all([drawn] * repeats, [seed + 31 * k for k in range(repeats)], ranked, how)
+        full = completed(drawn, entry.budget, random.Random(seed + i))
+        results = train_all([full] * repeats, [seed + 31 * k for k in range(repeats)], ranked, how)
         every = [*entry.found, *entry.others]
         tau = None
         if predictor.ranker is not None and len(every) > 2:
