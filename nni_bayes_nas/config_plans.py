@@ -133,7 +133,8 @@ class PredictConfig:
     ``tasks`` parts of ``sources``, and of the data if ``own``, ``tasks_per_trial`` in a trial: a share in ``shares`` of
     the objects but at least ``least_objects``, some of the classes and features, noise. Of each, and for each of
     ``factors`` times the features connections, a search keeps the ``top`` of ``candidates`` by each of ``methods``,
-    trained ``steps`` and ``repeats`` times, and ``others``. ``bank``: a bank.jsonl of an earlier run to begin with.
+    trained ``steps`` and ``repeats`` times, and ``others``. ``bank``: a bank.jsonl, or the folder of an earlier run, to
+    begin with.
 
     From all but ``held_out`` of it (they show the errors) decoders of ``kinds`` learn in ``fit_steps``; of ``draws``
     for the data, and ``factors`` and ``dense_share`` of the connections of the dense network ``deepest``, the
@@ -172,7 +173,10 @@ class PredictConfig:
     held_out: float = 0.15
     draws: int = 16
     verify: int = 3
-    baselines: tuple[Literal["random", "snip", "magnitude", "adanet", "low_rank", "dense"], ...] = ("random", "dense")
+    baselines: tuple[Literal["random", "relevance", "snip", "magnitude", "adanet", "low_rank", "dense"], ...] = (
+        "random",
+        "dense",
+    )
     train_steps: int = 1000
     cells: int = 0
     cell_replicas: int = 4
@@ -196,6 +200,15 @@ class PredictConfig:
         require(min(self.deepest) > 0, "predict.deepest", "must be positive", self.deepest, "[32, 32], say")
         low, high = self.shares
         require(0 < low <= high <= 1, "predict.shares", "must rise, in (0, 1]", self.shares, "[0.01, 0.1], say")
+        for name in ("factors", "methods", "kinds", "baselines"):
+            given = getattr(self, name)
+            require(len(set(given)) == len(given), f"predict.{name}", "must be distinct", given, "leave one out")
+        require(min(self.widths) >= 1, "predict.widths", "must be at least 1", self.widths, "[2, 4, 8], say")
+        several = self.top + self.others
+        require(several >= 2, "predict.top", "must be at least 2 with predict.others", several, "4 and 8 are usual")
+        require(
+            self.dim % 4 == 0, "predict.dim", "must be a multiple of 4, the heads of attention", self.dim, "64, say"
+        )
         share, held = self.dense_share, self.held_out
         require(share is None or 0 < share <= 1, "predict.dense_share", "must lie in (0, 1]", share, "0.1, or null")
         require(0 <= held < 1, "predict.held_out", "must lie in [0, 1)", held, "0 shows no errors")

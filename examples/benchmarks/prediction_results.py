@@ -23,7 +23,8 @@ class Figures:
         self._kinds: dict[tuple[str, int], list[str]] = {}
         for name in self.data:
             budgets = sorted({row["budget"] for row in self.rows if row["data"] == name})
-            dense = next(r["connections"] for r in self.rows if r["data"] == name and r["arm"] == "dense")
+            whole = [r["connections"] for r in self.rows if r["data"] == name and r["arm"] == "dense"]
+            dense = whole[0] if whole else 0
             tenth = min(budgets, key=lambda b, dense=dense: abs(b - 0.1 * dense))  # type: ignore[misc]
             rest = [b for b in budgets if b != tenth] or budgets
             for kind, budget in (("n", rest[0]), ("5 n", rest[-1]), ("10 %", tenth)):
@@ -116,18 +117,27 @@ def print_tables(figures: Figures, tests: list[dict[str, Any]], bank: dict[str, 
         if None not in numbers:
             meta, fit, seconds, tau = (float(number or 0) for number in numbers)
             print(f"{arm}: {meta:.0f} parameters, fit {fit:.0f} s, prediction {seconds:.2f} s, tau {tau:.2f}")
-    spent = [row["search_seconds"] for row in figures.rows if row["arm"] == SEARCH]
-    if spent:
-        fit = min(figures.mean(arm, "fit_seconds") or 0.0 for arm in DECODERS)
-        pays = (60 * bank["minutes"] + fit) / (3 * statistics.fmean(spent))
-        print(
-            f"a search on all data takes {statistics.fmean(spent):.1f} s a budget: "
-            f"the bank pays after {pays:.0f} data sets"
-        )
+    if (pays := _pays(figures, bank)) is not None:
+        after = "never pays" if pays[1] is None else f"pays after {pays[1]:.0f} data sets"
+        print(f"searches on all data take {pays[0]:.1f} s a data set: the bank {after}")
     for arm in (*DECODERS, "dense"):
         if (seconds_of := figures.mean(arm, "seconds", kind="10 %")) is not None:
             print(f"training on all data, {arm}: {seconds_of:.2f} s a network")
     print()
+
+
+def _pays(figures: Figures, bank: dict[str, Any]) -> tuple[float, float | None] | None:
+    """Process seconds of searching a data set with all budgets, and how many of them bank and fit are worth."""
+    ours = [row for row in figures.rows if row["arm"] in DECODERS]
+    theirs = [row for row in figures.rows if row["arm"] == SEARCH]
+    if not ours or not theirs:
+        return None
+    n = len({(row["data"], row["seed"]) for row in theirs})
+    search = sum(row["search_seconds"] for row in theirs) / n
+    predict = sum(row["predict_seconds"] for row in ours) / len({(r["data"], r["seed"], r["arm"]) for r in ours})
+    if (saved := search - predict) <= 0:
+        return search, None
+    return search, (bank["seconds"] + statistics.fmean(row["fit_seconds"] for row in ours)) / saved
 
 
 def _spread(values: list[float]) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nni_bayes_nas.config import Config, PredictConfig
+from nni_bayes_nas.config import Config, DataConfig, PredictConfig
 from nni_bayes_nas.errors import ConfigError
-from nni_bayes_nas.experiment.parts import Parts
+from nni_bayes_nas.experiment.parts import Parts, free_name
 from nni_bayes_nas.experiment.record import read_rows, write_rows
 from nni_bayes_nas.prediction.bank import Entry, budgets_of, entry_of
 from nni_bayes_nas.prediction.inner_search import Search
@@ -33,9 +34,9 @@ def run_bank(
         report: Called after every task with the mean accuracy so far.
 
     Returns:
-        "default", the mean validation accuracy of the best small networks; "entries"; "as_good", how many of these are
-        no worse than the dense network by its standard error; "tasks_as_good", of how many tasks one is; "methods", how
-        often each found the best one; "seconds" of all searches, an earlier process's too.
+        "default", the mean validation accuracy of the best small networks; "tasks"; "entries"; "as_good", how many of
+        these are no worse than the dense network by its standard error; "tasks_as_good", of how many tasks one is;
+        "methods", how often each found the best one; "seconds" of all searches, an earlier process's too.
 
     Raises:
         NumericsError: A loss is not finite.
@@ -53,33 +54,73 @@ def run_bank(
             started = time.perf_counter()
             entry = entry_of(task, data, budget, how, settings.deepest, config.seed + 1009 * number + 101 * k)
             seconds = round(time.perf_counter() - started, 3)
-            rows.append({**entry.to_dict(), "task_number": number, "seconds": seconds})
+            # A run that has this bank finds its data by these, whatever it calls them.
+            row = {**entry.to_dict(), "data": asdict(parts.sources[task.source])}
+            rows.append({**row, "task_number": number, "seconds": seconds})
             write_rows(file, rows)
         report({"default": _accuracy(rows), "epoch": number - first})
-    entries = [Entry.from_dict(row) for row in rows]
-    return {
-        "default": _accuracy(rows),
-        "entries": len(rows),
-        "as_good": sum(entry.is_as_good_as_dense for entry in entries),
-        "tasks_as_good": len({entry.task for entry in entries if entry.is_as_good_as_dense}),
-        "methods": dict(Counter(entry.found[0].method for entry in entries)),
-        "seconds": round(sum(row["seconds"] for row in rows), 2),
-    }
+    return {"default": _accuracy(rows), **Bank.of(rows).account()}
 
 
-def read_bank(files: Iterable[Path]) -> list[Entry]:
-    """The entries of bank.jsonl files.
+@dataclass
+class Bank:
+    """Entries, the data sets of their tasks by name, and the seconds that each took."""
+
+    entries: list[Entry] = field(default_factory=list)
+    sources: dict[str, DataConfig] = field(default_factory=dict)
+    seconds: list[float] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, rows: Iterable[dict[str, Any]]) -> Bank:
+        """Of the rows of bank.jsonl files; equal names of different data sets are told apart.
+
+        Raises:
+            ConfigError: A row is none.
+        """
+        bank = cls()
+        for row in rows:
+            entry = Entry.from_dict(row)
+            if not isinstance(row.get("data"), dict):
+                raise ConfigError(f"a line of a bank must say its data, got {str(row)[:60]!r}.")
+            data = Config.from_dict({"data": row["data"]}).data
+            name = next((name for name, one in bank.sources.items() if one == data), None)
+            if name is None:
+                name = entry.task.source if entry.task.source not in bank.sources else free_name(data, bank.sources)
+                bank.sources[name] = data
+            bank.entries.append(replace(entry, task=replace(entry.task, source=name)))
+            bank.seconds.append(float(row.get("seconds", 0.0)))
+        return bank
+
+    def account(self) -> dict[str, Any]:
+        """Numbers of tasks and entries, of those that are as good as dense, of methods; seconds."""
+        good = [entry for entry in self.entries if entry.is_as_good_as_dense]
+        return {
+            "tasks": len({entry.task for entry in self.entries}),
+            "entries": len(self.entries),
+            "as_good": len(good),
+            "tasks_as_good": len({entry.task for entry in good}),
+            "methods": dict(sorted(Counter(entry.found[0].method for entry in self.entries).items())),
+            "seconds": round(sum(self.seconds), 2),
+        }
+
+
+def read_bank(paths: Iterable[Path]) -> Bank:
+    """The entries of bank.jsonl files, or of all of them in a run folder.
 
     Raises:
         ConfigError: One of them cannot be read, or is none.
     """
-    entries = []
-    for file in files:
-        rows = read_rows(file)
-        if not rows:
-            raise ConfigError(f"`predict.bank` must be a bank.jsonl with entries, but {file} has none\ncheck the path")
-        entries += [Entry.from_dict(row) for row in rows]
-    return entries
+    rows = []
+    for path in paths:
+        files = sorted(path.glob(f"trials/bank-*/{FILE}")) if path.is_dir() else [path]
+        found = [row for file in files for row in read_rows(file)]
+        if not found:
+            raise ConfigError(
+                f"`predict.bank` must be a {FILE} with entries, or the folder of a run with some, but {path} has none\n"
+                "check the path"
+            )
+        rows += found
+    return Bank.of(rows)
 
 
 def vocabulary_of(settings: PredictConfig) -> Vocabulary:

@@ -21,7 +21,7 @@ from nni_bayes_nas.experiment.record import read_rows, write_json, write_rows
 from nni_bayes_nas.experiment.replicas import run_searches
 from nni_bayes_nas.prediction.cells import CellPredictor, Example, looked_at
 from nni_bayes_nas.prediction.encoder import Condition, condition_of
-from nni_bayes_nas.prediction.tasks import Task
+from nni_bayes_nas.prediction.tasks import Task, objects_of
 
 FILE = "cells.jsonl"
 _PART_OF = "nni_bayes_nas.experiment.parts:part_of"
@@ -160,10 +160,11 @@ def check(config: Config) -> None:
     if len(load_data(config.data).shape) != 3:
         raise ConfigError(f"`predict.cells` must be 0 for data that are no images, got {settings.cells}\nset it to 0")
     tasks = parts.tasks(settings.cells)
-    least = min(len(load_data(on_part(config, task).data).train) for task in tasks[: len(parts.names())])
+    sizes = [len(objects_of(task, parts.splits(task.source).train.tensors[1])[0]) for task in tasks]
+    least = round(min(sizes) * (1 - config.data.val_fraction))
     if config.search.batch_size > least // 2:
         raise ConfigError(
-            f"`search.batch_size` must be at most {least // 2}, half of the objects of a part, got "
+            f"`search.batch_size` must be at most {least // 2}, half of the training objects of the smallest part, got "
             f"{config.search.batch_size}\nlower it, or raise predict.least_objects"
         )
 
@@ -171,10 +172,10 @@ def check(config: Config) -> None:
 def _examples(row: dict[str, Any], parts: Parts, sizes: dict[str, int]) -> list[Example]:
     """Of a task, one for every lambda."""
     task = Task.from_dict(row["task"])
-    data = parts.data(task)
-    shape = parts.splits(task.source).shape
-    x = looked_at(data.x.reshape(-1, *shape))
-    condition = _condition(x, data.y, len(task.classes), sizes)
+    x, y = parts.splits(task.source).train[:]
+    at, labels, _, _ = objects_of(task, y)
+    # As they are looked at when cells for all data are asked for: standardized as the whole data set is.
+    condition = _condition(looked_at(x[at]), labels, len(task.classes), sizes)
     found = []
     for each in zip(*row["searches"], strict=True):
         choices = tuple(Architecture(one["choices"]).canonical() for one in each)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from nni_bayes_nas.config import Config, DataConfig
@@ -15,17 +17,30 @@ from nni_bayes_nas.prediction.training import WholeData
 
 
 def sources_of(config: Config) -> dict[str, DataConfig]:
-    """The data sets of the bank by name: the data themselves, if `predict.own`, and `predict.sources`."""
+    """The data sets of the bank by name: the data themselves, if `predict.own`, and `predict.sources`.
+
+    Of those that differ from the data in nothing but how they are split none is there: its objects may be the data's
+    own for validation and test.
+    """
     listed = [config.data] if config.predict.own else []
-    listed += [one for one in config.predict.sources if one not in listed]
+    for one in config.predict.sources:
+        if one not in listed and (one == config.data or _unsplit(one) != _unsplit(config.data)):
+            listed.append(one)
     named: dict[str, DataConfig] = {}
     for one in listed:
-        kind = f"-{one.args['kind']}" if "kind" in one.args else ""
-        base = name = one.name.rpartition(":")[2] + kind
-        while name in named:
-            name = f"{base}-{len(named)}"
-        named[name] = one
+        named[free_name(one, named)] = one
     return named
+
+
+def free_name(data: DataConfig, taken: Mapping[str, DataConfig]) -> str:
+    """A short name of a data set that no other one has."""
+    kind = f"-{data.args['kind']}" if "kind" in data.args else ""
+    base = name = data.name.rpartition(":")[2] + kind
+    number = 1
+    while name in taken:
+        number += 1
+        name = f"{base}-{number}"
+    return name
 
 
 class Parts:
@@ -34,11 +49,14 @@ class Parts:
     Args:
         config: Section `predict` says which.
         images: Only those of images, with all features: for cells.
+        sources: Data sets by the names that tasks have; None: those of the configuration.
     """
 
-    def __init__(self, config: Config, *, images: bool = False) -> None:
+    def __init__(
+        self, config: Config, *, images: bool = False, sources: Mapping[str, DataConfig] | None = None
+    ) -> None:
         self.config, self.images = config, images
-        self.sources = sources_of(config)
+        self.sources = sources_of(config) if sources is None else dict(sources)
         self._loaded: dict[str, DataSplits] = {}
 
     def splits(self, name: str) -> DataSplits:
@@ -83,10 +101,23 @@ class Parts:
 
 
 def whole(data: DataSplits) -> WholeData:
-    """All parts of a data set as vectors."""
+    """All parts of a data set as vectors, standardized column by column as those of a task are."""
     (x, y), (x_val, y_val), (x_test, y_test) = (part[:] for part in (data.train, data.val, data.test))
-    parts = TaskData(x.flatten(1), y, x_val.flatten(1), y_val)
-    return WholeData(parts, x_test.flatten(1), y_test, data.num_classes)
+    x, x_val, x_test = (objects.flatten(1) for objects in (x, x_val, x_test))
+    mean, sd = x.mean(0), x.std(0, correction=0)
+    sd = torch.where(sd > 0, sd, 1.0)
+    x, x_val, x_test = ((objects - mean) / sd for objects in (x, x_val, x_test))
+    return WholeData(TaskData(x, y, x_val, y_val), x_test, y_test, data.num_classes)
+
+
+def scale(data: DataSplits) -> tuple[Tensor, Tensor]:
+    """What `whole` subtracts from the stored numbers of an object, and divides them by; `(features,)` each."""
+    x = data.train[:][0].flatten(1)
+    mean, sd = x.mean(0), x.std(0, correction=0)
+    sd = torch.where(sd > 0, sd, 1.0)
+    first = torch.zeros(1, *data.shape)
+    before, width = (first + data.mean).flatten(), (first + data.sd).flatten()
+    return before + width * mean, width * sd
 
 
 def part_of(source: dict[str, Any], task: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -99,6 +130,12 @@ def part_of(source: dict[str, Any], task: dict[str, Any]) -> tuple[Tensor, Tenso
     x, y = load_data(Config.from_dict({"data": source}).data).train[:]
     train, labels, rest, labels_of_rest = objects_of(Task.from_dict(task), y)
     return x[train], labels, x[rest], labels_of_rest
+
+
+def _unsplit(data: DataConfig) -> DataConfig:
+    usual = DataConfig()
+    split = {name: getattr(usual, name) for name in ("val_fraction", "test_fraction", "skip", "limit", "val_limit")}
+    return replace(data, **split, on_gpu=usual.on_gpu)
 
 
 def _features_of(sources: list[Source], task: Task) -> int:

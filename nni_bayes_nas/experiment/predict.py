@@ -13,13 +13,14 @@ from nni_bayes_nas.config import Config
 from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.experiment.bank import FILE, read_bank, search_of, vocabulary_of
 from nni_bayes_nas.experiment.data import DataSplits, load_data
-from nni_bayes_nas.experiment.parts import Parts, sources_of, whole
+from nni_bayes_nas.experiment.parts import Parts, whole
 from nni_bayes_nas.experiment.record import write_json
 from nni_bayes_nas.prediction.analysis import errors_of
-from nni_bayes_nas.prediction.bank import Entry, budgets_of
+from nni_bayes_nas.prediction.bank import Entry, check_bank
 from nni_bayes_nas.prediction.predictor import Fitting, Predictor
 from nni_bayes_nas.prediction.sparse_architecture import fewest_connections
 from nni_bayes_nas.prediction.sparse_net import dense
+from nni_bayes_nas.prediction.tokens import encode
 
 PREDICTIONS = "predictions.json"
 
@@ -38,9 +39,9 @@ def run_predict(
 
     Returns:
         "default": the mean accuracy of predictions on the tasks kept out, of networks trained there; without such tasks
-        minus the loss of the fit. "errors": a row for every entry kept out, see `errors_of`. "predictions": for every
-        budget its networks, the best-ranked first, without their connections (predictions.json has these). Seconds of
-        the fit, and of each prediction; "parameters" of the meta-model.
+        minus the loss of the fit. "bank": see `Bank.account`. "errors": a row for every entry kept out, see
+        `errors_of`. "predictions": for every budget its networks, the best-ranked first, without their connections
+        (predictions.json has these). Seconds of the fit, and of each prediction; "parameters" of the meta-model.
 
     Raises:
         ConfigError: A bank from which nothing can be learned.
@@ -48,33 +49,30 @@ def run_predict(
     """
     settings, seed = config.predict, int(parameters["seed"])
     files = [directory.parent / name / FILE for name in parameters["banks"]]
-    entries = read_bank([*([Path(settings.bank)] if settings.bank else []), *files])
-    parts, data = Parts(config), whole(load_data(config.data))
+    bank = read_bank([*([Path(settings.bank)] if settings.bank else []), *files])
+    entries, parts, data = bank.entries, Parts(config, sources=bank.sources), whole(load_data(config.data))
     if (source := parameters.get("left_out")) is not None:
         known = [entry for entry in entries if entry.task.source != source]
         kept = [entry for entry in entries if entry.task.source == source]
     else:
         known, kept = apart(entries, settings.held_out, seed)
-    # A bank of an earlier run may have tasks of data sets that this one does not name.
-    here = [entry for entry in kept if entry.task.source in parts.sources]
-    missing = sorted({entry.task.source for entry in known} - set(parts.sources))
-    if missing:
-        raise ConfigError(f"`predict.sources` must name the data sets of the bank, `{missing[0]}` is missing\nadd it")
+    whole_ones = [parts.splits(name) for name in bank.sources]
     predictor = Predictor(
         parameters["decoder"],
-        max_features=max([data.n_features, *(len(entry.order) for entry in entries)]),
-        max_classes=max([data.n_classes, *(len(entry.task.classes) for entry in entries)]),
+        # Of whole data sets: a part may have fewer features and classes.
+        max_features=max([data.n_features, *(one.train.tensors[0][0].numel() for one in whole_ones)]),
+        max_classes=max([data.n_classes, *(one.num_classes for one in whole_ones)]),
         vocabulary=vocabulary_of(settings),
         dim=settings.dim,
         seed=seed,
     )
-    cached = {id(entry): parts.data(entry.task) for entry in (*known, *here)}
+    cached = {id(entry): parts.data(entry.task) for entry in entries}
     started = time.perf_counter()
     losses = predictor.fit(known, lambda entry: cached[id(entry)], Fitting(settings.fit_steps, seed=seed))
     fitted = time.perf_counter() - started
     predictor.save(directory / "predictor.pt")
     how = search_of(settings).training
-    errors = errors_of(predictor, here, known, lambda entry: cached[id(entry)], how, seed)
+    errors = errors_of(predictor, kept, known, lambda entry: cached[id(entry)], how, seed)
     predictions, short = [], []
     for budget in budgets_for(config, data.n_features, data.n_classes):
         started = time.perf_counter()
@@ -91,6 +89,7 @@ def run_predict(
         "kind": parameters["decoder"],
         "seed": seed,
         "entries": len(known),
+        "bank": bank.account(),
         "loss": losses[-1],
         "seconds_fit": round(fitted, 2),
         "parameters": sum(p.numel() for p in predictor.model.parameters()),
@@ -113,39 +112,44 @@ def budgets_for(config: Config, n_features: int, n_classes: int) -> list[int]:
     Raises:
         ConfigError: Fewer than the smallest network has.
     """
-    settings, found = config.predict, set[int]()
+    settings = config.predict
     least = fewest_connections(settings.widths[:1], n_classes)
-    found.update(budgets_of(n_features, settings.factors, least))
+    wanted = [("factors", round(factor * n_features)) for factor in settings.factors]
     if settings.dense_share is not None:
-        share = round(settings.dense_share * dense(n_features, n_classes, settings.deepest).n_connections)
-        if share < least:
+        n = dense(n_features, n_classes, settings.deepest).n_connections
+        wanted.append(("dense_share", round(settings.dense_share * n)))
+    for name, budget in wanted:
+        if budget < least:
             raise ConfigError(
-                f"`predict.dense_share` must leave at least {least} connections, the smallest network's, got {share}\n"
+                f"`predict.{name}` must leave at least {least} connections, the smallest network's, got {budget}\n"
                 "raise it"
             )
-        found.add(share)
-    return sorted(found)
+    return sorted({budget for _, budget in wanted})
 
 
 def check(config: Config, data: DataSplits) -> None:
     """Refuse what would fail later; nothing is trained.
 
     Raises:
-        ConfigError: Data without classes, a bank that is none, widths that the words cannot say, no images for cells.
+        ConfigError: Data without classes, budgets below the smallest network, a bank that is none or says nothing.
+        DataError: Data of a bank that are not there any more.
     """
     if data.task != "classification":
         raise ConfigError(f"`predict` is for classes, but data `{config.data.name}` are a {data.task}\nuse run")
     settings = config.predict
     search_of(settings)
     budgets_for(config, whole(data).n_features, data.num_classes)
-    parts = Parts(config)
-    parts.tasks(settings.tasks)
-    if settings.bank is not None:
-        unknown = {entry.task.source for entry in read_bank([Path(settings.bank)])} - set(sources_of(config))
-        if unknown:
-            raise ConfigError(
-                f"`predict.sources` must name the data sets of `predict.bank`, `{min(unknown)}` is missing\nadd it"
-            )
+    Parts(config).tasks(settings.tasks)
+    if settings.bank is None:
+        return
+    bank, vocabulary = read_bank([Path(settings.bank)]), vocabulary_of(settings)
+    parts = Parts(config, sources=bank.sources)
+    for entry in bank.entries:
+        parts.data(entry.task)
+        for found in entry.found:
+            encode(found.net, vocabulary)
+    if not settings.tasks:
+        check_bank(bank.entries)
 
 
 def _short(row: dict[str, Any]) -> dict[str, Any]:

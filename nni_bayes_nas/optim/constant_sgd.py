@@ -85,7 +85,8 @@ class ConstantSGD(Sampler):
             known = [v for v, wait in zip(variances, late, strict=True) if not wait]
             n, total = sum(v.numel() for v in known), torch.stack([v.sum() for v in known]).sum()
             rate = (2 * n / (group["n_objects"] * total)).clamp_max(group["max_lr"])
-            torch._foreach_sub_(params, torch._foreach_mul(slopes, rate))
+            rates = [slope.new_tensor(group["lr"]) if wait else rate for slope, wait in zip(slopes, late, strict=True)]
+            torch._foreach_sub_(params, torch._foreach_mul(slopes, rates))
 
     def _variances(
         self, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor]

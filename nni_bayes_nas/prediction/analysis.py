@@ -49,7 +49,7 @@ def errors_of(
         units_found, units: Hidden units.
         length: Tokens of the predicted one less those of the found one.
         layers: By layer, F1 of connections, both networks in their canonical form; as many as the shallower one has.
-        inputs, inputs_chance: F1 of the features seen; the same with the found network of the entry before.
+        inputs, inputs_chance: F1 of the features seen; the same with the found network of another task, None of none.
         nats: -log p of the found network for each of its tokens.
         loss, loss_found, loss_others: Mean validation loss of the predicted network, completed as `Predictor.predict`
             does, of the found one, and the mean of the others that the search tried; nats.
@@ -62,6 +62,8 @@ def errors_of(
     rows = []
     for i, entry in enumerate(held_out):
         data, best = data_of(entry), entry.found[0].net
+        others_of = (one for one in (*held_out[i:], *held_out[:i]) if one.task != entry.task)
+        other = next(others_of, None)
         condition = _condition(predictor, entry, data)
         generator = torch.Generator().manual_seed(seed + i)
         with torch.no_grad():
@@ -85,7 +87,7 @@ def errors_of(
                 "budget": entry.budget,
                 "distance": nearest(condition),
                 **_shapes(drawn, best, predictor),
-                "inputs_chance": _f1(_inputs(drawn), _inputs(held_out[i - 1].found[0].net)),
+                "inputs_chance": None if other is None else _f1(_inputs(drawn), _inputs(other.found[0].net)),
                 "nats": nats,
                 "loss": sum(loss for loss, _ in results) / repeats,
                 "loss_found": entry.found[0].loss,

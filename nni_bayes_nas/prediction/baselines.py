@@ -15,15 +15,15 @@ from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.prediction.growth import grow
 from nni_bayes_nas.prediction.low_rank import LowRank, sizes_within
 from nni_bayes_nas.prediction.many import Many, Training
-from nni_bayes_nas.prediction.random_nets import best_connections, random_net
+from nni_bayes_nas.prediction.random_nets import best_connections, random_net, relevant_net
 from nni_bayes_nas.prediction.relevance import order_of_features
-from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture
+from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture, of_columns
 from nni_bayes_nas.prediction.sparse_net import all_edges, dense
 from nni_bayes_nas.prediction.tokens import Vocabulary
 from nni_bayes_nas.prediction.training import Trained, WholeData, connections, measured, train_module, train_net
 
-Baseline = Literal["random", "snip", "magnitude", "adanet", "low_rank", "dense"]
-BASELINES: tuple[Baseline, ...] = ("random", "snip", "magnitude", "adanet", "low_rank", "dense")
+Baseline = Literal["random", "relevance", "snip", "magnitude", "adanet", "low_rank", "dense"]
+BASELINES: tuple[Baseline, ...] = ("random", "relevance", "snip", "magnitude", "adanet", "low_rank", "dense")
 
 
 def baseline(
@@ -39,10 +39,11 @@ def baseline(
 ) -> list[Trained]:
     """Several networks of a kind, trained; fewer where there are not as many sizes within the budget.
 
-    random: connections at random, of random depth and widths. snip: of dense networks of random depth and widths those
-    connections stay that a loss is most sensitive to at the start (Lee, Ajanthan & Torr, 2019). magnitude: those that
-    are largest after training; then they are trained anew. adanet: `grow`. low_rank: `LowRank`. dense: all connections
-    of `deepest`, whatever the budget.
+    random: connections at random, of random depth and widths. relevance: the same, but rather of the features that come
+    first in their order, which is all that a meta-model needs to know of data to do as well. snip: of dense networks of
+    random depth and widths those connections stay that a loss is most sensitive to at the start (Lee, Ajanthan & Torr,
+    2019). magnitude: those that are largest after training; then they are trained anew. adanet: `grow`. low_rank:
+    `LowRank`. dense: all connections of `deepest`, whatever the budget.
 
     Seconds are those of finding and training.
 
@@ -62,22 +63,29 @@ def baseline(
     require(name in BASELINES, "baselines", f"must be among {', '.join(BASELINES)}", name, "leave it out")
     generator = random.Random(seed)
     n, k = data.n_features, data.n_classes
+    # Of neighbouring seeds no two tries are the same.
+    seeds = [1009 * seed + i for i in range(tries)]
     if name == "dense":
-        return [train_net(dense(n, k, deepest), data, how, seed + i) for i in range(tries)]
+        return [train_net(dense(n, k, deepest), data, how, own) for own in seeds]
     if name == "low_rank":
         order = order_of_features(data.parts.x, data.parts.y)
         sizes = sizes_within(n, k, budget, tries, generator)
-        return [train_module(LowRank(order, one, k, seed + i), data, how, seed + i) for i, one in enumerate(sizes)]
+        pairs = zip(sizes, seeds, strict=False)
+        return [train_module(LowRank(order, one, k, own), data, how, own) for one, own in pairs]
     if name == "adanet":
-        return _grown(data, budget, how, tries, seed, generator)
+        return _grown(data, budget, how, seeds, generator)
     found = []
-    for i in range(tries):
+    ranked = order_of_features(data.parts.x, data.parts.y).tolist() if name == "relevance" else None
+    for own in seeds:
         started = time.perf_counter()
-        net = random_net(n, k, budget, vocabulary, generator)
-        if name != "random":
-            net = _strongest(net, data, budget, how, seed + i, trained=name == "magnitude")
+        if ranked is not None:
+            net = of_columns(relevant_net(n, k, budget, vocabulary, generator), ranked)
+        else:
+            net = random_net(n, k, budget, vocabulary, generator)
+        if name in ("snip", "magnitude"):
+            net = _strongest(net, data, budget, how, own, trained=name == "magnitude")
         searched = time.perf_counter() - started
-        trained = train_net(net, data, how, seed + i)
+        trained = train_net(net, data, how, own)
         found.append(replace(trained, seconds=round(trained.seconds + searched, 3)))
     return found
 
@@ -96,9 +104,7 @@ def _strongest(
     return best_connections(*shape, [score[0] for score in scores], budget)
 
 
-def _grown(
-    data: WholeData, budget: int, how: Training, tries: int, seed: int, generator: random.Random
-) -> list[Trained]:
+def _grown(data: WholeData, budget: int, how: Training, seeds: list[int], generator: random.Random) -> list[Trained]:
     """Of widths at random; of the features so many that one, two or four subnetworks fit."""
     order, k = order_of_features(data.parts.x, data.parts.y), data.n_classes
     sizes = []
@@ -109,9 +115,9 @@ def _grown(
     if not sizes:
         raise ConfigError(f"no subnetwork of two features and {k} outputs has {budget} connections; raise it.")
     found = []
-    for i, size in enumerate(generator.sample(sizes, min(tries, len(sizes)))):
+    for size, own in zip(generator.sample(sizes, min(len(seeds), len(sizes))), seeds, strict=False):
         started = time.perf_counter()
-        module: nn.Module = grow(data.parts.x, data.parts.y, order, size, k, budget, how, seed + i)
+        module: nn.Module = grow(data.parts.x, data.parts.y, order, size, k, budget, how, own)
         seconds = time.perf_counter() - started
         found.append(measured(module, data, connections(module), seconds))
     return found

@@ -60,7 +60,7 @@ class LowRank(nn.Module):
 
 
 def sizes_within(
-    n_features: int, n_outputs: int, budget: int, n: int, generator: random.Random, used: float = 0.7
+    n_features: int, n_outputs: int, budget: int, n: int, generator: random.Random, used: float = 0.9
 ) -> list[Factors]:
     """Up to n different sizes within a budget of connections, at random among those that make use of it.
 

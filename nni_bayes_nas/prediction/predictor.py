@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from nni_bayes_nas.prediction.encoder import Condition, SetEncoder, condition_of
 from nni_bayes_nas.prediction.random_nets import completed
 from nni_bayes_nas.prediction.ranker import Ranker, describe
 from nni_bayes_nas.prediction.seq2seq import Seq2Seq
-from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture
+from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture, of_columns
 from nni_bayes_nas.prediction.tasks import TaskData
 from nni_bayes_nas.prediction.tokens import Vocabulary
 from nni_bayes_nas.prediction.tree_meta import DoublyRecurrentMeta
@@ -167,6 +167,7 @@ class Predictor:
         n_objects: int | None = None,
         seed: int = 0,
         temperature: float = 1.0,
+        seen: TaskData | None = None,
     ) -> list[Predicted]:
         """Networks for data, the best one first; no validation object is looked at.
 
@@ -181,11 +182,16 @@ class Predictor:
             n_objects: There are in all, where only a part is given.
             seed: Of the draws.
             temperature: Of all but the first, which is the most probable one, token by token.
+            seen: Objects that the decoder is shown in place of these, a control: if networks are as good then, it has
+                learned nothing of what suits which data.
 
         Raises:
             ConfigError: A budget below the smallest network's, or data for which the model was not built.
         """
         condition = self.condition(data, budget, n_classes, n_objects)
+        if seen is not None:
+            other = self.condition(seen, budget, seen.n_classes)
+            condition = replace(condition, objects=other.objects, scalars=other.scalars)
         generator = torch.Generator().manual_seed(seed)
         drawn = self.model.sample(condition, 1, generator, 0.0)
         if n > 1:
@@ -199,7 +205,7 @@ class Predictor:
         if self.ranker is not None:
             scores = list(self.ranker.scores(describe(nets, data.in_order(condition.order), seed=seed)))
         found = [
-            Predicted(of_columns(net, condition.order), by_form[net], score)
+            Predicted(of_columns(net, condition.order.tolist()), by_form[net], score)
             for net, score in zip(nets, scores, strict=True)
         ]
         return sorted(found, key=lambda one: -one.log_prob if one.score is None else one.score)
@@ -241,10 +247,3 @@ def soft_targets(entry: Entry, temperature: float) -> Tensor:
     if len(losses) < 2:
         return torch.ones(1, dtype=torch.float64)
     return (-losses / losses.std().clamp_min(1e-9) / temperature).softmax(0)
-
-
-def of_columns(net: SparseArchitecture, order: Tensor) -> SparseArchitecture:
-    """A network of features by rank as one of the columns of the data, given the column at every rank."""
-    columns = order.tolist()
-    first = tuple(sorted((columns[a], b) for a, b in net.edges[0]))
-    return SparseArchitecture(net.n_inputs, net.n_outputs, net.widths, net.activations, (first, *net.edges[1:]))

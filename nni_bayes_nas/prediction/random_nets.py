@@ -50,6 +50,20 @@ def random_net(
     return best_connections(n_inputs, n_outputs, widths, activations, scores, budget)
 
 
+def relevant_net(
+    n_inputs: int, n_outputs: int, budget: int, vocabulary: Vocabulary, generator: random.Random
+) -> SparseArchitecture:
+    """As `random_net`, but an input has connections the more probably the earlier it comes."""
+    widths = random_widths(n_outputs, budget, vocabulary, generator)
+    activations = tuple(generator.choice(ACTIVATIONS) for _ in widths)
+    sizes = (n_inputs, *widths, n_outputs)
+    scores = [
+        [[(1 - a / n if layer == 0 else 1.0) * generator.random() for a in range(n)] for _ in range(m)]
+        for layer, (n, m) in enumerate(pairwise(sizes))
+    ]
+    return best_connections(n_inputs, n_outputs, widths, activations, scores, budget)
+
+
 def best_connections(
     n_inputs: int,
     n_outputs: int,

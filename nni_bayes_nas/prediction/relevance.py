@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_TOGETHER = 4096
+
 
 def separation(x: Tensor, y: Tensor) -> Tensor:
     """Share of the variance of every feature that is between the classes, `(features,)`, from 0 to 1.
@@ -34,6 +36,8 @@ def order_of_features(x: Tensor, y: Tensor) -> Tensor:
     centred = x.double() - x.double().mean(0)
     norm = centred.norm(dim=0)
     unit = torch.where(norm > 1e-12, centred / norm.clamp_min(1e-12), 0.0)
+    # All at once, where they fit: a pass over the objects for every feature takes long.
+    correlations = (unit.T @ unit).abs() if x.shape[1] <= _TOGETHER else None
     left = torch.ones(x.shape[1], dtype=torch.bool)
     repeated, order = torch.zeros(x.shape[1], dtype=torch.float64), []
     for k in range(x.shape[1]):
@@ -41,5 +45,5 @@ def order_of_features(x: Tensor, y: Tensor) -> Tensor:
         best = int(torch.where(left, value, -1.0).argmax())
         order.append(best)
         left[best] = False
-        repeated += (unit.T @ unit[:, best]).abs()
+        repeated += correlations[best] if correlations is not None else (unit.T @ unit[:, best]).abs()
     return torch.tensor(order)

@@ -153,6 +153,12 @@ def from_sources(
     return SparseArchitecture(n_inputs, n_outputs, tuple(widths), tuple(activations), edges)
 
 
+def of_columns(net: SparseArchitecture, columns: Sequence[int]) -> SparseArchitecture:
+    """A network of features by rank as one of the columns of the data, given the column at every rank."""
+    first = tuple(sorted((columns[a], b) for a, b in net.edges[0]))
+    return SparseArchitecture(net.n_inputs, net.n_outputs, net.widths, net.activations, (first, *net.edges[1:]))
+
+
 def fewest_connections(widths: Sequence[int], n_outputs: int) -> int:
     """Of a network with these hidden layers: every unit has a source, every hidden one a target."""
     sizes = (*widths, n_outputs)

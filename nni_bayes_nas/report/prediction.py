@@ -56,6 +56,8 @@ def sentences(run: RunFolder) -> list[str]:
             f"{_decoder(fit)}: {count(fit.get('parameters'))} parameters, fitted to "
             f"{plural(_n(fit, 'entries'), 'entry', 'entries')} in {duration(fit.get('seconds_fit'))}{longest}."
         )
+    for verified in found.get("verified") or []:
+        said += [f"Of {verified.get('budget')} connections: {why}" for why in (verified.get("skipped") or {}).values()]
     if cells := found.get("cells"):
         said.append(
             f"Cells were searched on {plural(_n(cells, 'tasks'), 'part')} in {duration(cells.get('seconds'))}, and "
@@ -103,7 +105,7 @@ def error_table(run: RunFolder) -> list[list[str]]:
                     f"{_mean(mine, 'units'):.1f} / {_mean(mine, 'units_found'):.1f}",
                     f"{_mean(mine, 'length'):+.1f}",
                     " ".join(f"{value:.2f}" for value in _layers(mine)),
-                    f"{_mean(mine, 'inputs'):.2f} / {_mean(mine, 'inputs_chance'):.2f}",
+                    f"{_mean(mine, 'inputs'):.2f} / {_chance(mine)}",
                     f"{_mean(mine, 'nats'):.2f}",
                     f"{100 * _mean(mine, 'accuracy'):.1f} / {100 * _mean(mine, 'accuracy_found'):.1f}",
                     f"{statistics.fmean(taus):.2f}" if taus else DASH,
@@ -194,6 +196,11 @@ def _layers(rows: Sequence[Row]) -> list[float]:
     """Mean F1 of connections, of the layers from the first on that all networks have."""
     n = min(len(row.get("layers") or []) for row in rows)
     return [statistics.fmean(row["layers"][i] for row in rows) for i in range(n)]
+
+
+def _chance(rows: Sequence[Row]) -> str:
+    known = [float(row["inputs_chance"]) for row in rows if row.get("inputs_chance") is not None]
+    return f"{statistics.fmean(known):.2f}" if known else DASH
 
 
 def _decoder(fit: Row) -> str:

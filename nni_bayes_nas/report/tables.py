@@ -178,9 +178,10 @@ def trial_seconds(run: RunFolder) -> float:
             if key not in seen:
                 seen.add(key)
                 total += float(row.get("seconds") or 0)
-    # Or trials of other kinds.
+    # Or with trials of other kinds.
     measured = (run.summary.get("wall_clock") or {}).get("trials") or {}
-    return total or sum(float(row.get("seconds") or 0) for row in measured.values())
+    every = sum(float(row.get("seconds") or 0) for row in measured.values())
+    return every if run.summary.get("prediction") else total
 
 
 def retrain_seeds(run: RunFolder) -> list[int]:

@@ -61,23 +61,12 @@ def test_stages_wait_for_one_another():
         ("bank-1", {"first": 3, "count": 3}),
         ("bank-2", {"first": 6, "count": 1}),
     ]
-    found = {"entries": 6, "as_good": 2, "tasks_as_good": 1, "seconds": 2.5, "methods": {"snip": 6}, "default": 0.5}
+    numbers = {"tasks": 3, "entries": 6, "as_good": 2, "tasks_as_good": 1, "seconds": 2.5}
+    found = {**numbers, "methods": {"snip": 6}, "default": 0.5}
     ledger.done("bank-0", found)
     ledger.died("bank-1", "killed")
     assert ledger.take() == []
-    ledger.done("bank-2", {**found, "methods": {"random": 6}})
-    fits = ledger.take()
-    assert [spec.name for spec in fits] == ["predict-seq2seq", "predict-doubly_recurrent"]
-    assert fits[0].parameters == {"decoder": "seq2seq", "banks": ["bank-0", "bank-2"], "seed": 0}
-    predictions = [{"budget": 13, "seconds": 0.1, "networks": []}, {"budget": 26, "seconds": 0.1, "networks": []}]
-    ledger.done("predict-seq2seq", {"predictions": predictions, "kind": "seq2seq"})
-    assert ledger.take() == []
-    ledger.died("predict-doubly_recurrent", "killed")
-    assert [(spec.name, spec.parameters["predictions"]) for spec in ledger.take()] == [
-        ("verify-13", ["predict-seq2seq"]),
-        ("verify-26", ["predict-seq2seq"]),
-    ]
-    ledger.done("verify-13", {"budget": 13, "rows": []})
+    ledger.done("bank-2", {**found, "tasks": 1, "methods": {"random": 6}})
     bank = ledger.summary()["prediction"]["bank"]
     assert bank == {
         "tasks": 4,
@@ -87,6 +76,19 @@ def test_stages_wait_for_one_another():
         "seconds": 5.0,
         "methods": {"random": 6, "snip": 6},
     }
+    fits = ledger.take()
+    assert [spec.name for spec in fits] == ["predict-seq2seq", "predict-doubly_recurrent"]
+    assert fits[0].parameters == {"decoder": "seq2seq", "banks": ["bank-0", "bank-2"], "seed": 0}
+    predictions = [{"budget": 13, "seconds": 0.1, "networks": []}, {"budget": 26, "seconds": 0.1, "networks": []}]
+    ledger.done("predict-seq2seq", {"predictions": predictions, "kind": "seq2seq", "bank": {"tasks": 9}})
+    assert ledger.take() == []
+    ledger.died("predict-doubly_recurrent", "killed")
+    assert [(spec.name, spec.parameters["predictions"], spec.parameters["dense"]) for spec in ledger.take()] == [
+        ("verify-13", ["predict-seq2seq"], False),
+        ("verify-26", ["predict-seq2seq"], True),
+    ]
+    ledger.done("verify-13", {"budget": 13, "rows": []})
+    assert ledger.summary()["prediction"]["bank"] == {"tasks": 9}  # with what an earlier run brought
     assert [row["budget"] for row in ledger.summary()["prediction"]["verified"]] == [13]
     assert ledger.verdict() is None
 
@@ -140,7 +142,10 @@ def run(tmp_path_factory):
 def test_what_the_trials_give(run):
     settings, trials, results, seen, ledger = run
     assert ledger.finished and all(0 <= row["default"] <= 1 for row in seen)
-    entries = read_bank([trials / "bank-0" / "bank.jsonl", trials / "bank-1" / "bank.jsonl"])
+    bank = read_bank([trials.parent])
+    entries = bank.entries
+    assert bank.sources == {"wine": DataConfig("wine"), "breast_cancer": DataConfig("breast_cancer")}
+    assert results["predict-seq2seq"]["bank"]["seconds"] == pytest.approx(sum(bank.seconds), abs=0.01)
     # Two budgets of each of four tasks, of two data sets in turn.
     assert [entry.task.source for entry in entries] == [*(["wine"] * 2 + ["breast_cancer"] * 2) * 2]
     assert results["bank-0"]["entries"] == 6 and results["bank-1"]["entries"] == 2
@@ -157,9 +162,11 @@ def test_what_the_trials_give(run):
             assert all(0 <= value <= 1 for value in row["layers"])
     for budget in budgets_for(settings, 13, 3):
         rows = results[f"verify-{budget}"]["rows"]
-        assert [row["method"] for row in rows] == ["seq2seq", "doubly recurrent", "random", "dense"]
+        dense = ["dense"] if budget == 26 else []
+        assert [row["method"] for row in rows] == ["seq2seq", "doubly recurrent", "random", *dense]
         assert all(row["connections"] <= budget or row["method"] == "dense" for row in rows)
-        assert results[f"verify-{budget}"]["default"] == max(row["val_accuracy"] for row in rows if row["predicted"])
+        best = min((row for row in rows if row["predicted"]), key=lambda row: row["val_loss"])
+        assert results[f"verify-{budget}"]["default"] == best["val_accuracy"]
 
 
 def test_the_best_predicted_network_is_kept(run):
@@ -169,8 +176,9 @@ def test_the_best_predicted_network_is_kept(run):
     held = torch.load(folder / "network.pt", weights_only=True)
     net.load_state_dict(held["state"])
     data = load_data(settings.data)
-    torch.testing.assert_close(held["mean"], data.mean)
-    loss, accuracy = scores(net, *data.val[:])
+    stored, (x, y) = data.val[:][0] * data.sd + data.mean, data.val[:]
+    loss, accuracy = scores(net, (stored - held["mean"]) / held["sd"], y)
+    assert x.shape == stored.shape
     ours = [row for row in results["verify-26"]["rows"] if row["predicted"]]
     best = min(ours, key=lambda row: row["val_loss"])
     assert loss == pytest.approx(best["val_loss"], abs=1e-5) and accuracy == pytest.approx(best["val_accuracy"])
@@ -191,7 +199,7 @@ def test_a_bank_that_was_killed_goes_on(run, tmp_path):
 
 def test_tasks_are_kept_out_with_all_their_budgets(run):
     _, trials, _, _, _ = run
-    entries = read_bank([trials / "bank-0" / "bank.jsonl", trials / "bank-1" / "bank.jsonl"])
+    entries = read_bank([trials / "bank-0" / "bank.jsonl", trials / "bank-1" / "bank.jsonl"]).entries
     known, kept = apart(entries, 0.25, 0)
     assert len(known) == 6 and len(kept) == 2 and len({entry.task for entry in kept}) == 1
     assert not {entry.task for entry in kept} & {entry.task for entry in known}
@@ -205,10 +213,19 @@ def test_an_earlier_bank_is_used_again(run, tmp_path):
     settings = validate(config(tasks=0, bank=str(file), held_out=0.0))
     found = run_predict(settings, {"decoder": "seq2seq", "banks": [], "seed": 1}, tmp_path, silent)
     assert found["entries"] == 6 and found["errors"] == [] and found["default"] == -found["loss"]
-    with pytest.raises(
-        ConfigError, match=r"`predict.sources` must name the data sets of `predict.bank`, `breast_cancer`"
-    ):
-        validate(config(tasks=0, bank=str(file), sources=[{"name": "digits"}]))
+    # The bank says its data itself.
+    validate(config(tasks=0, bank=str(trials.parent), sources=[{"name": "digits"}]))
+    with pytest.raises(ConfigError, match="widths must be among"):
+        validate(config(tasks=0, bank=str(file), widths=[5, 7]))
+    lines = file.read_text(encoding="utf-8").splitlines()
+    (tmp_path / "one.jsonl").write_text(lines[0] + "\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="at least two different best networks"):
+        validate(config(tasks=0, bank=str(tmp_path / "one.jsonl")))
+    row = json.loads(lines[0])
+    for change, match in (({"data": None}, "must say its data"), ({"data": {"name": "dig"}}, "unknown data set")):
+        (tmp_path / "bad.jsonl").write_text(json.dumps({**row, **change}) + "\n", encoding="utf-8")
+        with pytest.raises(ConfigError, match=match):
+            validate(config(tasks=0, bank=str(tmp_path / "bad.jsonl")))
     with pytest.raises(ConfigError, match=r"must be a bank.jsonl with entries"):
         validate(config(tasks=0, bank=str(tmp_path / "none.jsonl")))
     (tmp_path / "other.jsonl").write_text('{"x": 1}\n', encoding="utf-8")
@@ -219,9 +236,10 @@ def test_an_earlier_bank_is_used_again(run, tmp_path):
 def test_sources_have_names_of_their_own():
     made_up = "nni_bayes_nas.experiment.data_tables:synthetic"
     sources = [{"name": made_up, "args": {"kind": kind, "seed": seed}} for kind, seed in (("blobs", 0), ("blobs", 1))]
+    # Other parts of the data themselves would hold their test objects.
     named = sources_of(config(sources=[*sources, {"name": "wine"}, {"name": "wine", "limit": 50}]))
-    assert list(named) == ["wine", "synthetic-blobs", "synthetic-blobs-2", "wine-3"]
-    assert named["wine"] == DataConfig("wine") and named["wine-3"].limit == 50
+    assert list(named) == ["wine", "synthetic-blobs", "synthetic-blobs-2"] and named["wine"] == DataConfig("wine")
+    assert list(sources_of(config(sources=[{"name": "wine", "test_fraction": 0.4}], own=False))) == []
     assert list(sources_of(config(own=False))) == ["breast_cancer"]
 
 
@@ -256,6 +274,11 @@ def test_a_part_is_a_data_set():
         ({"held_out": 1.0}, r"`predict.held_out` must lie in \[0, 1\)"),
         ({"cells": 3}, "`predict.cells` must be 0 for data that are no images"),
         ({"methods": ["snipe"]}, r"predict.methods\[0\]` must be one of"),
+        ({"factors": [0.1]}, "`predict.factors` must leave at least 5 connections, the smallest network's, got 1"),
+        ({"top": 1, "others": 0}, "`predict.top` must be at least 2 with predict.others"),
+        ({"dim": 30}, "`predict.dim` must be a multiple of 4"),
+        ({"widths": [0, 2]}, "`predict.widths` must be at least 1"),
+        ({"kinds": ["seq2seq", "seq2seq"]}, "`predict.kinds` must be distinct"),
     ],
 )
 def test_settings_that_cannot_be(predict, match):

@@ -4,16 +4,15 @@ import random
 from itertools import pairwise
 
 import pytest
-import torch
 from test_bank import HOW, WORDS, tasks
 
 from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.prediction.bank import entry_of
 from nni_bayes_nas.prediction.inner_search import train_all
 from nni_bayes_nas.prediction.many import Training
-from nni_bayes_nas.prediction.predictor import KINDS, Fitting, Predictor, of_columns, soft_targets
+from nni_bayes_nas.prediction.predictor import KINDS, Fitting, Predictor, soft_targets
 from nni_bayes_nas.prediction.random_nets import random_net
-from nni_bayes_nas.prediction.sparse_architecture import from_sources
+from nni_bayes_nas.prediction.sparse_architecture import from_sources, of_columns
 
 
 def bank(n, seed=0):
@@ -56,7 +55,7 @@ def test_what_is_fitted_predicts_within_the_budget_and_is_saved(kind, tmp_path):
 
 def test_networks_of_ranks_are_those_of_columns():
     net = from_sources(3, 2, (2,), ("relu",), [[(0, 1), (2,)], [(0,), (0, 1)]])
-    moved = of_columns(net, torch.tensor([2, 0, 1]))
+    moved = of_columns(net, [2, 0, 1])
     assert moved.sources(0) == [(0, 2), (1,)] and moved.edges[1] == net.edges[1]
 
 

@@ -51,17 +51,11 @@ class ArchitecturePrediction:
 
     def summary(self, results: dict[str, Result], failed: set[str], ledger: Ledger) -> dict[str, Any]:
         """Under "prediction": "bank", "fits" and "verified"; cells are architectures, as of a search."""
-        banks = [results[name] for name in self._done(self.banks, results)]
+        fits = [results[f"predict-{kind}"] for kind in self.kinds if f"predict-{kind}" in results]
         prediction: dict[str, Any] = {
-            "bank": {
-                "tasks": sum(spec.parameters["count"] for spec in self.banks if spec.name in results),
-                **{
-                    name: sum(bank[name] for bank in banks)
-                    for name in ("entries", "as_good", "tasks_as_good", "seconds")
-                },
-                "methods": _sum([bank["methods"] for bank in banks]),
-            },
-            "fits": [results[f"predict-{kind}"] for kind in self.kinds if f"predict-{kind}" in results],
+            # What was learned from, an earlier run's too; until then, what there is.
+            "bank": fits[0]["bank"] if fits else _together([results[name] for name in self._done(self.banks, results)]),
+            "fits": fits,
             "verified": [results[spec.name] for spec in self._verifications(results) if spec.name in results],
         }
         part: dict[str, Any] = {"searches": [], "architectures": [], "curves": {}}
@@ -85,7 +79,11 @@ class ArchitecturePrediction:
         done = [f"predict-{kind}" for kind in self.kinds if f"predict-{kind}" in results]
         budgets = [one["budget"] for one in results[done[0]]["predictions"]] if done else []
         return [
-            TrialSpec(f"verify-{budget}", "verify", {"budget": budget, "predictions": done, "seed": self.seed})
+            TrialSpec(
+                f"verify-{budget}",
+                "verify",
+                {"budget": budget, "predictions": done, "seed": self.seed, "dense": budget == budgets[-1]},
+            )
             for budget in budgets
         ]
 
@@ -117,7 +115,11 @@ def _slices(kind: str, n: int, size: int) -> list[TrialSpec]:
     ]
 
 
-def _sum(counts: list[dict[str, int]]) -> dict[str, int]:
+def _together(banks: list[Result]) -> dict[str, Any]:
+    """The accounts of several banks as one."""
+    names = ("tasks", "entries", "as_good", "tasks_as_good", "seconds")
+    methods = sorted({name for bank in banks for name in bank["methods"]})
     return {
-        name: sum(each.get(name, 0) for each in counts) for name in sorted({name for each in counts for name in each})
+        **{name: sum(bank[name] for bank in banks) for name in names},
+        "methods": {name: sum(bank["methods"].get(name, 0) for bank in banks) for name in methods},
     }
