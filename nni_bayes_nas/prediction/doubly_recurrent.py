@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -154,9 +156,10 @@ class DoublyRecurrent(nn.Module):
             if count > max_nodes:
                 return None
             logits = self.topology(node.hidden)
-            has_child = answer(torch.stack([torch.zeros(()), logits[0]])) == 1
-            has_sibling = parent is not None and answer(torch.stack([torch.zeros(()), logits[1]])) == 1
-            node.label = answer(self.label_logits(node.hidden, torch.tensor([float(has_child), float(has_sibling)])))
+            has_child = answer([0.0, float(logits[0])]) == 1
+            has_sibling = parent is not None and answer([0.0, float(logits[1])]) == 1
+            topology = torch.tensor([float(has_child), float(has_sibling)])
+            node.label = answer(self.label_logits(node.hidden, topology).tolist())
             if has_sibling:
                 assert parent is not None
                 waiting.append((self.child(parent, context), parent))
@@ -165,17 +168,23 @@ class DoublyRecurrent(nn.Module):
         return root.tree()
 
 
-def chooser(generator: torch.Generator | None, temperature: float = 1.0) -> Callable[[Tensor], int]:
+def chooser(generator: torch.Generator | None, temperature: float = 1.0) -> Callable[[Sequence[float]], int]:
     """Picks one of logits: the largest without a generator, or at temperature 0, else at random.
+
+    A tree is thousands of small choices: they are made outside torch, from a seed that the generator gives.
 
     Raises:
         ConfigError: A negative temperature.
     """
     require(temperature >= 0, "temperature", "must not be negative", temperature, "1 draws from the model")
+    draws = None
+    if generator is not None and temperature > 0:
+        draws = random.Random(int(torch.randint(2**62, (), generator=generator)))
 
-    def choose(logits: Tensor) -> int:
-        if generator is None or temperature == 0:
-            return int(logits.argmax())
-        return int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator))
+    def choose(logits: Sequence[float]) -> int:
+        largest = max(logits)
+        if draws is None:
+            return logits.index(largest)
+        return draws.choices(range(len(logits)), [math.exp((value - largest) / temperature) for value in logits])[0]
 
     return choose

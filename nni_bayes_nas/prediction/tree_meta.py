@@ -46,8 +46,8 @@ class _Told:
 
     ancestral: Tensor
     fraternal: Tensor
-    topology: Tensor
-    labels: Tensor
+    topology: list[float]
+    labels: list[float]
 
 
 class DoublyRecurrentMeta(nn.Module):
@@ -97,7 +97,8 @@ class DoublyRecurrentMeta(nn.Module):
         ]
         choose = chooser(generator, temperature)
         start = self.decoder.start(context)[0].tanh()
-        running = {i: self._decode(grammar, start, choose) for i, grammar in enumerate(grammars)}
+        more = self.decoder.of_topology.weight.T.tolist()  # of every label with a child, with a sibling
+        running = {i: self._decode(grammar, start, choose, more) for i, grammar in enumerate(grammars)}
         asked = {i: next(one) for i, one in running.items()}
         while asked:
             told = self._answer(list(asked.values()), context)
@@ -122,11 +123,14 @@ class DoublyRecurrentMeta(nn.Module):
         fraternal = torch.where(behind, decoder.from_sibling(x, states), zero)
         ancestral = torch.where(behind, parents, decoder.from_parent(x, states))
         hidden = decoder.hidden(ancestral, fraternal, context.expand(len(asked), -1))
-        parts = ancestral, fraternal, decoder.topology(hidden), decoder.labels(hidden)
+        parts = ancestral, fraternal, decoder.topology(hidden).tolist(), decoder.labels(hidden).tolist()
         return [_Told(*each) for each in zip(*parts, strict=True)]
 
-    def _decode(self, grammar: Grammar, start: Tensor, choose: Callable[[Tensor], int]) -> Generator[_Ask, _Told, None]:
+    def _decode(
+        self, grammar: Grammar, start: Tensor, choose: Callable[[Sequence[float]], int], of_topology: list[list[float]]
+    ) -> Generator[_Ask, _Told, None]:
         """Fill a grammar, asking for one node after the other."""
+        of_child, of_sibling = of_topology
         v = self.vocabulary
         grammar.accept(v.BEGIN)
         deepest = v.depth_of(max(grammar.allowed()))
@@ -134,9 +138,10 @@ class DoublyRecurrentMeta(nn.Module):
         before: tuple[int, _Told] | None = None
         while not layers or layers[-1][0] != _OUT:
             told = yield self._ask(_ROOT, start, before)
-            hidden_next = bool(choose(_two(told.topology[1]))) if 0 < len(layers) < deepest else len(layers) == 0
+            hidden_next = bool(choose([0.0, told.topology[1]])) if 0 < len(layers) < deepest else len(layers) == 0
             if hidden_next:
-                label = 1 + choose(self._logits(told, 1.0)[1 : 1 + len(ACTIVATIONS)])
+                names = range(1, 1 + len(ACTIVATIONS))
+                label = 1 + choose([told.labels[k] + of_child[k] + of_sibling[k] for k in names])
             else:
                 label = _OUT
             layers.append((label, told.ancestral))
@@ -153,7 +158,7 @@ class DoublyRecurrentMeta(nn.Module):
                 told = yield self._ask(label, ancestral, before)
                 own.append(told.ancestral)
                 before = _UNIT, told
-                if len(own) == max(widths) or (len(own) in widths and not choose(_two(told.topology[1]))):
+                if len(own) == max(widths) or (len(own) in widths and not choose([0.0, told.topology[1]])):
                     break
             units.append(own)
             if label != _OUT:
@@ -167,9 +172,9 @@ class DoublyRecurrentMeta(nn.Module):
                     if not numbers:
                         break
                     told = yield self._ask(_UNIT, unit, before)
-                    more = bool(choose(_two(told.topology[1])))
-                    logits = self._logits(told, float(more), child=0.0)
-                    source = numbers[choose(logits[_SOURCES:][list(numbers)])]
+                    more = bool(choose([0.0, told.topology[1]]))
+                    labels = [_SOURCES + k for k in numbers]
+                    source = numbers[choose([told.labels[k] + more * of_sibling[k] for k in labels])]
                     grammar.accept_source(source)
                     before = _SOURCES + source, told
                     if grammar.may_stop and not more:
@@ -183,12 +188,3 @@ class DoublyRecurrentMeta(nn.Module):
         if before is None:
             return _Ask(label, parent, False, parent)
         return _Ask(before[0], before[1].fraternal, True, before[1].ancestral)
-
-    def _logits(self, told: _Told, sibling: float, child: float = 1.0) -> Tensor:
-        of_topology: Tensor = self.decoder.of_topology(torch.tensor([child, sibling]))
-        return told.labels + of_topology
-
-
-def _two(logit: Tensor) -> Tensor:
-    """Of no and yes."""
-    return torch.stack([torch.zeros_like(logit), logit])

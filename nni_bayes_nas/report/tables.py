@@ -178,10 +178,11 @@ def trial_seconds(run: RunFolder) -> float:
             if key not in seen:
                 seen.add(key)
                 total += float(row.get("seconds") or 0)
-    # Or with trials of other kinds.
+    if not run.summary.get("prediction"):
+        return total
+    # Trials of other kinds are no rows of the summary.
     measured = (run.summary.get("wall_clock") or {}).get("trials") or {}
-    every = sum(float(row.get("seconds") or 0) for row in measured.values())
-    return every if run.summary.get("prediction") else total
+    return sum(float(row.get("seconds") or 0) for row in measured.values())
 
 
 def retrain_seeds(run: RunFolder) -> list[int]:

@@ -322,6 +322,7 @@ def test_a_regression_predicts_in_the_units_of_its_targets(tmp_path: Path, one_r
     assert r2 == pytest.approx(written.source.row["test_r2"], abs=1e-4)
 
 
+@pytest.mark.slow
 @onnx
 def test_what_served_in_training_only_is_left_out(tmp_path: Path, one_retrained: Callable[..., Path]) -> None:
     """Retrained at another scale, with an auxiliary classifier and drop-path."""

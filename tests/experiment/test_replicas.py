@@ -106,6 +106,7 @@ def searched_alone(base, seeds, tmp_path):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "args",
     [
@@ -204,6 +205,7 @@ def test_a_stopped_meeting_goes_on(tmp_path, monkeypatch):
         assert again["searches"][name]["architectures"] == whole["searches"][name]["architectures"]
 
 
+@pytest.mark.slow
 def test_the_command_search_writes_the_run_of_all(tmp_path):
     search_in_process(config(replicas=2), tmp_path / "run", resume=False, command="test")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

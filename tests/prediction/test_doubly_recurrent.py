@@ -94,5 +94,5 @@ def test_an_endless_tree_is_none():
     with torch.no_grad():
         model.topology.bias.copy_(torch.tensor([5.0, 5.0]))
     assert model.sample(torch.zeros(2), max_nodes=50) is None
-    assert chooser(None)(torch.tensor([0.0, 2.0, 1.0])) == 1
+    assert chooser(None)([0.0, 2.0, 1.0]) == 1
     assert Tree(0, (Tree(1), Tree(1, (Tree(0),)))).size == 4

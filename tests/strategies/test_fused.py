@@ -30,6 +30,7 @@ def test_fused_equals_plain(name, per_object, stack, example):
     assert not compare(net, binding, x, per_object=per_object, stack=stack)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     name=st.sampled_from(OURS),
