@@ -178,11 +178,10 @@ def trial_seconds(run: RunFolder) -> float:
             if key not in seen:
                 seen.add(key)
                 total += float(row.get("seconds") or 0)
-    if not run.summary.get("prediction"):
-        return total
-    # Trials of other kinds are no rows of the summary.
-    measured = (run.summary.get("wall_clock") or {}).get("trials") or {}
-    return sum(float(row.get("seconds") or 0) for row in measured.values())
+    if run.summary.get("prediction"):  # whose trials are no rows of the summary
+        measured = (run.summary.get("wall_clock") or {}).get("trials") or {}
+        total = sum(float(row.get("seconds") or 0) for row in measured.values())
+    return total
 
 
 def retrain_seeds(run: RunFolder) -> list[int]:
