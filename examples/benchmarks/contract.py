@@ -59,6 +59,14 @@ def half_width(values: Sequence[float]) -> float | None:
     return float(t.ppf(0.975, n - 1)) * statistics.stdev(values) / math.sqrt(n) if n > 1 else None
 
 
+def correct(tests: Sequence[dict[str, Any]]) -> None:
+    """Holm's correction: from "p" of every test its "p_holm"."""
+    largest = 0.0
+    for rank, row in enumerate(sorted(tests, key=lambda row: row["p"])):
+        largest = max(largest, min(1.0, row["p"] * (len(tests) - rank)))
+        row["p_holm"] = largest
+
+
 def parse(
     description: str | None,
     presets: dict[str, Any],

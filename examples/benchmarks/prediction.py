@@ -145,7 +145,7 @@ def _shuffled(config: Any, parameters: dict[str, Any], directory: Path) -> dict[
     from nni_bayes_nas.experiment.predict import budgets_for
     from nni_bayes_nas.prediction.many import Training
     from nni_bayes_nas.prediction.predictor import Predictor
-    from nni_bayes_nas.prediction.training import best, train_net
+    from nni_bayes_nas.prediction.training import best, train_nets
 
     names, settings, seed = list(sources_of(config)), config.predict, int(parameters["seed"])
     other = names[(names.index(parameters["target"]) + 1) % len(names)]
@@ -154,21 +154,21 @@ def _shuffled(config: Any, parameters: dict[str, Any], directory: Path) -> dict[
     for budget in budgets_for(config, data.n_features, data.n_classes):
         nets = predictor.predict(data.parts, budget, data.n_classes, n=settings.draws, seed=seed, seen=seen)
         how = Training(settings.train_steps)
-        tried = [train_net(one.net, data, how, 1009 * seed + i) for i, one in enumerate(nets[: settings.verify])]
+        tried = train_nets([one.net for one in nets[: settings.verify]], data, how, seed)
         rows[str(budget)] = best(tried).row(data)
     return rows
 
 
 def beside(config: Any, parameters: dict[str, Any], directory: Path, report: Any) -> dict[str, Any]:
     """A kind of job: the baselines, and the inner search on all data, for every budget of a data set."""
-    from nni_bayes_nas.experiment.bank import search_of, vocabulary_of
+    from nni_bayes_nas.experiment import verify
+    from nni_bayes_nas.experiment.bank import search_of
     from nni_bayes_nas.experiment.data import load_data
     from nni_bayes_nas.experiment.parts import whole
     from nni_bayes_nas.experiment.predict import budgets_for
-    from nni_bayes_nas.prediction.baselines import baseline
     from nni_bayes_nas.prediction.inner_search import search
     from nni_bayes_nas.prediction.many import Training
-    from nni_bayes_nas.prediction.training import best, train_net
+    from nni_bayes_nas.prediction.training import best, train_nets
 
     settings, seed, data = config.predict, int(parameters["seed"]), whole(load_data(config.data))
     how, rows = Training(settings.train_steps), {}
@@ -179,22 +179,13 @@ def beside(config: Any, parameters: dict[str, Any], directory: Path, report: Any
             if name == "dense" and dense is not None:
                 rows[str(budget)][name] = dense
                 continue
-            tried = baseline(
-                name,
-                data,
-                budget,
-                how,
-                tries=settings.verify,
-                vocabulary=vocabulary_of(settings),
-                deepest=tuple(settings.deepest),
-                seed=seed,
-            )
+            tried = verify.beside(name, settings, data, budget, seed)
             rows[str(budget)][name] = best(tried).row(data)
         dense = rows[str(budget)]["dense"]
         started = time.perf_counter()
         found, _ = search(data.parts, budget, search_of(settings), seed, data.n_classes)
         seconds = time.perf_counter() - started
-        tried = [train_net(one.net, data, how, 1009 * seed + i) for i, one in enumerate(found[: settings.verify])]
+        tried = train_nets([one.net for one in found[: settings.verify]], data, how, seed)
         rows[str(budget)][SEARCH] = {**best(tried).row(data), "search_seconds": seconds}
     return {"default": 0.0, "rows": rows}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from contract import Target, half_width
+from contract import Target, correct, half_width
 from scipy.stats import ttest_rel
 
 DECODERS = ("seq2seq", "doubly_recurrent")
@@ -58,10 +58,7 @@ class Figures:
                 gaps = [x - y for x, y in zip(ours, theirs, strict=True)]
                 head = {"test": f"{one} above {other}", "data": data, "budget_kind": kind, "seeds": len(seeds)}
                 found.append({**head, "difference": statistics.fmean(gaps), "half_width": half_width(gaps), "p": p})
-        largest = 0.0
-        for rank, row in enumerate(sorted(found, key=lambda row: row["p"])):
-            largest = max(largest, min(1.0, row["p"] * (len(found) - rank)))
-            row["p_holm"] = largest
+        correct(found)
         return found
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from contract import STEMS, Target, data_section, parse, write_result
+from contract import STEMS, Target, correct, data_section, parse, write_result
 from scipy.stats import ttest_rel
 from workers import Job, Outcome, Store, Workers
 
@@ -217,10 +217,7 @@ def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         # Equal values everywhere say nothing.
         p = 1.0 if ours == theirs else float(ttest_rel(ours, theirs, alternative="greater").pvalue)
         found.append({"test": name, "seeds": len(seeds), "difference": difference, "p": p})
-    largest = 0.0
-    for rank, one in enumerate(sorted(found, key=lambda row: row["p"])):
-        largest = max(largest, min(1.0, one["p"] * (len(found) - rank)))
-        one["p_holm"] = largest
+    correct(found)
     return found
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from nni_bayes_nas.config import Config, DataConfig
 from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.experiment.data import DataSplits, load_data
-from nni_bayes_nas.prediction.tasks import Source, Task, TaskData, data_of, draw_tasks, objects_of
+from nni_bayes_nas.prediction.tasks import Source, Task, TaskData, data_of, draw_tasks, moments, objects_of
 from nni_bayes_nas.prediction.training import WholeData
 
 
@@ -104,17 +104,14 @@ def whole(data: DataSplits) -> WholeData:
     """All parts of a data set as vectors, standardized column by column as those of a task are."""
     (x, y), (x_val, y_val), (x_test, y_test) = (part[:] for part in (data.train, data.val, data.test))
     x, x_val, x_test = (objects.flatten(1) for objects in (x, x_val, x_test))
-    mean, sd = x.mean(0), x.std(0, correction=0)
-    sd = torch.where(sd > 0, sd, 1.0)
+    mean, sd = moments(x)
     x, x_val, x_test = ((objects - mean) / sd for objects in (x, x_val, x_test))
     return WholeData(TaskData(x, y, x_val, y_val), x_test, y_test, data.num_classes)
 
 
 def scale(data: DataSplits) -> tuple[Tensor, Tensor]:
     """What `whole` subtracts from the stored numbers of an object, and divides them by; `(features,)` each."""
-    x = data.train[:][0].flatten(1)
-    mean, sd = x.mean(0), x.std(0, correction=0)
-    sd = torch.where(sd > 0, sd, 1.0)
+    mean, sd = moments(data.train[:][0].flatten(1))
     first = torch.zeros(1, *data.shape)
     before, width = (first + data.mean).flatten(), (first + data.sd).flatten()
     return before + width * mean, width * sd

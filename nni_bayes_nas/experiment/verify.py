@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
-from nni_bayes_nas.config import Config
+from nni_bayes_nas.config import Config, PredictConfig
 from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.experiment.bank import vocabulary_of
 from nni_bayes_nas.experiment.data import load_data
 from nni_bayes_nas.experiment.parts import scale, whole
 from nni_bayes_nas.experiment.predict import PREDICTIONS
 from nni_bayes_nas.experiment.record import read_json, write_json
-from nni_bayes_nas.prediction.baselines import baseline
+from nni_bayes_nas.prediction.baselines import Baseline, baseline
 from nni_bayes_nas.prediction.many import Training
 from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture
-from nni_bayes_nas.prediction.training import Trained, WholeData, best, train_net
+from nni_bayes_nas.prediction.training import Trained, WholeData, best, train_nets
 
 
 def run_verify(
@@ -46,10 +46,7 @@ def run_verify(
     splits = load_data(config.data)
     data, budget, how = whole(splits), int(parameters["budget"]), Training(settings.train_steps)
     tried = {
-        name: [
-            train_net(net, data, how, 1009 * seed + i)
-            for i, net in enumerate(predicted(directory.parent / name, budget)[: settings.verify])
-        ]
+        name: train_nets(predicted(directory.parent / name, budget)[: settings.verify], data, how, seed)
         for name in parameters["predictions"]
     }
     kept = best([one for each in tried.values() for one in each])
@@ -64,16 +61,7 @@ def run_verify(
         if kind == "dense" and not parameters.get("dense", True):
             continue
         try:
-            found = baseline(
-                kind,
-                data,
-                budget,
-                how,
-                tries=settings.verify,
-                vocabulary=vocabulary_of(settings),
-                deepest=tuple(settings.deepest),
-                seed=seed,
-            )
+            found = beside(kind, settings, data, budget, seed)
         except ConfigError as error:
             # Not every kind of network is as small as a sparse one can be.
             skipped[kind] = str(error)
@@ -89,6 +77,20 @@ def run_verify(
         "seed": seed,
         "seconds": seconds,
     }
+
+
+def beside(kind: Baseline, settings: PredictConfig, data: WholeData, budget: int, seed: int) -> list[Trained]:
+    """`baseline` as section `predict` has it."""
+    return baseline(
+        kind,
+        data,
+        budget,
+        Training(settings.train_steps),
+        tries=settings.verify,
+        vocabulary=vocabulary_of(settings),
+        deepest=tuple(settings.deepest),
+        seed=seed,
+    )
 
 
 def predicted(folder: Path, budget: int) -> list[SparseArchitecture]:

@@ -20,7 +20,16 @@ from nni_bayes_nas.prediction.relevance import order_of_features
 from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture, of_columns
 from nni_bayes_nas.prediction.sparse_net import all_edges, dense
 from nni_bayes_nas.prediction.tokens import Vocabulary
-from nni_bayes_nas.prediction.training import Trained, WholeData, connections, measured, train_module, train_net
+from nni_bayes_nas.prediction.training import (
+    Trained,
+    WholeData,
+    connections,
+    measured,
+    seeds_of,
+    train_module,
+    train_net,
+    train_nets,
+)
 
 Baseline = Literal["random", "relevance", "snip", "magnitude", "adanet", "low_rank", "dense"]
 BASELINES: tuple[Baseline, ...] = ("random", "relevance", "snip", "magnitude", "adanet", "low_rank", "dense")
@@ -63,10 +72,9 @@ def baseline(
     require(name in BASELINES, "baselines", f"must be among {', '.join(BASELINES)}", name, "leave it out")
     generator = random.Random(seed)
     n, k = data.n_features, data.n_classes
-    # Of neighbouring seeds no two tries are the same.
-    seeds = [1009 * seed + i for i in range(tries)]
+    seeds = seeds_of(seed, tries)
     if name == "dense":
-        return [train_net(dense(n, k, deepest), data, how, own) for own in seeds]
+        return train_nets([dense(n, k, deepest)] * tries, data, how, seed)
     if name == "low_rank":
         order = order_of_features(data.parts.x, data.parts.y)
         sizes = sizes_within(n, k, budget, tries, generator)

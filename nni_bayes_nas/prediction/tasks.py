@@ -173,9 +173,14 @@ def data_of(task: Task, x: Tensor, y: Tensor, most_val: int = 1000) -> TaskData:
     train, labels, rest, labels_of_rest = objects_of(task, y, most_val)
     features = torch.tensor(task.features)
     raw = x[train][:, features]
-    mean, sd = raw.mean(0), raw.std(0, correction=0)
-    sd = torch.where(sd > 0, sd, 1.0)
+    mean, sd = moments(raw)
     return TaskData((raw - mean) / sd, labels, (x[rest][:, features] - mean) / sd, labels_of_rest)
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of every column, by which it is standardized; 1 for the sd of a constant one."""
+    sd = x.std(0, correction=0)
+    return x.mean(0), torch.where(sd > 0, sd, 1.0)
 
 
 def objects_of(task: Task, y: Tensor, most_val: int = 1000) -> tuple[Tensor, Tensor, Tensor, Tensor]:

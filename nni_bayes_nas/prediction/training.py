@@ -81,6 +81,16 @@ def train_net(net: SparseArchitecture, data: WholeData, how: Training, seed: int
     return measured(many.network(0), data, net.n_connections, seconds, net)
 
 
+def seeds_of(seed: int, n: int) -> list[int]:
+    """Seeds of so many tries; those of neighbouring seeds have none in common."""
+    return [1009 * seed + i for i in range(n)]
+
+
+def train_nets(nets: Sequence[SparseArchitecture], data: WholeData, how: Training, seed: int) -> list[Trained]:
+    """`train_net` of each, with seeds of their own."""
+    return [train_net(net, data, how, own) for net, own in zip(nets, seeds_of(seed, len(nets)), strict=True)]
+
+
 def train_module(module: nn.Module, data: WholeData, how: Training, seed: int) -> Trained:
     """Train any network as `train_net` trains a sparse one; weights of linear layers are its connections.
 
