@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
 from nni_bayes_nas.bayes import dirichlet, elbo, law, normal, objective
 from nni_bayes_nas.complexity.axis import Axis
@@ -19,7 +18,7 @@ from nni_bayes_nas.layers.gaussian_output import Estimator
 from nni_bayes_nas.layers.variational import Variational, divergences
 
 from .bilevel import BilevelModule
-from .cost_walk import Candidate, CostWalk
+from .gates import GateTable, as_weights_lie
 from .passes import n_objects
 
 Dependence = Literal["independent", "gated", "scaled"]
@@ -42,9 +41,8 @@ class BayesOptions:
         weights: "point" or "variational".
         dependence: Of the weights on the structure: "independent": q(w) does not know it; "gated": an operation's
             divergence counts as far as it is on (`normal.gated_kl`), for the structure too; "scaled": w = gamma v,
-            whose divergence to the prior N(0, gamma^2 s^2) is free of gamma, while an operation that ends in a
-            Gaussian layer gets its weight twice. Of a layer that normalization follows the weights are meant with the
-            scale of that folded in; normalization within an operation takes the factors of earlier layers away.
+            biases too, whose divergence to the prior N(0, gamma^2 s^2) is free of gamma, while the operation's output
+            has a factor more for each of its layers, see `gates.own_factors`.
         weight_prior: See `normal.kl_to_prior`.
         weight_prior_sd: Of the prior "fixed".
         rho: Logarithm of the weights' standard deviations at first.
@@ -69,99 +67,13 @@ class BayesOptions:
     weight_hypernet: Kind = "constant"
 
 
-class GateWalk(CostWalk):
-    """Under which choices each Gaussian layer of a supernet is there.
-
-    Attributes:
-        gates: Layer -> label -> flat positions of the options, one dict for every way in which it is there; an empty
-            dict for what is always there.
-        linear: Label -> flat positions of the options that end in a Gaussian layer, or in the normalization of one.
-    """
-
-    def __init__(self, supernet: nn.Module, units: Sequence[law.Unit]) -> None:
-        super().__init__(supernet, units, {}, None)
-        self.gates: dict[Variational, list[dict[str, frozenset[int]]]] = {}
-        self.linear: dict[str, set[int]] = {}
-        self.visit(supernet, {})
-
-    def _descend(self, candidate: Candidate, gates: Any, alternatives: list[Any]) -> None:
-        if _ends_in_gaussian(candidate.module):
-            for extra in alternatives:
-                for label, options in extra.items():
-                    self.linear.setdefault(label, set()).update(options)
-        super()._descend(candidate, gates, alternatives)
-
-    def visit(self, module: nn.Module, gates: Any) -> None:
-        """See `CostWalk.visit`."""
-        if isinstance(module, Variational):
-            self.gates.setdefault(module, []).append(dict(gates))
-        super().visit(module, gates)
-
-
-class GateTable:
-    """How much of each Gaussian layer is there, from mixing weights: sums and products of all layers together.
-
-    Args:
-        units: By label.
-        layers: Ways of every layer, see `GateWalk.gates`.
-    """
-
-    def __init__(self, units: Mapping[str, law.Unit], layers: Iterable[Sequence[Mapping[str, frozenset[int]]]]) -> None:
-        self._units = units
-        known: dict[tuple[str, frozenset[int]], int] = {}
-        ways = [
-            (i, [known.setdefault(part, len(known)) for part in way.items()])
-            for i, each in enumerate(layers)
-            for way in each
-        ]
-        self._n_layers = ways[-1][0] + 1
-        # A factor of a way; the last one is 1, for ways of fewer choices than others have.
-        longest = max(1, *(len(parts) for _, parts in ways))
-        self._factors = torch.tensor([parts + [len(known)] * (longest - len(parts)) for _, parts in ways])
-        self._layer = torch.tensor([i for i, _ in ways])
-        by_label: dict[str, list[frozenset[int]]] = {}
-        for label, options in known:
-            by_label.setdefault(label, []).append(options)
-        self._order = torch.tensor(
-            [known[label, options] for label, all_options in by_label.items() for options in all_options],
-            dtype=torch.long,
-        )
-        self._members = {
-            label: torch.tensor([[i in options for i in range(law.n_options(units[label]))] for options in all_options])
-            for label, all_options in by_label.items()
-        }
-
-    def __call__(self, weights: Mapping[str, Tensor]) -> Tensor:
-        """Over the ways of a layer the sum, over the choices of a way the product, of what its options weigh.
-
-        Args:
-            weights: By label, averaged over objects here.
-
-        Returns:
-            `(layers,)`, from 0 to the number of ways.
-        """
-        like = next(iter(weights.values()))
-        found = like.new_ones(len(self._order) + 1)
-        if self._members:
-            sums = [members.to(like) @ self._mean(label, weights[label]) for label, members in self._members.items()]
-            found = found.index_copy(0, self._order.to(like.device), torch.cat(sums))
-        gates = found[self._factors.to(like.device)].prod(-1)
-        return like.new_zeros(self._n_layers).index_add(0, self._layer.to(like.device), gates)
-
-    def _mean(self, label: str, w: Tensor) -> Tensor:
-        unit = self._units[label]
-        if isinstance(unit, law.Node):
-            w = w[..., : len(unit.operations)].flatten(-2)
-        return w.reshape(-1, w.shape[-1]).mean(0)
-
-
 class BayesianModule(BilevelModule):
     """Bilevel or single-level search whose loss is a bound on the evidence.
 
     Args:
         bayes: Priors and weights of the divergences.
-        gates: See `GateWalk`; empty for weights that are points.
-        linear: See `GateWalk`.
+        gates: See `gates.GateWalk`; empty for weights that are points.
+        factors: See `gates.GateWalk`.
         hyper: The weights as functions of lambda; None where they are not.
         **options: Of `BilevelModule`.
     """
@@ -172,7 +84,7 @@ class BayesianModule(BilevelModule):
         *,
         bayes: BayesOptions,
         gates: Mapping[Variational, Any],
-        linear: Mapping[str, set[int]],
+        factors: Mapping[str, Mapping[int, int]],
         hyper: LambdaWeights | None = None,
         **options: Any,
     ) -> None:
@@ -185,10 +97,12 @@ class BayesianModule(BilevelModule):
         self._price = 1.0
         self.gates = dict(gates)
         self._gate_table: GateTable | None = None
-        if bayes.dependence == "scaled":
-            self.structure.squared = {
-                k: as_weights_lie(self.binding.units[k], options) for k, options in linear.items()
-            }
+        self._scale_by_structure(factors)
+
+    def _scale_by_structure(self, factors: Mapping[str, Mapping[int, int]]) -> None:
+        if self.bayes.dependence == "scaled":
+            units = self.binding.units
+            self.structure.own_factors = {k: as_weights_lie(units[k], values) for k, values in factors.items()}
 
     # -- weights at lambda -----------------------------------------------------------------------------------------
 
@@ -280,8 +194,16 @@ class BayesianModule(BilevelModule):
         if self.bayes.dependence != "gated":
             return self._per_object({"weight_kl": each.sum()}, part)
         gates = torch.stack([self.gate_table(weights) for weights in draws])
+        if self.bayes.scheme == "single_level":  # the structure's part of it, as of its other terms
+            share = self._share_of_mixture
+            gates = share * gates + (1 - share) * gates.detach()
         kl = normal.gated_kl(gates, each.expand_as(gates)) / len(draws)
         return self._per_object({"weight_kl": kl}, part)
+
+    @property
+    def _share_of_mixture(self) -> float:
+        """Part of the mixture in the task loss, the rest of which is that of single architectures."""
+        return 1.0 / (1 + self.step_options.one_hot_passes)
 
     @property
     def gate_table(self) -> GateTable:
@@ -339,9 +261,10 @@ class BayesianModule(BilevelModule):
             temperature = self.temperature(self.structure_loss.temperature)
             terms |= self.structure_loss.terms(self.costs, positions, temperature, exploring=self.exploring)
             terms |= self.divergences(positions, "all")
-        # The bound is that of the mixture, which has so large a part in the task loss.
-        share = 1.0 / (1 + self.step_options.one_hot_passes)
-        factors = {name: share * self.structure_loss.factors().get(name, 1.0) for name in terms}
+        factors = {name: self.structure_loss.factors().get(name, 1.0) for name in terms}
+        for name in terms:
+            if name != "weight_kl":  # which all passes share; the structure sees the mixture alone
+                factors[name] *= self._share_of_mixture
         total = objective.total({"task": task, **terms}, factors, step=step)
         self.advance_optimization(total, batch_idx, self.gradient_clip_val)
         if learning:
@@ -367,29 +290,4 @@ def fraction_of(axis: Axis, position: Tensor) -> float:
     return min(1.0, max(0.0, (float(position) - low) / (high - low)))
 
 
-def _ends_in_gaussian(module: nn.Module) -> bool:
-    """Whether the last layer of an operation, normalization left aside, has Gaussian weights."""
-    leaves = [m for m in module.modules() if not list(m.children())]
-    while leaves and isinstance(leaves[-1], (_BatchNorm, nn.Identity)):
-        leaves.pop()
-    return bool(leaves) and isinstance(leaves[-1], Variational)
-
-
-def as_weights_lie(unit: law.Unit, options: set[int]) -> Tensor:
-    """Some options of a unit, marked as its mixing weights lie; those of a node with a column for "none"."""
-    flat = torch.tensor([i in options for i in range(law.n_options(unit))])
-    if not isinstance(unit, law.Node):
-        return flat
-    return torch.nn.functional.pad(flat.reshape(-1, len(unit.operations)), (0, 1))
-
-
-__all__ = [
-    "DEPENDENCES",
-    "BayesOptions",
-    "BayesianModule",
-    "Dependence",
-    "GateWalk",
-    "Scheme",
-    "as_weights_lie",
-    "fraction_of",
-]
+__all__ = ["DEPENDENCES", "BayesOptions", "BayesianModule", "Dependence", "Scheme", "fraction_of"]

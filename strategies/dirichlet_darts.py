@@ -9,20 +9,22 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from nni_bayes_nas.bayes import dirichlet, elbo, normal
+from nni_bayes_nas.bayes import dirichlet, elbo, law, normal
 from nni_bayes_nas.complexity.axis import LambdaAxis
 from nni_bayes_nas.compression.lambda_weights import LambdaWeights, settle
 from nni_bayes_nas.compression.weight_hypernet import KINDS, Kind
-from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.errors import ConfigError, SpaceError
 from nni_bayes_nas.layers.gaussian_output import ESTIMATORS, Estimator
 from nni_bayes_nas.layers.variational import to_variational
 
-from .bayesian import DEPENDENCES, BayesianModule, BayesOptions, Dependence, GateWalk, Scheme, fraction_of
+from .bayesian import DEPENDENCES, BayesianModule, BayesOptions, Dependence, Scheme, fraction_of
 from .bilevel import BilevelModule
 from .costs import CostKind
 from .differentiable import DifferentiableStrategy
 from .fused import Execution
+from .gates import GateWalk
 from .guards import guards_of
+from .option_checks import check_lambda
 from .relaxations import Mixing, Relaxation, TemperatureSchedule
 from .step_options import StepOptions
 from .structure_loss import Complexity, Scale, StructureLoss
@@ -49,6 +51,7 @@ class DirichletDARTS(DifferentiableStrategy):
             mixing); "logistic_normal"; "softmax": no draws, one point of the simplex, the baseline of the others.
         prior: Concentration of every option a priori; 1 is uniform, below 1 sparse.
         none_prior: That of "none", which makes an edge absent; None: as the others.
+        floor: Below all concentrations of the posterior, at least .05; priors lie above it. For "dirichlet".
         scheme: "single_level" or "bilevel".
         weights: "point", or "variational": Gaussian.
         dependence: Of variational weights on the structure: "independent", "gated" or "scaled"; see `BayesOptions`.
@@ -105,6 +108,7 @@ class DirichletDARTS(DifferentiableStrategy):
         family: Family = "dirichlet",
         prior: float = 1.0,
         none_prior: float | None = None,
+        floor: float = dirichlet.FLOOR,
         scheme: Scheme = "single_level",
         weights: Literal["point", "variational"] = "point",
         dependence: Dependence = "independent",
@@ -160,7 +164,8 @@ class DirichletDARTS(DifferentiableStrategy):
             estimator=estimator,
             weight_hypernet=weight_hypernet,
         )
-        _check(family, self.bayes, lambda_range, complexity)
+        _check(family, self.bayes, lambda_range, complexity, floor)
+        check_lambda(n_knots, target_range)
         self._n_knots = n_knots
         self._hyper: LambdaWeights | None = None
         if cuda_graphs and weights == "variational":
@@ -179,6 +184,7 @@ class DirichletDARTS(DifferentiableStrategy):
                 "mixing": mixing,
                 "hypernet": "constant" if lambda_range is None else hypernet,
                 "n_knots": n_knots,
+                "floor": floor,
                 "axis": None if lambda_range is None else LambdaAxis(*lambda_range),
             },
             loss=StructureLoss(complexity, complexity_weight, target_scale=target_scale, target_range=target_range),
@@ -230,9 +236,19 @@ class DirichletDARTS(DifferentiableStrategy):
         """Priors, and under which choices the layers with Gaussian weights are there."""
         supernet: nn.Module = self._mutating
         walk = GateWalk(supernet, list(self._binding.units.values()))
+        if self.bayes.dependence == "scaled" and walk.unclear:
+            raise SpaceError(
+                "weights scaled by gamma need operations through whose last layers a factor passes, but not so "
+                f"{', '.join(walk.unclear[:5])}; set dependence to gated or independent."
+            )
+        if self.bayes.none_prior is not None and all(law.column_of_none(unit) is None for unit in self.structure.units):
+            raise SpaceError(
+                f"none_prior is that of options called none, got {self.bayes.none_prior}, but no choice of this space "
+                "has one; leave it out."
+            )
         kind = self.bayes.weight_hypernet
         self._hyper = None if kind == "constant" else LambdaWeights(supernet, kind, knots=self._n_knots, seed=self.seed)
-        return {"bayes": self.bayes, "gates": walk.gates, "linear": walk.linear, "hyper": self._hyper}
+        return {"bayes": self.bayes, "gates": walk.gates, "factors": walk.factors, "hyper": self._hyper}
 
     @property
     def lambda_weights(self) -> LambdaWeights | None:
@@ -261,14 +277,15 @@ class DirichletDARTS(DifferentiableStrategy):
             choices: The architecture; None: what is derived at lambda.
 
         Raises:
-            ConfigError: Lambda lies outside the trained range; a guard that has added identities to the supernet, which
-                no network of its own has, or a part of the channels alone.
+            ConfigError: Lambda lies outside the trained range; guards that have added identities to the supernet, or
+                normalization by the statistics of the batch, which no network of its own has; a part of the channels.
         """
-        if self.guards.auxiliary or self.step.partial_channels > 1:
+        if self.guards.auxiliary or self.guards.normalize or self.step.partial_channels > 1:
             raise ConfigError(
-                "what is materialized must be a part of the supernet, which an auxiliary identity or partial channels "
-                f"are not; got auxiliary {self.guards.auxiliary} and partial_channels {self.step.partial_channels}; "
-                "search without them, or retrain."
+                "what is materialized must be a part of the supernet, which an auxiliary identity, normalization by a "
+                f"guard and partial channels are not; got auxiliary {self.guards.auxiliary}, normalize "
+                f"{self.guards.normalize} and partial_channels {self.step.partial_channels}; search without them, or "
+                "retrain."
             )
         self.settle(lam)
         supernet: Any = self.oneshot_module.training_module.model
@@ -298,7 +315,7 @@ class DirichletDARTS(DifferentiableStrategy):
             )
 
 
-def _check(family: str, bayes: BayesOptions, lambda_range: Any, complexity: str) -> None:
+def _check(family: str, bayes: BayesOptions, lambda_range: Any, complexity: str, floor: float) -> None:
     for name, value, known in (
         ("family", family, tuple(_RELAXATIONS)),
         ("scheme", bayes.scheme, ("single_level", "bilevel")),
@@ -309,25 +326,34 @@ def _check(family: str, bayes: BayesOptions, lambda_range: Any, complexity: str)
     ):
         if value not in known:
             raise ConfigError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
-    dirichlet.check_prior(bayes.prior)
+    dirichlet.check_floor(floor)
+    if family != "dirichlet" and floor != dirichlet.FLOOR:
+        raise ConfigError(
+            f"floor is one of concentrations, which family {family!r} has not, got {floor}; leave it out."
+        )
+    reach = floor if family == "dirichlet" else None
+    dirichlet.check_prior(bayes.prior, floor=reach)
     if family != "dirichlet" and bayes.prior != 1 and bayes.none_prior is None:
         raise ConfigError(
             f"an equal prior of all options says nothing to family {family!r}, got prior {bayes.prior}; leave it out, "
             "or give none_prior too."
         )
     if bayes.none_prior is not None:
-        dirichlet.check_prior(bayes.none_prior, "none_prior")
+        dirichlet.check_prior(bayes.none_prior, "none_prior", reach)
     elbo.check_weight("kl_structure", bayes.kl_structure)
     elbo.check_weight("kl_weights", bayes.kl_weights)
     if not 0 <= bayes.kl_warmup <= 1:
         raise ConfigError(f"kl_warmup must lie in [0, 1], got {bayes.kl_warmup}; it is a share of the search.")
-    if not bayes.weight_prior_sd > 0:
+    if not 0 < bayes.weight_prior_sd < float("inf"):
         raise ConfigError(f"weight_prior_sd must be above 0, got {bayes.weight_prior_sd}; 1 is usual.")
-    if bayes.dependence != "independent" and bayes.weights == "point":
-        raise ConfigError(
-            f"weights that are points depend on nothing, got dependence {bayes.dependence!r}; "
-            "set weights='variational', or leave it out."
-        )
+    if bayes.weights == "point":
+        for name in ("dependence", "kl_weights", "weight_prior", "weight_prior_sd", "rho", "estimator"):
+            value, usual = getattr(bayes, name), getattr(BayesOptions, name)
+            if value != usual:
+                raise ConfigError(
+                    f"weights that are points depend on nothing and have no divergence, got {name} {value!r}; "
+                    "set weights='variational', or leave it out."
+                )
     if bayes.weight_hypernet not in KINDS:
         raise ConfigError(f"weight_hypernet must be one of {', '.join(KINDS)}, got {bayes.weight_hypernet!r}.")
     if bayes.weight_hypernet != "constant":

@@ -12,6 +12,7 @@ from .costs import CostKind
 from .differentiable import DifferentiableStrategy
 from .fused import Execution
 from .guards import guards_of
+from .option_checks import check_lambda
 from .relaxations import Mixing, Relaxation, TemperatureSchedule
 from .step_options import StepOptions
 from .structure_loss import TARGET_WEIGHT, Complexity, Scale, StructureLoss
@@ -264,13 +265,7 @@ def _check(
     ):
         if value not in known:
             raise ConfigError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
-    if n_knots < 2:
-        raise ConfigError(f"n_knots must be at least 2, got {n_knots}; one knot would ignore lambda.")
-    if not (len(target_range) == 2 and 0 <= target_range[1] < target_range[0] <= 1):
-        raise ConfigError(
-            f"target_range must be (large, small) with 0 <= small < large <= 1, got {target_range}; "
-            "it is the share of the largest cost, at the lowest and at the highest lambda."
-        )
+    check_lambda(n_knots, target_range)
     if axis == "literal" and hypernet == "price":
         raise ConfigError("hypernet 'price' lives on the log axis, got the literal one; set hypernet='linear'.")
     if not validation_points or not all(0 <= point <= 1 for point in validation_points):

@@ -86,6 +86,21 @@ def check_options(
             raise ConfigError(f"{name} must not be negative, got {value}.")
 
 
+def check_lambda(n_knots: int, target_range: Sequence[float]) -> None:
+    """Refuse what cannot say how a structure depends on lambda.
+
+    Raises:
+        ConfigError: With rule, value and remedy.
+    """
+    if n_knots < 2:
+        raise ConfigError(f"n_knots must be at least 2, got {n_knots}; one knot would ignore lambda.")
+    if not (len(target_range) == 2 and 0 <= target_range[1] < target_range[0] <= 1):
+        raise ConfigError(
+            f"target_range must be (large, small) with 0 <= small < large <= 1, got {target_range}; "
+            "it is the share of the largest cost, at the lowest and at the highest lambda."
+        )
+
+
 def _check_choice(name: str, value: Any, known: Sequence[Any]) -> None:
     if value not in known:
         raise ConfigError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r}.")

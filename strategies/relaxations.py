@@ -29,7 +29,9 @@ TEMPERATURE_SCHEDULES: dict[str, Callable[[float, float], float]] = {
 }
 
 
-def log_probabilities(logits: Tensor, relaxation: Relaxation, pruned: Tensor | None = None) -> Tensor:
+def log_probabilities(
+    logits: Tensor, relaxation: Relaxation, pruned: Tensor | None = None, floor: float = dirichlet.FLOOR
+) -> Tensor:
     """Log-probabilities of the options, `(*batch, rows, width)`; their exponentials sum to one in every row.
 
     Of options that are given up, `pruned`, `(rows, width)`, they are `NEVER`: the others have the probabilities that
@@ -38,9 +40,10 @@ def log_probabilities(logits: Tensor, relaxation: Relaxation, pruned: Tensor | N
     The sigmoids of "sigmoid" (Chu et al., 2020, arXiv 1911.12126) are independent of one another: their shares are
     taken. The raw weights of "identity" are no probabilities: their softmax is taken. Of "dirichlet" it is the mean, of
     "logistic_normal" the softmax of the mean logits, which has its median in the place of each ratio of probabilities.
+    `floor` is that of the concentrations, here and below.
     """
     if relaxation == "dirichlet":
-        a = dirichlet.concentration(logits)
+        a = dirichlet.concentration(logits, floor)
         if pruned is None:
             return dirichlet.mean(a).log()
         return (a.log() - a.masked_fill(pruned, 0.0).sum(-1, keepdim=True).log()).masked_fill(pruned, NEVER)
@@ -74,6 +77,7 @@ def log_draw(
     relaxation: Relaxation,
     generator: torch.Generator,
     pruned: Tensor | None = None,
+    floor: float = dirichlet.FLOOR,
 ) -> Tensor:
     """Logarithms of one draw of the probabilities, up to a constant per row; the mean where nothing is drawn.
 
@@ -85,11 +89,12 @@ def log_draw(
         generator: Of the noise, on the CPU.
         pruned: Options that are given up. The shares of the others in a draw are a draw of theirs: those of Dir(a) are
             Dir(a of the others).
+        floor: Of the concentrations.
     """
     if relaxation == "gumbel":
         return log_probs + concrete.gumbel(tuple(log_probs.shape), generator, log_probs)
     if relaxation == "dirichlet":
-        drawn = dirichlet.rsample(dirichlet.concentration(logits), generator).log()
+        drawn = dirichlet.rsample(dirichlet.concentration(logits, floor), generator).log()
     elif relaxation == "logistic_normal":
         assert rho is not None
         drawn = logistic_normal.log_rsample(logits, normal.sd(rho), 1.0, generator)
@@ -99,7 +104,12 @@ def log_draw(
 
 
 def divergence(
-    logits: Tensor, rho: Tensor | None, relaxation: Relaxation, prior: Tensor, pruned: Tensor | None = None
+    logits: Tensor,
+    rho: Tensor | None,
+    relaxation: Relaxation,
+    prior: Tensor,
+    pruned: Tensor | None = None,
+    floor: float = dirichlet.FLOOR,
 ) -> Tensor:
     """KL of every row to its prior, in nats; `(*batch, rows)`.
 
@@ -112,11 +122,12 @@ def divergence(
         relaxation: The family.
         prior: b, concentrations, `(rows, width)`.
         pruned: Options that are given up, `(rows, width)`: posterior and prior are those of the others.
+        floor: Of the concentrations.
     """
     gone = torch.zeros_like(prior, dtype=torch.bool) if pruned is None else pruned
     if relaxation == "dirichlet":
         # Equal concentrations next to zero cancel.
-        a = dirichlet.concentration(logits).masked_fill(gone, _NEXT_TO_ZERO)
+        a = dirichlet.concentration(logits, floor).masked_fill(gone, _NEXT_TO_ZERO)
         return dirichlet.kl(a, prior.masked_fill(gone, _NEXT_TO_ZERO).expand_as(a))
     if relaxation == "logistic_normal":
         assert rho is not None

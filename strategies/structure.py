@@ -45,11 +45,12 @@ class Structure(nn.Module):
         observed: Whether the search finds out what lambda means: its range, its positions, or both.
         automatic_range: Whether the ends of the range are among it; `axis` is where they begin.
         prunes: Whether options may be given up during the search.
+        floor: Of the concentrations of "dirichlet".
         seed: Of the initial logits, N(0, 1e-3^2) as in DARTS, equal at all u.
 
     Attributes:
-        squared: By label, of what options, `(options,)` or `(rows, options)`, the mixing weight counts twice: where
-            their weights are scaled by it, see `BayesOptions.dependence`.
+        own_factors: By label, how many times more than once the mixing weights of the options count, integers of the
+            shape of these: where an operation's own weights are scaled by it, see `BayesOptions.dependence`.
     """
 
     table: Tensor
@@ -68,11 +69,13 @@ class Structure(nn.Module):
         observed: bool = False,
         automatic_range: bool = False,
         prunes: bool = False,
+        floor: float = dirichlet.FLOOR,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.units = tuple(units)
-        self.squared: dict[str, Tensor] = {}
+        self.floor = floor
+        self.own_factors: dict[str, Tensor] = {}
         self._axis = axis
         self.observed = observed
         self.range_is_automatic = automatic_range
@@ -105,7 +108,7 @@ class Structure(nn.Module):
         if relaxation == "identity":
             initial += torch.cat([torch.full((rows * width,), 1.0 / width) for rows, width in self._in_groups()])
         if relaxation == "dirichlet":  # where it is uniform
-            initial += dirichlet.raw_of(torch.ones(()))
+            initial += dirichlet.raw_of(torch.ones(()), floor)
         if self._with_rho:
             initial = torch.cat([initial, torch.full((self._total,), FIRST_RHO)])
         self.logits.initialize(initial)
@@ -190,7 +193,7 @@ class Structure(nn.Module):
             ]
         masks = self._blocks(self.pruned) if self._prunes else [(None, members) for _, members in self._groups]
         return self._split(
-            (log_probabilities(x, self.relaxation, mask), members)
+            (log_probabilities(x, self.relaxation, mask, self.floor), members)
             for (x, members), (mask, _) in zip(self._blocks(flat), masks, strict=True)
         )
 
@@ -252,11 +255,11 @@ class Structure(nn.Module):
         weights, masks = {}, self._masks()
         for i, (unit, log_probs) in enumerate(zip(self.units, self._log_probs(flat), strict=True)):
             if generator is not None:
-                log_probs = log_draw(raw[i], log_probs, rho[i], self.relaxation, generator, masks[i])
+                log_probs = log_draw(raw[i], log_probs, rho[i], self.relaxation, generator, masks[i], self.floor)
             factor = mixing_weights(unit, raw[i], log_probs, self.relaxation, self.mixing, temperature)
-            if unit.label in self.squared:
-                marked = self.squared[unit.label][..., : factor.shape[-1]].to(factor.device)
-                factor = torch.where(marked, factor.square(), factor)
+            if unit.label in self.own_factors:
+                own = self.own_factors[unit.label][..., : factor.shape[-1]].to(factor.device)
+                factor = factor.pow(1 + own)
             weights[unit.label] = factor if isinstance(unit, law.Node) else factor.squeeze(-2)
         return weights
 
@@ -277,7 +280,7 @@ class Structure(nn.Module):
         parts = {}
         for unit, x, r, mask in zip(self.units, self._split(self._blocks(flat)), rho, self._masks(), strict=True):
             b = law.prior_concentrations(unit, prior, none).to(x)
-            parts[unit.label] = divergence(x, r, self.relaxation, b, mask).sum(-1)
+            parts[unit.label] = divergence(x, r, self.relaxation, b, mask, self.floor).sum(-1)
         return parts
 
     def mean(self, lam: float | None = None, temperature: float = 1.0) -> dict[str, Tensor]:

@@ -75,6 +75,7 @@ PRESETS = {
 BAYESIAN = ("Dirichlet", "Dirichlet, Gaussian weights")
 ON_CPU = ("NNI", "NNI channels_last", "plain", "fused", "fused, bf16", "fused, order 2", *BAYESIAN)
 ON_GPU = ("NNI", "plain", "fused", "fused, bf16", "fused, CUDA graphs", "fused, bf16, CUDA graphs")
+BAYESIAN_ALONE = ("NNI", "fused", *BAYESIAN)
 BY_PRESET = {"smoke": ON_CPU, "cpu": ON_CPU, "gpu": ON_GPU}
 LAMBDA_ARMS = ("1 lambda", "2 lambda", "4 lambda", "lambda per object")
 
@@ -127,8 +128,8 @@ def measure(names: tuple[str, ...], setting: Setting, seed: int, device: str) ->
         },
         "peak_mib": memory,
         "error_of_bf16": {name: round(error, 5) for name, error in error_of_bf16(setting, seed, device).items()},
-        "ratio_to_nni": {arm: quartiles(seconds[arm], seconds["NNI"]) for arm in names[1:]},
-        "order_2_to_1": quartiles(seconds["fused, order 2"], seconds["fused"]) if device == "cpu" else None,
+        "ratio_to_nni": {arm: quartiles(seconds[arm], seconds["NNI"]) for arm in names if arm != "NNI"},
+        "order_2_to_1": quartiles(seconds["fused, order 2"], seconds["fused"]) if "fused, order 2" in names else None,
         "seconds": round(time.perf_counter() - started, 1),
     }
 
@@ -199,17 +200,20 @@ def targets(rows: list[dict[str, Any]], device: str) -> list[dict[str, Any]]:
         def median(value: Callable[[dict[str, Any]], float], mine: list[dict[str, Any]] = mine) -> float:
             return statistics.median(value(row) for row in mine)
 
-        plain = median(lambda row: row["ratio_to_nni"]["plain"][1])
+        ratios = mine[0]["ratio_to_nni"]
         arm = "fused, CUDA graphs" if device == "gpu" else "fused"
         limits = LIMITS_ON_GPU if device == "gpu" else LIMITS
         fused = median(lambda row, arm=arm: row["ratio_to_nni"][arm][1])  # type: ignore[misc]
-        found.append(target(space, "seconds of a step, plain / NNI", plain, 1.0))
+        if "plain" in ratios:
+            plain = median(lambda row: row["ratio_to_nni"]["plain"][1])
+            found.append(target(space, "seconds of a step, plain / NNI", plain, 1.0))
         if space in limits:
             found.append(target(space, f"seconds of a step, {arm} / NNI", fused, limits[space]))
             memory = median(lambda row, arm=arm: row["peak_mib"][arm] / row["peak_mib"]["NNI"])  # type: ignore[misc]
             found.append(target(space, "peak memory, fused / NNI", memory, 0.6))
-            if device == "cpu":
+            if mine[0]["order_2_to_1"]:
                 found.append(target(space, "order 2 / order 1", median(lambda row: row["order_2_to_1"][1]), 3.5))
+            if device == "cpu":
                 found += bayesian_targets(space, mine)
     return found
 
@@ -238,8 +242,11 @@ def main() -> int:
     parser.add_argument("--preset", choices=PRESETS, default="smoke")
     parser.add_argument("--seeds", type=int, default=3, metavar="N")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch on the CPU (default: 1, steadiest)")
+    parser.add_argument("--bayesian", action="store_true", help="only NNI, fused and the posteriors; no growth")
     parser.add_argument("--output", type=Path, metavar="FILE.json")
     options = parser.parse_args()
+    if options.bayesian and options.preset == "gpu":
+        parser.error("--bayesian is of steps on a CPU, got --preset gpu; leave it out")
     torch.set_num_threads(options.threads)
     quiet()
 
@@ -247,7 +254,7 @@ def main() -> int:
     if kept and (kept["preset"], kept["environment"]["threads"]) != (options.preset, torch.get_num_threads()):
         parser.error(f"{options.output} holds another preset or number of threads; give another --output")
     rows, grown, spent = (kept["rows"], kept["growth"], kept["seconds"]) if kept else ([], [], 0.0)
-    started, names = time.perf_counter(), BY_PRESET[options.preset]
+    started, names = time.perf_counter(), BAYESIAN_ALONE if options.bayesian else BY_PRESET[options.preset]
     device = "gpu" if options.preset == "gpu" else "cpu"
 
     def keep() -> dict[str, Any]:
@@ -269,7 +276,7 @@ def main() -> int:
             times = "".join(f"{row['ms'].get(arm, math.nan):>{len(arm) + 6}.1f}" for arm in names)
             print(f"{row['space']:<17}{seed:>5}{times}   {' '.join(map(str, row['peak_mib'].values()))}", flush=True)
             result = keep()
-    if not grown:
+    if not grown and not options.bayesian:
         smallest = next(setting for setting in PRESETS[options.preset] if setting.space == "digits")
         grown += growth(replace(smallest, blocks=1 if options.preset == "smoke" else 3), device, names)
         result = keep()

@@ -14,12 +14,13 @@ from torch.nn import functional as F
 from nni_bayes_nas.errors import ConfigError
 
 LEAST_FLOOR = 0.05
+FLOOR = 0.1
 CAP = 1e3
 # Draws are kept away from the edge of the simplex before anything takes their logarithm.
 _SMALLEST = 1e-6
 
 
-def concentration(raw: Tensor, floor: float = 0.1) -> Tensor:
+def concentration(raw: Tensor, floor: float = FLOOR) -> Tensor:
     """min(floor + softplus(raw), CAP), of the shape of `raw`.
 
     Raises:
@@ -29,7 +30,7 @@ def concentration(raw: Tensor, floor: float = 0.1) -> Tensor:
     return (floor + F.softplus(raw)).clamp_max(CAP)
 
 
-def raw_of(concentrations: Tensor, floor: float = 0.1) -> Tensor:
+def raw_of(concentrations: Tensor, floor: float = FLOOR) -> Tensor:
     """The inverse of `concentration`, for values above the floor and below the cap."""
     check_floor(floor)
     above = concentrations - floor
@@ -49,10 +50,15 @@ def check_floor(floor: float) -> None:
         )
 
 
-def check_prior(prior: float, name: str = "prior") -> None:
-    """Raise ConfigError for a prior concentration that is not positive."""
+def check_prior(prior: float, name: str = "prior", floor: float | None = None) -> None:
+    """Raise ConfigError for a prior concentration that is not positive, or that no posterior of a floor can reach."""
     if not 0 < prior < float("inf"):
         raise ConfigError(f"{name} is a concentration and must be above 0, got {prior}; 1 is uniform.")
+    if floor is not None and not floor < prior < CAP:
+        raise ConfigError(
+            f"{name} must be a concentration that the posterior can have, above the floor {floor:g} and below {CAP:g}, "
+            f"got {prior:g}; 1 is uniform."
+        )
 
 
 def mean(concentrations: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from nni_bayes_nas.bayes import subsets
+from nni_bayes_nas.errors import ConfigError
 
 Choices = dict[str, Any]
 
@@ -107,6 +108,40 @@ def _log_edge_mass(probs: Tensor) -> Tensor:
 
 def _log_operations_given_kept(probs: Tensor) -> Tensor:
     return _log(probs[..., :-1]).log_softmax(-1)
+
+
+def check_choices(units: Sequence[Unit], choices: Choices) -> None:
+    """Refuse what is no architecture of the units; what it says beside them does not matter.
+
+    Raises:
+        ConfigError: A label that is missing, an option that there is not, or too many or too few of a choice.
+    """
+
+    def of(label: str, options: Sequence[Any], n: int = 1) -> Any:
+        if label not in choices:
+            raise ConfigError(f"an architecture must say what it has at {label!r}, got {', '.join(sorted(choices))}.")
+        value = choices[label]
+        chosen = value if isinstance(value, (list, tuple)) and value not in options else [value]
+        if len(set(map(str, chosen))) != n or len(chosen) != n or any(one not in options for one in chosen):
+            known = ", ".join(map(str, options))
+            raise ConfigError(f"an architecture must have {n} of {known} at {label!r}, got {value!r}.")
+
+    for unit in units:
+        if isinstance(unit, Choice):
+            of(unit.label, unit.options)
+        elif isinstance(unit, Subset):
+            of(unit.label, unit.options, unit.n_chosen)
+        else:
+            for slot in range(unit.n_chosen):
+                of(f"{unit.cell}/op_{unit.index}_{slot}", unit.operations)
+                of(f"{unit.cell}/input_{unit.index}_{slot}", range(unit.index))
+            if len({edge for edge, _ in unit.kept(choices)}) < unit.n_chosen:
+                raise ConfigError(f"an architecture must have {unit.n_chosen} different inputs at {unit.label!r}.")
+
+
+def never(unit: Unit, probs: Tensor) -> Tensor:
+    """Options that are never chosen, where probabilities `(rows, width)` are exactly 0; `(rows, options)`, bool."""
+    return probs[:, : n_options(unit) // len(probs)] == 0
 
 
 def marginals(unit: Unit, probs: Tensor) -> Tensor:

@@ -113,14 +113,22 @@ class ArchitecturePosterior:
         return sum(math.log(law.count(unit)) for unit in self.units)
 
     def log_prob(self, choices: dict[str, Any]) -> float:
-        """Log-probability of an architecture, in nats."""
-        parts = zip(self.units, self.probs, strict=True)
-        return sum(float(law.log_prob(unit, p, choices)) for unit, p in parts)
+        """Log-probability of an architecture, in nats; -inf where it has an option that is never chosen.
+
+        Raises:
+            ConfigError: It is none of the space.
+        """
+        law.check_choices(self.units, choices)
+        if any(bool((law.never(unit, p) & (law.one_hot(unit, choices) > 0)).any()) for unit, p in self._parts()):
+            return -math.inf
+        return sum(float(law.log_prob(unit, p, choices)) for unit, p in self._parts())
 
     # -- architectures ---------------------------------------------------------------------------------------------
 
     def sample(self, n: int, generator: torch.Generator) -> list[dict[str, Any]]:
-        """`n` independent draws."""
+        """`n` independent draws; raises ConfigError for a number below 0."""
+        if n < 0:
+            raise ConfigError(f"n is a number of draws and must be at least 0, got {n}.")
         return law.samples(self.units, self.probs, n, generator)
 
     def derived(self) -> dict[str, Any]:
@@ -199,7 +207,7 @@ class ArchitecturePosterior:
                 f"at most {_MOST_PARTS} possibilities of one choice can be ranked, but {unit.label!r} has "
                 f"{law.count(unit)}; sample instead."
             )
-        never = probs[:, : law.n_options(unit) // len(probs)] == 0
+        never = law.never(unit, probs)
         rows = [
             (float(law.log_prob(unit, probs, part)), part)
             for part in law.enumerate_choices(unit)

@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from nni_bayes_nas.errors import ConfigError
 
+_ABOVE_ANY_LOSS = 1e9
+
 
 @dataclass(frozen=True)
 class Box:
@@ -76,7 +78,8 @@ def pgd(
     """Projected steps along the sign of the gradient (Madry et al., 2018, arXiv 1706.06083), the worst of all seen.
 
     The first start is the image itself, and its first step that of `fgsm`, so that it is at least as strong; the others
-    are random. Kept is, for every image, the point with the largest loss of all restarts and steps.
+    are random. Kept is, for every image, the strongest point of all restarts and steps: a misclassified one rather than
+    one that is not, and of these the one with the largest loss.
 
     Args:
         network: In evaluation mode.
@@ -92,7 +95,7 @@ def pgd(
     box = box.on(x)
     low, high = box.around(x, epsilon)
     size = min(1.0, 2.5 / steps) * epsilon * box.scale
-    worst, loss_of_worst = x.clone(), _losses(network, x, y)
+    worst, best = x.clone(), _strengths(network, x, y)
     for restart in range(restarts):
         at = x
         if restart:
@@ -100,9 +103,9 @@ def pgd(
         for step in range(steps):
             length = epsilon * box.scale if restart == 0 and step == 0 else size
             at = torch.minimum(torch.maximum(at + length * _gradient(network, at, y).sign(), low), high)
-            losses = _losses(network, at, y)
-            larger = losses > loss_of_worst
-            worst[larger], loss_of_worst[larger] = at[larger], losses[larger]
+            strengths = _strengths(network, at, y)
+            larger = strengths > best
+            worst[larger], best[larger] = at[larger], strengths[larger]
     return worst
 
 
@@ -116,7 +119,7 @@ def square(
     queries: int = 200,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Random squares, kept where they raise the loss (Andriushchenko et al., 2020, arXiv 1912.00049).
+    """Random squares, kept where they are stronger, as in `pgd` (Andriushchenko et al., 2020, arXiv 1912.00049).
 
     It sees outputs alone. Where it is stronger than `pgd`, gradients are masked, and `pgd` says nothing.
 
@@ -142,10 +145,10 @@ def square(
 
     change = signs((n, channels, 1, width)).expand(n, channels, height, width).clone()
     worst = moved(change)
-    losses = _losses(network, worst, y)
-    clean = _losses(network, x, y)
-    better = clean > losses
-    worst[better], losses[better] = x[better], clean[better]
+    strengths = _strengths(network, worst, y)
+    clean = _strengths(network, x, y)
+    better = clean > strengths
+    worst[better], strengths[better] = x[better], clean[better]
     for query in range(queries):
         side = max(1, round((0.1 * (1 - query / queries)) ** 0.5 * min(height, width)))
         proposal = change.clone()
@@ -154,9 +157,9 @@ def square(
             left = int(torch.randint(0, width - side + 1, (), generator=generator))
             proposal[i, :, top : top + side, left : left + side] = signs((channels, 1, 1))
         tried = moved(proposal)
-        now = _losses(network, tried, y)
-        larger = now > losses
-        worst[larger], change[larger], losses[larger] = tried[larger], proposal[larger], now[larger]
+        now = _strengths(network, tried, y)
+        larger = now > strengths
+        worst[larger], change[larger], strengths[larger] = tried[larger], proposal[larger], now[larger]
     return worst
 
 
@@ -169,8 +172,12 @@ def noise(x: Tensor, sigma: float, box: Box, generator: torch.Generator | None =
 
 
 @torch.no_grad()
-def _losses(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    return F.cross_entropy(network(x), y, reduction="none")
+def _strengths(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    # The largest loss of an image that is still classified right says nothing of accuracy: every mistake is above it.
+    logits = network(x)
+    losses = F.cross_entropy(logits, y, reduction="none").double()
+    strengths: Tensor = losses + _ABOVE_ANY_LOSS * (logits.argmax(-1) != y)
+    return strengths
 
 
 @torch.no_grad()

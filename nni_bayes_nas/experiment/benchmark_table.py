@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import math
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,10 +61,14 @@ class BenchmarkTable:
                         f"{self.path} must have a column {self.key!r}, got {', '.join(reader.fieldnames or ())}."
                     )
                 for row in reader:
+                    if row[self.key] is None:
+                        raise DataError(
+                            f"{self.path} must have {self.key!r} in every row, but line {reader.line_num} ends before."
+                        )
                     if row[self.key] in rows:
                         raise DataError(f"{self.path} must hold every architecture once, but {row[self.key]} twice.")
                     rows[row[self.key]] = row
-        except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
             raise DataError(f"{self.path} must be CSV, gzipped if its name ends in .gz, but: {error}.") from error
         if not rows:
             raise DataError(f"a benchmark table must hold architectures, but {self.path} has none.")

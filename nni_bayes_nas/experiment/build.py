@@ -257,9 +257,17 @@ def _check_samples(config: Config, strategy: Any) -> None:
 
 
 def _check_refinement(config: Config, strategy: Any) -> None:
-    """Refuse a refinement that leaves no architecture; the model of the sizes is that of the search."""
+    """Refuse a refinement that leaves no architecture, or trains more than there are; sizes are the search's model."""
     most = config.refine.max_params
-    if config.experiment.plan != "posterior_refinement" or most is None:
+    if config.experiment.plan != "posterior_refinement":
+        return
+    there_are = math.prod(law.count(unit) for unit in strategy.units_at_the_end())
+    if config.refine.evaluations > there_are:
+        raise ConfigError(
+            f"refine.evaluations must be distinct architectures, of which there are {there_are} at the end of the "
+            f"search, got {config.refine.evaluations}; lower it."
+        )
+    if most is None:
         return
     smallest, _ = strategy.extreme("params", -1.0)
     least = round(strategy.exact_cost("params", smallest))

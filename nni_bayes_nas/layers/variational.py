@@ -15,23 +15,20 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 from nni_bayes_nas.bayes import normal
 from nni_bayes_nas.errors import ConfigError, SpaceError
 from nni_bayes_nas.layers.convolution import is_plain_convolution
+from nni_bayes_nas.layers.flow import Normalized, before_normalization
 from nni_bayes_nas.layers.gaussian_output import ESTIMATORS, Apply, Estimator, noisy_output
 from nni_bayes_nas.layers.masked import mask_of
 
-Normalized = Literal["filters", "layer"] | None
-# What a factor of its input goes through, if it is positive.
-_TRANSPARENT = (nn.ReLU, nn.LeakyReLU, nn.Identity, nn.MaxPool2d, nn.AvgPool2d, nn.Flatten, nn.Dropout)
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -109,7 +106,7 @@ def to_variational(
     Args:
         model: Any network. Its weights become means.
         prior: Of the weights, see `normal.kl_to_prior`.
-        prior_sd: Of the prior "fixed". A layer of an `nn.Sequential` that batch normalization follows is `normalized`.
+        prior_sd: Of the prior "fixed". A layer that normalization follows is `normalized`, where `flow` can tell.
         rho: Logarithm of every standard deviation at first.
         estimator: How noise comes into the outputs.
         skip: Names of modules that stay as they are, with all that is in them.
@@ -131,7 +128,7 @@ def to_variational(
             f"weights of Linear and Conv2d layers alone can be variational, but the model has {', '.join(others)}\n"
             "name these in skip, to keep them as they are"
         )
-    normalized = {k: v for m in modules.values() for k, v in _before_normalization(m).items()}
+    normalized = before_normalization(model, lambda layer: _kind(layer) is not None)
 
     def converted(layer: nn.Module) -> nn.Module:
         kind = None if id(layer) in kept else _kind(layer)
@@ -268,28 +265,6 @@ def _odd(module: nn.Module, kept: set[int]) -> bool:
     if parametrize.is_parametrized(module):
         own += [p for name, p in module.named_parameters() if name.startswith("parametrizations.")]
     return any(p is not None and p.dim() > 1 for p in own)
-
-
-def _before_normalization(module: nn.Module) -> dict[int, Normalized]:
-    """By id, layers of a chain whose scale a normalization behind them takes away."""
-    if not isinstance(module, nn.Sequential):
-        return {}
-    found: dict[int, Normalized] = {}
-    # What normalization there is behind the layer at hand: none, one directly, or one through other layers.
-    behind: Normalized = None
-    for layer in reversed(list(module)):
-        if isinstance(layer, _BatchNorm):
-            behind = "filters"
-        elif _kind(layer) is not None:
-            if behind == "filters" or (behind == "layer" and layer.bias is None):
-                found[id(layer)] = behind
-            behind = "layer" if behind is not None and (behind == "filters" or layer.bias is None) else None
-        elif isinstance(layer, _TRANSPARENT):
-            # Of several filters that meet in one place, none has a scale of its own to lose.
-            behind = "layer" if behind is not None else None
-        else:
-            behind = None
-    return found
 
 
 def _recast(layer: nn.Module, kind: type[nn.Module]) -> nn.Module:

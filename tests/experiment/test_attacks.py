@@ -80,12 +80,33 @@ def test_images_stay_in_their_box(epsilon):
 
 
 @pytest.mark.parametrize("make", [linear, network])
-def test_attacks_raise_the_loss_and_pgd_at_least_as_fgsm(make):
+def test_attacks_raise_the_loss(make):
     net, (x, y) = make(), data()
     clean = losses(net, x, y)
     found = {name: losses(net, a, y) for name, a in every(net, x, y, 0.2).items()}
-    assert bool((found["pgd"] >= found["fgsm"] - 1e-5).all()) and bool((found["square"] >= clean - 1e-5).all())
     assert float(found["pgd"].mean()) >= float(found["square"].mean()) > float(clean.mean())
+    assert float(found["pgd"].mean()) >= float(found["fgsm"].mean())
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_no_object_that_fgsm_turns_is_right_under_pgd(seed):
+    """Of a network of large weights the largest loss on the way may be one of an object that is still right."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 10)).eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(2.0)
+        x = torch.rand(256, 1, 4, 4)
+        y = net(x + 0.1 * torch.randn_like(x)).argmax(-1)
+        clean = net(x).argmax(-1) == y
+    found = {}
+    for name, attack in (
+        ("fgsm", lambda: attacks.fgsm(net, x, y, 0.05, BOX)),
+        ("pgd", lambda: attacks.pgd(net, x, y, 0.05, BOX, steps=8, restarts=2, generator=generator())),
+        ("square", lambda: attacks.square(net, x, y, 0.05, BOX, queries=3, generator=generator())),
+    ):
+        found[name] = net(attack()).argmax(-1) == y
+    assert not bool((found["pgd"] & ~found["fgsm"]).any()) and not bool((found["square"] & ~clean).any())
 
 
 def test_accuracy_falls_with_epsilon():

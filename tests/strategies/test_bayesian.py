@@ -24,7 +24,7 @@ from nni_bayes_nas.search_spaces.cell import CellSpace
 from nni_bayes_nas.search_spaces.chain import ChainSpace
 from nni_bayes_nas.search_spaces.nasbench201 import OPERATIONS, NasBench201Space, isomorphism_key
 from nni_bayes_nas.strategies import DirichletDARTS
-from nni_bayes_nas.strategies.bayesian import GateWalk
+from nni_bayes_nas.strategies.gates import GateWalk
 from nni_bayes_nas.strategies.structure import Structure
 
 UNITS = [
@@ -244,6 +244,13 @@ def test_layers_that_cannot_be_gaussian_are_named():
     ("options", "match"),
     [
         ({"prior": 0.0}, "prior is a concentration and must be above 0, got 0.0"),
+        (
+            {"prior": 0.1},
+            "prior must be a concentration that the posterior can have, above the floor 0.1 and below 1000",
+        ),
+        ({"none_prior": 1e5}, "none_prior must be a concentration that the posterior can have, .* got 100000; 1 is"),
+        ({"floor": 0.04}, "the floor of concentrations must be at least 0.05, got 0.04"),
+        ({"floor": 0.2, "family": "concrete"}, "floor is one of concentrations, which family 'concrete' has not"),
         ({"prior": 0.5, "family": "concrete"}, "says nothing to family 'concrete', got prior 0.5"),
         ({"without": "none"}, r"without must be a list of names of options, got 'none'; write \[none\]"),
         ({"none_prior": -1.0}, "none_prior is a concentration and must be above 0"),
@@ -254,9 +261,15 @@ def test_layers_that_cannot_be_gaussian_are_named():
         ({"scheme": "trilevel"}, "scheme must be one of single_level, bilevel"),
         ({"weights": "random"}, "weights must be one of point, variational"),
         ({"dependence": "gated"}, "weights that are points depend on nothing"),
+        ({"rho": -4.0}, "weights that are points .* got rho -4.0; set weights='variational', or leave it out"),
+        ({"kl_weights": 0.1}, "weights that are points .* got kl_weights 0.1"),
+        ({"n_knots": 1, "lambda_range": (0.1, 1.0), "complexity": "penalty"}, "n_knots must be at least 2, got 1"),
+        ({"n_knots": 0, "lambda_range": (0.1, 1.0), "complexity": "penalty"}, "n_knots must be at least 2, got 0"),
+        ({"target_range": (2.0, 3.0)}, r"target_range must be \(large, small\)"),
         ({"dependence": "total", "weights": "variational"}, "dependence must be one of independent, gated, scaled"),
         ({"weight_prior": "flat"}, "weight_prior must be one of fixed, empirical_bayes, ard"),
         ({"weight_prior_sd": 0.0}, "weight_prior_sd must be above 0"),
+        ({"weight_prior_sd": float("inf")}, "weight_prior_sd must be above 0"),
         ({"estimator": "mean"}, "estimator must be one of local, flipout"),
         ({"lambda_range": (0.1, 1.0)}, "complexity and lambda_range belong together"),
         ({"complexity": "target"}, "complexity and lambda_range belong together"),
@@ -265,6 +278,31 @@ def test_layers_that_cannot_be_gaussian_are_named():
 def test_options_that_cannot_be_are_refused(options, match):
     with pytest.raises(ConfigError, match=match):
         DirichletDARTS(**options)
+
+
+def test_a_prior_of_none_where_there_is_none_is_refused():
+    made = DirichletDARTS(none_prior=5.0, input_shape=(1, 8, 8))
+    made._mutating = made.mutate_model(ChainSpace(width=4, depth=1))
+    with pytest.raises(SpaceError, match=r"got 5.0, but no choice of this space has one; leave it out"):
+        made.module_options()
+
+
+def test_the_floor_is_that_of_the_posterior():
+    """Far below zero, where softplus is zero, concentrations are the floor; draws and divergences know it too."""
+    for floor in (0.05, 0.5):
+        found = Structure(UNITS, relaxation="dirichlet", floor=floor)
+        raw = next(found.parameters())
+        assert float(dirichlet.concentration(raw.detach(), floor).mean()) == pytest.approx(1.0, abs=1e-2)
+        with torch.no_grad():
+            raw.fill_(-60.0)
+        a = torch.full((1, 3), floor)
+        prior = torch.ones(1, 3, dtype=torch.float64)
+        expected = dirichlet.kl(a.double(), prior).sum()
+        found_kl = found.divergences(ZERO)["x"]
+        assert float(found_kl.detach()) == pytest.approx(float(expected), rel=1e-4)
+        drawn = found.draw(torch.zeros(4000), 1.0, torch.Generator().manual_seed(0))["x"].detach()
+        # Of Dir(f, f, f) a share has the variance (1/3)(2/3) / (3 f + 1).
+        assert float(drawn.var(0).mean()) == pytest.approx(2 / 9 / (3 * floor + 1), rel=0.1)
 
 
 def test_architectures_of_the_posterior_beside_the_derived_one(tmp_path):

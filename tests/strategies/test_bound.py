@@ -34,7 +34,7 @@ def test_the_divergence_of_the_weights_is_gated_by_the_mixing_weights():
     module = BayesianModule.__new__(BayesianModule)
     torch.nn.Module.__init__(module)
     module.bayes, module.binding, module.current_step = options["bayes"], made._binding, 0
-    module.__dict__["gates"], module._gate_table = options["gates"], None
+    module.__dict__["gates"], module._gate_table, module.step_options = options["gates"], None, made.step
     module.__dict__["_per_object"] = lambda divergences, part: divergences
     ours = module.weight_divergences([weights], "train")["weight_kl"]
     expected = torch.zeros(())
@@ -61,10 +61,10 @@ def test_mixing_weights_count_twice_for_operations_that_end_in_gaussian_layers()
             return self.layer(x).mean((1, 2))
 
     made = strategy(Two(), (1, 8, 8), dependence="scaled")
-    assert made.module_options()["linear"] == {"layer": {0, 1}}
+    assert made.module_options()["factors"] == {"layer": {0: 1, 1: 1}}
     made = strategy(NasBench201Space(in_channels=3, width=4, cells_per_stage=1), (3, 8, 8), dependence="scaled")
     # Convolutions of one pixel and of nine, of the five operations of every edge.
-    assert made.module_options()["linear"] == {unit.label: {2, 3} for unit in made.structure.units}
+    assert made.module_options()["factors"] == {unit.label: {2: 1, 3: 1} for unit in made.structure.units}
 
 
 def test_the_bound_of_an_architecture_counts_what_is_on_and_what_is_improbable(tmp_path, monkeypatch):

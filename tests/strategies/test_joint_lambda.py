@@ -124,7 +124,10 @@ def test_the_network_of_its_own_is_a_part_of_the_supernet(searched):
     [
         ({"weight_hypernet": "spline"}, "weight_hypernet must be one of constant, linear"),
         ({"lambda_range": None}, "weights that depend on lambda have a range of it"),
-        ({"weights": "point", "dependence": "independent"}, "got weight_hypernet 'piecewise_linear', lambda_range"),
+        (
+            {"weights": "point", "dependence": "independent", "weight_prior": "empirical_bayes"},
+            "got weight_hypernet 'piecewise_linear', lambda_range",
+        ),
         ({"scheme": "bilevel"}, "and scheme 'bilevel'"),
         ({"complexity": "target"}, "set complexity to none or penalty"),
         ({"weight_hypernet": "constant"}, "complexity and lambda_range belong together"),
