@@ -15,6 +15,7 @@ from nni_bayes_nas.complexity.axis import Axis
 from nni_bayes_nas.compression.lambda_weights import LambdaWeights, swapped
 from nni_bayes_nas.compression.weight_hypernet import Kind
 from nni_bayes_nas.layers.gaussian_output import Estimator
+from nni_bayes_nas.layers.replicas import gradients_of
 from nni_bayes_nas.layers.variational import Variational, divergences
 
 from .bilevel import BilevelModule
@@ -47,6 +48,8 @@ class BayesOptions:
         weight_prior_sd: Of the prior "fixed".
         rho: Logarithm of the weights' standard deviations at first.
         estimator: See `nni_bayes_nas.layers.variational`.
+        accumulate: Whether the halves of a step of a single level run one after the other, each normalized by its own
+            statistics, and their gradients are added.
         weight_hypernet: How the weights depend on lambda, see `WeightHypernet`; "constant": not at all. Where they do,
             lambda is that of the bound: it multiplies all divergences, those of the structure and of the weights, and
             all objects of a step share one.
@@ -64,6 +67,7 @@ class BayesOptions:
     weight_prior_sd: float = 1.0
     rho: float = -5.0
     estimator: Estimator = "local"
+    accumulate: bool = False
     weight_hypernet: Kind = "constant"
 
 
@@ -248,14 +252,17 @@ class BayesianModule(BilevelModule):
         joined = _joined(batch["train"], batch["val"])
         positions = self.positions(n_objects(joined), step, 1)
         with self.weights_at(positions[0].flatten()[0]):
-            self._joint_step(joined, batch_idx, step, positions, learning=learning)
+            parts = [batch["train"], batch["val"]] if self.bayes.accumulate else [joined]
+            self._joint_step(parts, batch_idx, step, positions, learning=learning)
 
-    def _joint_step(self, joined: Any, batch_idx: int, step: int, positions: list[Tensor], *, learning: bool) -> None:
+    def _joint_step(
+        self, parts: list[Any], batch_idx: int, step: int, positions: list[Tensor], *, learning: bool
+    ) -> None:
         optimizer = self.architecture_optimizers()
         optimizer.zero_grad()
         with torch.set_grad_enabled(learning):
             draws = self.draws(positions, step, 1)
-        task = self.weight_loss(joined, batch_idx, draws, step)
+        task = self._accumulated(parts, batch_idx, draws, step)
         terms = self.weight_divergences(draws, "all")
         if learning:
             temperature = self.temperature(self.structure_loss.temperature)
@@ -275,6 +282,33 @@ class BayesianModule(BilevelModule):
         self.advance_lr_schedulers(batch_idx)
         logged = {f"structure_{name}": value.detach() for name, value in terms.items()}
         self.log_dict({**logged, "structure_loss": total.detach()}, on_step=False, on_epoch=True)
+
+    def _accumulated(self, parts: list[Any], batch_idx: int, draws: list[dict[str, Tensor]], step: int) -> Tensor:
+        """The loss over some batches as if they were one, of which the last alone keeps its activations.
+
+        The gradients of the others come in as those of a sum g . p, whose value is taken out again.
+        """
+        n, start = [n_objects(part) for part in parts], 0
+        total = self.structure.reference.new_zeros(())
+        inputs = [p for p in self.training_module.parameters() if p.requires_grad]
+        inputs += [w for one in draws for w in one.values() if w.requires_grad]
+        for part, size in zip(parts, n, strict=True):
+            # Per object there is a first axis of all of them; draws of a step are of every part.
+            mine = [
+                {k: w[start : start + size] if w.dim() == self._dims(k) + 1 else w for k, w in one.items()}
+                for one in draws
+            ]
+            start += size
+            loss = self.weight_loss(part, batch_idx, mine, step) * (size / sum(n))
+            if start < sum(n):
+                found = self.replica.together(gradients_of, (loss, inputs))
+                carried = torch.stack([(g * p).sum() for g, p in zip(found, inputs, strict=True)]).sum()
+                loss = loss.detach() + carried - carried.detach()
+            total = total + loss
+        return total
+
+    def _dims(self, label: str) -> int:
+        return 2 if isinstance(self.binding.units[label], law.Node) else 1
 
 
 def _joined(first: Any, second: Any) -> Any:

@@ -62,6 +62,8 @@ class DirichletDARTS(DifferentiableStrategy):
         weight_hypernet: How the weights depend on lambda, of which `lambda_range` is the range: "constant": not at all;
             "linear", "piecewise_linear" (with `n_knots`), "low_rank" or "mlp": one lambda gives concentrations, means
             and standard deviations, and multiplies all their divergences; see `materialize`.
+        accumulate: Whether the halves of a step on a single level run one after the other, which takes half the memory;
+            batch normalization then sees the statistics of each half.
         kl_structure: Weight of the structure's divergence; 1 gives the bound.
         kl_weights: Weight of that of the weights.
         kl_warmup: Share of the structure steps until they count in full.
@@ -117,6 +119,7 @@ class DirichletDARTS(DifferentiableStrategy):
         rho: float = -5.0,
         estimator: Estimator = "local",
         weight_hypernet: Kind = "constant",
+        accumulate: bool = False,
         kl_structure: float = 1.0,
         kl_weights: float = 1.0,
         kl_warmup: float = 0.5,
@@ -163,11 +166,14 @@ class DirichletDARTS(DifferentiableStrategy):
             rho=rho,
             estimator=estimator,
             weight_hypernet=weight_hypernet,
+            accumulate=accumulate,
         )
         _check(family, self.bayes, lambda_range, complexity, floor)
         check_lambda(n_knots, target_range)
         self._n_knots = n_knots
         self._hyper: LambdaWeights | None = None
+        if cuda_graphs and accumulate:
+            raise ConfigError("cuda_graphs records a step as one pass, got accumulate too; leave one out.")
         if cuda_graphs and weights == "variational":
             raise ConfigError(
                 "cuda_graphs needs weights that are points, got weights='variational', whose noise has a generator of "
@@ -354,6 +360,11 @@ def _check(family: str, bayes: BayesOptions, lambda_range: Any, complexity: str,
                     f"weights that are points depend on nothing and have no divergence, got {name} {value!r}; "
                     "set weights='variational', or leave it out."
                 )
+    if bayes.accumulate and (bayes.scheme == "bilevel" or bayes.weight_hypernet != "constant"):
+        raise ConfigError(
+            "accumulate is of the two halves of a single level whose weights do not depend on lambda, got scheme "
+            f"{bayes.scheme!r} and weight_hypernet {bayes.weight_hypernet!r}; leave it out."
+        )
     if bayes.weight_hypernet not in KINDS:
         raise ConfigError(f"weight_hypernet must be one of {', '.join(KINDS)}, got {bayes.weight_hypernet!r}.")
     if bayes.weight_hypernet != "constant":

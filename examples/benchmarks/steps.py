@@ -94,6 +94,8 @@ ARMS: dict[str, Callable[[int], Any]] = {
     "fused, compiled": ours(execution="fused", compile=True),
     "Dirichlet": bayesian(),
     "Dirichlet, Gaussian weights": bayesian(weights="variational"),
+    "Dirichlet, in turn": bayesian(accumulate=True),
+    "Dirichlet, Gaussian weights, in turn": bayesian(weights="variational", accumulate=True),
     **{f"{n} lambda": lambdas(n) for n in (1, 2, 4)},
     "lambda per object": lambdas(0),
 }

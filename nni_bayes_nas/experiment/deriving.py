@@ -20,13 +20,13 @@ def best_of(
 ) -> dict[str, Any]:
     """Of n draws of a posterior and what is derived from its mean, the architecture of the largest validation ELBO.
 
-    Given an architecture and its weights the bound is -m times the validation loss of the network: the divergence of
-    the structure is that of q, the same for all. Equal ones are looked at once.
+    Of a single architecture the bound per object is its validation loss and what its prior and the weights that are on
+    cost, see `BayesianModule.divergence_of`. Equal ones are looked at once.
 
     Args:
         q: The posterior.
         n: Draws.
-        loss: Validation loss of an architecture with the weights of the search, in nats.
+        loss: The bound per object of an architecture with the weights of the search, negated, in nats.
         generator: Of the draws.
     """
     every = {Architecture(choices).key: choices for choices in (q.derived(), *q.sample(n, generator))}

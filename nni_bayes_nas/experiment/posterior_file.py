@@ -1,12 +1,17 @@
-"""What a search leaves of its posterior, `posterior.json`."""
+"""What a search leaves of its posterior, `posterior.json`, and a refinement of it in `summary.json`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable
+from pathlib import Path
 from typing import Any
 
+from nni_bayes_nas.bayes.candidates import CandidatePosterior
 from nni_bayes_nas.bayes.posterior import ArchitecturePosterior
+from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.experiment.packed import unpack
+from nni_bayes_nas.experiment.record import read_json
 
 _MERGED_AT_MOST, _NETWORKS = 20_000, 20
 Key = Callable[[dict[str, Any]], Hashable]
@@ -25,6 +30,30 @@ def posterior_file(strategy: Any, derived: list[dict[str, Any]], key: Key | None
     lambdas = [row["lambda"] for row in derived if row["lambda"] is not None]
     rows = [{"lambda": lam, **strategy.posterior(lam).to_dict()} for lam in lambdas]
     return {**q.to_dict(), **_networks(q, key), **({"by_lambda": rows} if rows else {})}
+
+
+def refined_posterior(run: Path, search: str = "s0") -> CandidatePosterior:
+    """The posterior of a search that short trainings have refined, from the run folder of the plan.
+
+    Args:
+        run: The run folder.
+        search: Id of the search.
+
+    Raises:
+        ConfigError: No run, no such search, or one that is not refined (yet).
+    """
+    summary = read_json(run / "summary.json")
+    accounts = (summary.get("refinement") or {}) if isinstance(summary, dict) else {}
+    account = accounts.get(search) or {}
+    if "process" not in account or "candidates" not in account:
+        raise ConfigError(
+            f"`{run}` must hold a refined posterior of search {search}, but it has those of "
+            f"{', '.join(sorted(k for k, v in accounts.items() if 'process' in v)) or 'none'}\n"
+            "run the plan posterior_refinement to its end"
+        )
+    choices = [row["choices"] for row in unpack(account["candidates"])]
+    process = account["process"]
+    return CandidatePosterior(choices, process["probability_best"], process["mean"], process["sd"])
 
 
 def _networks(q: ArchitecturePosterior, key: Key | None) -> dict[str, Any]:

@@ -6,7 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from markupsafe import Markup
+
 from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.report.posterior_map import posterior_maps
 from nni_bayes_nas.report.read import Row, RunFolder
 from nni_bayes_nas.report.tables import count, plural, retrained, scored
 
@@ -25,12 +28,14 @@ class Posterior:
     Attributes:
         trial: Of the search.
         sentences: In plain words.
+        drawings: Probability of every option, choices in rows; one for each set of options.
         choices: Rows of `CHOICE_COLUMNS`.
         top: Rows of `TOP_COLUMNS`.
     """
 
     trial: str
     sentences: list[str]
+    drawings: list[Markup]
     choices: list[list[str]]
     top: list[list[str]]
 
@@ -50,7 +55,8 @@ def _described(trial: str, read: Row) -> Posterior:
     from nni_bayes_nas.bayes.posterior import ArchitecturePosterior
 
     q = ArchitecturePosterior.from_dict(read)
-    rows = [_choice(label, options) for label, options in sorted(q.inclusion().items())]
+    inclusion = dict(sorted(q.inclusion().items()))
+    rows = [_choice(label, options) for label, options in inclusion.items()]
     decided = [row for row in rows if row[-1] == "decided"]
     left = math.exp(min(q.entropy(), 60.0))
     try:
@@ -76,7 +82,7 @@ def _described(trial: str, read: Row) -> Posterior:
             f"most probable one, of {plural(first['forms'], 'form')}, has {_share(first['probability'])}."
         )
     top = [[_share(math.exp(one.log_prob)), _difference(one.choices, ranked[0].choices)] for one in ranked]
-    return Posterior(trial, sentences, rows, top)
+    return Posterior(trial, sentences, [Markup(m) for m in posterior_maps(trial, inclusion)], rows, top)
 
 
 def _choice(label: str, options: dict[str, float]) -> list[str]:

@@ -35,6 +35,41 @@ def enumerated(q):
         yield choices, q.log_prob(choices)
 
 
+GOOD = {
+    "layer": "conv",
+    "skip": [0, 2],
+    **{"cell/op_2_0": "skip", "cell/input_2_0": [1]},
+    **{"cell/op_3_0": "conv", "cell/input_3_0": [0], "cell/op_3_1": "conv", "cell/input_3_1": [2]},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"layer": None}, "must say what it has at 'layer', got cell/input_2_0"),
+        ({"layer": "dense"}, "must have 1 of conv, pool, 3 at 'layer', got 'dense'"),
+        ({"skip": [0, 1, 2]}, r"must have 2 of 0, 1, 2 at 'skip', got \[0, 1, 2\]"),
+        ({"skip": [0, 0]}, r"must have 2 of 0, 1, 2 at 'skip', got \[0, 0\]"),
+        ({"cell/op_3_1": "none"}, "must have 1 of conv, skip at 'cell/op_3_1', got 'none'"),
+        ({"cell/input_2_0": [2]}, "must have 1 of 0, 1 at 'cell/input_2_0'"),
+        ({"cell/input_3_1": [0]}, "must have 2 different inputs at 'cell/3'"),
+    ],
+)
+def test_what_is_no_architecture_has_no_probability(change, match):
+    q = posterior()
+    assert math.isfinite(q.log_prob(GOOD)) and q.log_prob({**GOOD, "other": 1}) == q.log_prob(GOOD)
+    choices = {label: value for label, value in (GOOD | change).items() if value is not None}
+    with pytest.raises(ConfigError, match=match):
+        q.log_prob(choices)
+
+
+def test_options_that_are_never_chosen_and_draws_below_zero():
+    q = ArchitecturePosterior([law.Choice("a", ("x", "y"))], [torch.tensor([[1.0, 0.0]])])
+    assert q.log_prob({"a": "x"}) == 0.0 and q.log_prob({"a": "y"}) == -math.inf
+    with pytest.raises(ConfigError, match="at least 0, got -1"):
+        q.sample(-1, torch.Generator())
+
+
 @settings(max_examples=20)
 @given(st.integers(0, 10_000), st.floats(0.1, 5.0))
 def test_probabilities_sum_to_one_and_give_the_entropy(seed, sharpness):

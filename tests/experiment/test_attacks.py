@@ -150,6 +150,30 @@ def test_epsilon_below_zero_is_refused(epsilon):
         attacks.noise(x, epsilon, BOX)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_against_the_adversarial_robustness_toolbox(seed):
+    """FGSM is theirs to the pixel; PGD of as many steps and starts leaves no more objects right than theirs."""
+    from art.attacks.evasion import FastGradientMethod, ProjectedGradientDescentPyTorch
+    from art.estimators.classification import PyTorchClassifier
+
+    torch.manual_seed(seed)
+    net, epsilon = network(), 0.1
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(3.0)
+    x = torch.rand(256, 2, 4, 4, generator=generator(seed))
+    y = net(x + 0.02).argmax(-1)
+    theirs = PyTorchClassifier(net, nn.CrossEntropyLoss(), (2, 4, 4), 3, clip_values=(0.0, 1.0), device_type="cpu")
+    labels = F.one_hot(y, 3).numpy()
+    fgsm = FastGradientMethod(theirs, eps=epsilon).generate(x.numpy(), labels)
+    torch.testing.assert_close(attacks.fgsm(net, x, y, epsilon, BOX), torch.from_numpy(fgsm), rtol=0, atol=1e-6)
+    settings_ = {"eps": epsilon, "eps_step": 2.5 * epsilon / 20, "max_iter": 20, "num_random_init": 2, "verbose": False}
+    pgd = ProjectedGradientDescentPyTorch(theirs, **settings_).generate(x.numpy(), labels)
+    ours = attacks.pgd(net, x, y, epsilon, BOX, steps=20, restarts=3, generator=generator(seed))
+    assert attacks.accuracy(net, ours, y) <= attacks.accuracy(net, torch.from_numpy(pgd), y) < 0.95
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_network_on_a_gpu_is_attacked_there():
     x, y = data()

@@ -63,3 +63,15 @@ def test_files_that_are_not_there_or_not_gzipped(tmp_path):
     path.write_text(TEXT)
     with pytest.raises(DataError, match="must be CSV, gzipped"):
         BenchmarkTable(path)
+
+
+def test_files_that_are_damaged(tmp_path):
+    whole = gzip.compress(b"arch,value\n" + b"".join(b"a%d,%d\n" % (i, i * 7919) for i in range(2000)))
+    path = tmp_path / "table.csv.gz"
+    path.write_bytes(whole[:200] + bytes(b ^ 0x5A for b in whole[200:260]) + whole[260:])
+    with pytest.raises(DataError, match="must be CSV, gzipped"):
+        BenchmarkTable(path)
+    short = tmp_path / "short.csv"
+    short.write_text("value,arch\n1,a\n2\n3,b\n", encoding="utf-8")
+    with pytest.raises(DataError, match="must have 'arch' in every row, but line 3 ends before"):
+        BenchmarkTable(short)

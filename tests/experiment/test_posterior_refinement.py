@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 from collections import Counter
 
@@ -17,6 +18,8 @@ from nni_bayes_nas.experiment.build import validate
 from nni_bayes_nas.experiment.packed import pack, unpack
 from nni_bayes_nas.experiment.plan import Ledger
 from nni_bayes_nas.experiment.plans.posterior_refinement import PosteriorRefinement
+from nni_bayes_nas.experiment.posterior_file import refined_posterior
+from nni_bayes_nas.experiment.record import write_json
 
 UNITS = [law.Choice(f"e{i}", ("skip", "conv1", "conv3")) for i in range(3)]
 
@@ -79,6 +82,27 @@ def test_rounds_then_finalists_then_retraining():
     tried = [json.dumps(ledger.spec(name).parameters["choices"], sort_keys=True) for name in names[1:7]]
     assert len(set(tried)) == 6
     assert ledger.spec("search-s0").parameters["candidates"] == 32
+
+
+def test_what_comes_out_is_a_posterior_too(tmp_path):
+    """Of a finished refinement; read from the run folder."""
+    ledger = Ledger(plan(evaluations=10), retries=0)
+    run(ledger)
+    summary = ledger.summary()
+    write_json(tmp_path / "summary.json", summary)
+    q = refined_posterior(tmp_path)
+    account = summary["refinement"]["s0"]
+    assert len(q) == 27 and sum(math.exp(q.log_prob(one)) for one in q.choices) == pytest.approx(1.0)
+    best = q.top_k(5)
+    assert [one.choices for one in best] == [row["choices"] for row in account["posterior"][:5]]
+    assert math.exp(best[0].log_prob) == pytest.approx(account["posterior"][0]["probability_best"], abs=1e-3)
+    # It has seen that a skip connection on the first edge helps, which the search did not know.
+    before = ArchitecturePosterior.from_dict(search_result()["posterior"])
+    assert q.inclusion()["e0"].get("skip", 0.0) > 2 * before.probability("skip", "e0")
+    with pytest.raises(ConfigError, match="of search s1, but it has those of s0"):
+        refined_posterior(tmp_path, "s1")
+    with pytest.raises(ConfigError, match="but it has those of none"):
+        refined_posterior(tmp_path / "nothing")
 
 
 def test_rungs_train_ever_fewer_for_ever_longer():
@@ -307,6 +331,8 @@ def test_a_size_below_the_smallest_is_refused_before_the_search():
         validate(Config.from_dict({**values, "refine": {"max_params": 5}}))
     least = int(re.search(r"has (\d+)", str(caught.value))[1])
     validate(Config.from_dict({**values, "refine": {"max_params": least}}))
+    with pytest.raises(ConfigError, match=r"distinct architectures, of which there are \d+ at the end .*, got 100000"):
+        validate(Config.from_dict({**values, "refine": {"evaluations": 100_000}}))
 
 
 @pytest.mark.nni

@@ -9,6 +9,7 @@ import torch
 from nni_bayes_nas.bayes import law
 from nni_bayes_nas.bayes.posterior import ArchitecturePosterior
 from nni_bayes_nas.report import posterior, robustness, write_report
+from nni_bayes_nas.report.posterior_map import posterior_maps
 from nni_bayes_nas.report.read import read_run
 
 UNITS = [law.Choice("a", ("skip", "conv")), law.Choice("b", ("skip", "conv", "pool"))]
@@ -40,6 +41,20 @@ def test_what_is_decided_and_what_is_probable(folder):
     assert said.top[:2] == [["47.5 %", "–"], ["28.5 %", "b: conv"]] and len(said.top) == 5
     page = write_report([folder])[0].read_text(encoding="utf-8")
     assert "What the search is sure of" in page and "Under attack" not in page
+
+
+def test_the_posterior_is_drawn(folder):
+    """A square for every option, as dark as it is probable; choices of equal options in one drawing."""
+    (said,) = posterior.posteriors(read_run(folder))
+    assert len(said.drawings) == 2
+    first, second = said.drawings
+    for drawing, texts in ((first, ("skip", "conv", ">95<", ">5<")), (second, ("pool", ">50<", ">30<", ">20<"))):
+        assert all(text in drawing for text in texts), texts
+    assert "opacity: 0.95" in first and "pool" not in first
+    page = write_report([folder])[0].read_text(encoding="utf-8")
+    assert page.count('class="plot map"') == 2
+    many = {f"edge {i}": {"a": 0.5, "b": 0.5} for i in range(61)}
+    assert posterior_maps("s", many) == [] and len(posterior_maps("s", {"x": {"a": 0.0, "b": 1.0}})) == 1
 
 
 def test_a_posterior_at_every_lambda(folder):

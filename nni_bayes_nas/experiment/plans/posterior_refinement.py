@@ -9,7 +9,7 @@ import numpy as np
 
 from nni_bayes_nas.bayes.posterior import ArchitecturePosterior
 from nni_bayes_nas.config import Config
-from nni_bayes_nas.experiment.packed import unpack
+from nni_bayes_nas.experiment.packed import pack, unpack
 from nni_bayes_nas.experiment.plan import Ledger, Result, TrialSpec
 from nni_bayes_nas.experiment.plans.search_and_retrain import SearchAndRetrain
 from nni_bayes_nas.experiment.surrogate import Longer, Observation, Surrogate, features
@@ -265,7 +265,8 @@ class PosteriorRefinement(SearchAndRetrain):
             mean, covariance = surrogate.posterior(observed, longer)
             best = surrogate.probability_best(observed, longer)
             sd = np.sqrt(np.clip(np.diag(covariance), 0.0, None))
-            # Of all candidates, in the order of the search's result.
+            # Of all candidates, in the order of the search's result; see `posterior_file.refined_posterior`.
+            part["candidates"] = pack([{"choices": row["choices"]} for row in rows])
             part["process"] = {
                 name: [round(float(v), 4) for v in values]
                 for name, values in (("mean", mean), ("sd", sd), ("probability_best", best))
