@@ -43,18 +43,19 @@ class CompressConfig:
     """The plan ``compression``: weights as functions of lambda, and what of them can be left out.
 
     ``network`` is a name of ``nni-bayes-nas list``, package.module:function, or ``space``: the derived network of
-    ``architecture``, an architecture.json, in the space of the run.
+    ``architecture``, an architecture.json or its choices, in the space of the run; a run keeps the choices.
 
     For every one of ``kinds`` a hypernetwork is trained over ``lambda_range`` and read off at ``lambdas``; for every
     one of ``direct`` a network at this lambda alone; all with every one of ``priors``, and ``repeats`` times. What is
     read off is pruned to every one of ``fractions``, by whole neurons and filters if ``structured``, and trained on for
-    ``finetune_epochs``. ``draws`` of the weights make the predictive distribution. ``inputs`` raw takes the
+    ``finetune_epochs``. Gradients are clipped to a norm of ``gradient_clip``, or every entry of them to
+    ``gradient_clip_value``. ``draws`` of the weights make the predictive distribution. ``inputs`` raw takes the
     standardization of the data back.
     """
 
     network: str = "mlp"
     network_args: dict[str, Any] = field(default_factory=dict)
-    architecture: str | None = None
+    architecture: str | dict[str, Any] | None = None
     kinds: tuple[Literal["linear", "piecewise_linear", "low_rank", "mlp"], ...] = ("piecewise_linear",)
     direct: tuple[float, ...] = ()
     lambdas: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
@@ -77,6 +78,7 @@ class CompressConfig:
     shared_until: float = 0.1
     optimizer: Literal["adam", "sgd"] = "adam"
     gradient_clip: float | None = None
+    gradient_clip_value: float | None = None
     inputs: Literal["raw", "standardized"] = "raw"
     fractions: tuple[float, ...] = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98)
     scope: Literal["global", "layer"] = "global"
@@ -102,6 +104,13 @@ class CompressConfig:
         has = bool(self.lambdas) or not self.kinds
         require(has, "compress.lambdas", "must name what is read off", [], "[0.1, 1.0], say")
         require(bool(self.priors), "compress.priors", "must name a prior", [], "[ard], say")
+        of_points = self.weights != "point" or self.priors == ("fixed",)
+        rule = "must be [fixed], N(0, prior_sd^2), for weights that are points"
+        require(of_points, "compress.priors", rule, list(self.priors), "set it, or weights to variational")
+        require(bool(self.fractions), "compress.fractions", "must name a share that is left out", [], "[0.0, 0.9], say")
+        learns = not self.kinds or self.shared_until < 1
+        rule = "must be below 1, for knots to differ"
+        require(learns, "compress.shared_until", rule, self.shared_until, "0.1 is the default")
         for name in ("kinds", "direct", "priors", "lambdas", "fractions"):
             given = getattr(self, name)
             require(len(set(given)) == len(given), f"compress.{name}", "must be distinct", given, "leave one out")
@@ -113,8 +122,12 @@ class CompressConfig:
             require(n <= self.batch_size, "compress.lambdas_per_step", rule, n, "lower it, or divide_batch: false")
         for lam in self.direct:
             require(lam >= 0, "compress.direct", "must not be negative", lam, "1 gives the evidence bound")
-        clip = self.gradient_clip
-        require(clip is None or clip > 0, "compress.gradient_clip", "must be positive", clip, "null means none")
+        for name in ("gradient_clip", "gradient_clip_value"):
+            clip = getattr(self, name)
+            require(clip is None or clip > 0, f"compress.{name}", "must be positive", clip, "null means none")
+        one = self.gradient_clip is None or self.gradient_clip_value is None
+        rule = "must be null beside gradient_clip, which is that of the norm"
+        require(one, "compress.gradient_clip_value", rule, self.gradient_clip_value, "leave one out")
         fits = (self.architecture is not None) == (self.network == "space")
         rule = "must be an architecture.json for the network `space`, and null for others"
         require(fits, "compress.architecture", rule, self.architecture, "a retrain trial's folder has one")

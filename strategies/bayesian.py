@@ -175,16 +175,19 @@ class BayesianModule(BilevelModule):
 
         KL of the weights that are on, where they depend on the structure, and -log p(architecture).
         """
-        units = self.structure.units
-        prior = [dirichlet.mean(law.prior_concentrations(u, self.bayes.prior, self.bayes.none_prior)) for u in units]
-        parts = [law.log_prob(u, p, dict(choices)) for u, p in zip(units, prior, strict=True)]
-        kl = -self.bayes.kl_structure * float(torch.stack(parts).sum())
+        kl = self.bayes.kl_structure * self.surprise_of(choices)
         if self.gates and self.bayes.dependence == "gated":
             weights = self.binding.weights_of(choices, self.structure.reference)
             with torch.no_grad():
                 on = self.gate_table(weights)
                 kl += self.bayes.kl_weights * float((on * divergences(list(self.gates))).sum())
         return kl / self.n_training("all")
+
+    def surprise_of(self, choices: Mapping[str, Any]) -> float:
+        """-log p(architecture) a priori, in nats: the divergence of a structure that is this one for certain."""
+        units = self.structure.units
+        prior = [dirichlet.mean(law.prior_concentrations(u, self.bayes.prior, self.bayes.none_prior)) for u in units]
+        return -float(torch.stack([law.log_prob(u, p, dict(choices)) for u, p in zip(units, prior, strict=True)]).sum())
 
     def weight_divergences(self, draws: list[dict[str, Tensor]], part: str) -> dict[str, Tensor]:
         """The divergence of the weights, per object of a part of the data, in the mean of some mixing weights."""

@@ -170,6 +170,11 @@ class DirichletDARTS(DifferentiableStrategy):
         )
         _check(family, self.bayes, lambda_range, complexity, floor)
         check_lambda(n_knots, target_range)
+        if weight_hypernet != "constant" and (auxiliary or normalize or partial_channels > 1):
+            raise ConfigError(
+                "with weights that depend on lambda every network must be a part of the supernet, got auxiliary "
+                f"{auxiliary}, normalize {normalize} and partial_channels {partial_channels}; leave these out."
+            )
         self._n_knots = n_knots
         self._hyper: LambdaWeights | None = None
         if cuda_graphs and accumulate:

@@ -7,6 +7,7 @@ from typing import Any
 
 from nni.compression.base.setting import PruningSetting
 from nni.compression.pruning import LevelPruner
+from nni.compression.pruning.tools import norm_metrics
 from torch import Tensor, nn
 
 from nni_bayes_nas.bayes import normal
@@ -65,7 +66,10 @@ class RelativeDensityPruner(LevelPruner):  # type: ignore[misc]
 
     def _calculate_metrics(self, data: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
         sd = self._deviations()
-        return {
+        squares = {
             name: {target: (mean.detach() / sd[name]).square() for target, mean in targets.items()}
             for name, targets in data.items()
         }
+        # Of a granularity, "out_channel" say, their sums: of a block a product of densities.
+        found: dict[str, dict[str, Tensor]] = norm_metrics(p=1, data=squares, target_spaces=self._target_spaces)
+        return found

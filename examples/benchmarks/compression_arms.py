@@ -1,7 +1,8 @@
 """What `compression.py` trains: networks, recipes and jobs, by preset.
 
 `seed` is the experiment of the project's seed, and `authors` the table that came of it: their networks and recipes
-(O. Grebenkova, O. Bakhteev, V. Strijov), beside ours for as many steps.
+(O. Grebenkova, O. Bakhteev, V. Strijov), but for the rate, which falls here as it does in all arms; beside ours for as
+many steps.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ LAMBDAS = (0.1, 0.3, 1.0, 1.7, 3.0)
 RANGE = (0.1, 3.0)
 # How far the size goes, where what the largest networks are worth is not asked.
 WIDE = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+DENSE = {"weights": "point", "priors": ["fixed"]}
 COMPRESSIONS = (1, 10, 20, 50, 68, 100)
 SHARES = (0.0, 0.5, 0.7, 0.8, 0.9)
 
@@ -73,7 +75,7 @@ def lenet(epochs: int, hyper_epochs: int, compressions: tuple[int, ...] = COMPRE
     }
     hyper = {**shared, "epochs": hyper_epochs}
     wide = {"lambda_range": [min(WIDE), max(WIDE)], "lambdas": list(WIDE), "fractions": [0.0], "finetune_epochs": 0}
-    dense = {**shared, "weights": "point", "epochs": epochs}
+    dense = {**shared, **DENSE, "epochs": epochs}
     return (
         Arm("300-100, direct", {**shared, "epochs": epochs}, direct(LAMBDAS)),
         Arm("300-100, hypernetwork", hyper, (("piecewise_linear", None),)),
@@ -89,7 +91,7 @@ def small(epochs: int) -> tuple[Arm, ...]:
         shared = {"network": "mlp", "network_args": {"hidden": [hidden]}, "fractions": list(SHARES), "epochs": epochs}
         name = f"784-{hidden}-10"
         found.append(Arm(name, {**shared, "rho_learning_rate": 6e-3}, direct((0.1, 0.3, 1.0))))
-        found.append(Arm(f"{name}, dense", {**shared, "weights": "point"}, direct(DECAYS), "fixed"))
+        found.append(Arm(f"{name}, dense", {**shared, **DENSE}, direct(DECAYS), "fixed"))
     return tuple(found)
 
 
@@ -208,13 +210,15 @@ def authors_table(epochs: int, hyper_epochs: int, more: int) -> tuple[Arm, ...]:
         "rho": -3.0,
         "learning_rate": 5e-4,
         "rho_learning_rate": 5e-4,
-        "gradient_clip": 1.0,
+        "gradient_clip_value": 1.0,
+        "warmup": 0.0,
+        "shared_until": 0.0,
         "scope": "layer",
     }
     hyper = {"epochs": hyper_epochs, "lambdas_per_step": 5}
     found = []
     for name, (weights, prior) in AUTHORS.items():
-        recipe = {**theirs, "weights": weights}
+        recipe = {**theirs, "weights": weights, "priors": [prior]}
         found.append(Arm(f"{name}", {**recipe, "epochs": epochs}, direct(AUTHORS_LAMBDAS), prior))
         kinds = (("linear", None), ("piecewise_linear", None))
         found.append(Arm(f"{name}, hypernetwork", {**recipe, **hyper}, kinds, prior, more))
@@ -264,7 +268,7 @@ def convolutional(channels: tuple[int, ...], hidden: int, epochs: int) -> tuple[
     return (
         Arm("cnn, direct", shared, direct((0.1, 1.0, 3.0))),
         Arm("cnn, hypernetwork", shared, (("piecewise_linear", None),)),
-        Arm("cnn, dense", {**shared, "weights": "point"}, direct((0.0, 3.0)), "fixed"),
+        Arm("cnn, dense", {**shared, **DENSE}, direct((0.0, 3.0)), "fixed"),
     )
 
 
@@ -299,3 +303,17 @@ def jobs(
             parameters = {"trial": name, "hypernet": kind, "lambda": lam, "prior": arm.prior, "seed": seed}
             found[arm.name, kind, lam, seed] = Job(name, "compress", config, parameters, (seed,))
     return found
+
+
+def cost_jobs(options: argparse.Namespace, presets: Mapping[str, Setting] = PRESETS) -> list[Job]:
+    """Of presets with LeNet-300-100: what a step of its hypernetwork costs."""
+    setting = presets[options.preset]
+    arms = [arm for arm in setting.arms if arm.name == "300-100, hypernetwork"]
+    config = {
+        "data": data_section(options, setting.limit, setting.val_limit),
+        "experiment": {"device": "cpu", "threads": 1},
+    }
+    return [
+        Job("cost", "compression_cost:cost", {**config, "compress": arm.compress}, {"trial": "cost", "seed": 0}, (-1,))
+        for arm in arms
+    ]

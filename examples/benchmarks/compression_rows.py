@@ -21,6 +21,7 @@ def run_rows(arm: str, job: Job, outcome: Outcome) -> list[dict[str, Any]]:
             {
                 "fraction": round(point["fraction"], 5),
                 "kept": point["kept"],
+                "bytes": point.get("bytes"),
                 **{name: _error(point[f"{name}_accuracy"]) for name in ("val", "test")},
                 **{
                     f"tuned_{name}": _error(point["finetuned"][f"{name}_accuracy"])
@@ -76,6 +77,11 @@ class Curves:
         values = self.values(lam, fraction, name)
         return statistics.fmean(values) if values else None
 
+    def sizes(self, fraction: float) -> list[int]:
+        """Bytes of all networks of a share."""
+        points = [point for row in self.rows for point in row["curve"] if abs(point["fraction"] - fraction) < 1e-4]
+        return [point["bytes"] for point in points if point.get("bytes")]
+
     def mean_of(self, lam: float, name: str) -> float | None:
         """Mean over seeds of a figure that the row has itself: "objective", "kept" say."""
         values = [row[name] for row in self.rows if row["lambda"] == lam and row.get(name) is not None]
@@ -103,9 +109,11 @@ class Curves:
         return None if found is None else (lam, found)
 
     def removable(self, lam: float, loss: float, tuned: bool = False) -> float:
-        """The largest share of which the mean test error rises by at most `loss`, in points, up to there as well."""
+        """The largest share up to which the mean test error is at most that of the best whole network, of all lambda,
+        and `loss` points; what has learned nothing has nothing to lose."""
         name = "tuned_test" if tuned else "test"
-        whole = self.mean(lam, 0.0, "test")
+        errors = [self.mean(one, 0.0, name) for one in self.lambdas]
+        whole = min((error for error in errors if error is not None), default=None)
         found = 0.0
         for fraction in self.fractions:
             error = self.mean(lam, fraction, name)

@@ -130,15 +130,11 @@ def training(options: argparse.Namespace, name: str, seed: int, choices: dict[st
 def compression(options: argparse.Namespace, name: str, seed: int, choices: dict[str, Any]) -> Job:
     """A hypernetwork of lambda for the weights of a cell."""
     from nni_bayes_nas.architecture import Architecture
-    from nni_bayes_nas.experiment.record import write_text
 
-    path = options.output.with_suffix(".architectures").resolve() / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
-    write_text(path, Architecture(choices).to_json())
     section = {
         **cut(options),
         "network": "space",
-        "architecture": str(path),
+        "architecture": Architecture(choices).canonical(),
         "epochs": PRESETS[options.preset].compress_epochs,
         "rho_learning_rate": 6e-3,
     }

@@ -105,8 +105,6 @@ def measure(names: tuple[str, ...], setting: Setting, seed: int, device: str) ->
     """One row: all arms in turns, then each alone for its memory."""
     started = time.perf_counter()
     peaks = {low: peak_gflops(device, low) for low in (False, True)}
-    seconds = in_turns(names, setting, seed, device)
-    gflops = Search("plain", setting, seed, device).flops() / 1e9
     memory = {}
     # Every process imports for ten seconds: a quick check looks at the two that the target compares.
     for arm in ("NNI", "fused") if setting in PRESETS["smoke"] else names:
@@ -116,6 +114,9 @@ def measure(names: tuple[str, ...], setting: Setting, seed: int, device: str) ->
             continue
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             memory[arm] = pool.apply(peak_mib, arguments)
+    # After it: all arms at once take more than is left for one beside them.
+    seconds = in_turns(names, setting, seed, device)
+    gflops = Search("plain", setting, seed, device).flops() / 1e9
     milliseconds = milliseconds_of(seconds)
     return {
         **asdict(setting),

@@ -9,7 +9,9 @@ from typing import Any
 from contract import data_section
 from workers import Job
 
-CRITERIA = ("random", "gradient", "preconditioner", "snr", "effective_perturbation", "gain", "gain_per_flop")
+CRITERIA = ("random", "gradient", "preconditioner", "snr", "effective_perturbation", "gain")
+# With what a weight costs at its places, which in an MLP are one for all: of the CNN's neurons.
+OF_THE_CNN, OF_THE_CNN_FROZEN = (*CRITERIA, "gain_per_flop"), (0.8, 0.9)
 FROZEN = (0.6, 0.8, 0.9, 0.95)
 # Of the paper: SGD, tanh, 600 steps, the choice after 100.
 PAPER_CRITERIA, PAPER_FROZEN = (
@@ -71,6 +73,10 @@ def arms(preset: str) -> dict[tuple[str, str], Parameters]:
         for shift, suffix in ((0, ""), (2, ", augmented")):
             found[name, f"{FULL}{suffix}"] = {**cnn, "shift": shift}
             found[name, f"automatic{suffix}"] = {**cnn, "shift": shift, "selection": automatic}
+        for criterion in OF_THE_CNN if name == "cnn" else ():
+            for frozen in OF_THE_CNN_FROZEN:
+                selection = {**_selection(1 - frozen, criterion), "granularity": "neuron", "always": ["net.9"]}
+                found[name, f"neuron {criterion} {frozen:g}"] = {**cnn, "shift": 0, "selection": selection}
     return found | _paper(setting) | _zeroed(mlp) | _optimizers(mlp)
 
 
@@ -115,6 +121,8 @@ def _optimizers(mlp: Parameters) -> dict[tuple[str, str], Parameters]:
 def job(options: argparse.Namespace, group: str, arm: str, seed: int, parameters: Parameters) -> Job:
     """One training."""
     setting = PRESETS[options.preset]
-    config = {"data": data_section(options, setting.limit, 200 if options.preset == "smoke" else 5_000)}
+    # Of MNIST 55,000 images for training and 5,000 for validation.
+    parts: dict[str, Any] = {"val_limit": 200} if options.preset == "smoke" else {"val_fraction": 1 / 12}
+    config = {"data": data_section(options, setting.limit, **{"val_limit": None, **parts})}
     name = f"s{seed}-{group}-{arm}".replace(", ", "-").replace(" ", "-")
     return Job(name, "selection_runs:run_selection", config, {"trial": name, "seed": seed, **parameters}, (seed,))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import json
 import math
 import time
 from collections.abc import Callable
@@ -14,9 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nni_bayes_nas.config import Config
-from nni_bayes_nas.experiment.data import batches, load_data
-from nni_bayes_nas.experiment.uncertainty import scores
+from nni_bayes_nas.experiment.data import DataSplits, batches, load_data
+from nni_bayes_nas.experiment.uncertainty import ensemble, scores
 from nni_bayes_nas.optim import SGLD, ConstantSGD, PreconditionedSGLD, SelectiveOptimization
+
+# Whose iterates are draws from the posterior, and how many of them predictions are averaged over.
+_SAMPLERS, _DRAWS = ("sgld", "psgld", "mandt"), 10
 
 
 def _mlp(sizes: tuple[int, ...], activation: Callable[[], nn.Module]) -> nn.Sequential:
@@ -92,6 +98,27 @@ class Training(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+class Draws(pl.Callback):
+    """Networks along the second half of a training, evenly, the last one among them: draws where the optimizer draws.
+
+    Args:
+        n: How many.
+    """
+
+    def __init__(self, n: int) -> None:
+        self.n, self.states = n, list[dict[str, Tensor]]()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep one, where it is time."""
+        planned, step = int(trainer.estimated_stepping_batches), trainer.global_step
+        every = max(1, planned // (2 * self.n))
+        if (planned - step) % every == 0 and planned - step < every * self.n:
+            net: Any = pl_module.net
+            self.states.append({name: value.detach().clone() for name, value in net.state_dict().items()})
+
+
 class Clock(pl.Callback):
     """Process time of a training, all that is done for it included."""
 
@@ -107,6 +134,31 @@ class Clock(pl.Callback):
         self.seconds = time.process_time() - self.began
 
 
+@torch.no_grad()
+def _scores(
+    net: nn.Sequential, data: DataSplits, prefix: str, states: list[dict[str, Tensor]] | None = None
+) -> dict[str, float]:
+    """Of the network, or of the mean probabilities of some of its states, on validation and test data."""
+    own, found = copy.deepcopy(net.state_dict()), {}
+    net.eval()
+    for name, part in (("val", data.val), ("test", data.test)):
+        drawn = []
+        for state in states or [own]:
+            net.load_state_dict(state)
+            pairs = [(net(x).log_softmax(-1), y) for x, y in batches(part, 1000, seed=None)]
+            drawn.append(torch.cat([p for p, _ in pairs]))
+        of_part = scores(ensemble(drawn), torch.cat([y for _, y in pairs]))
+        found |= {f"{prefix}{name}_{key}": of_part[key] for key in ("accuracy", "nll", "ece")}
+    net.load_state_dict(own)
+    return found
+
+
+@functools.lru_cache(maxsize=1)
+def _data(section: str) -> DataSplits:
+    """Once for all trainings of a process."""
+    return load_data(Config.from_dict({"data": json.loads(section)}).data)
+
+
 def run_selection(
     config: Config, parameters: dict[str, Any], directory: Path, report: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
@@ -120,13 +172,15 @@ def run_selection(
         report: Called at the end.
     """
     seed = int(parameters["seed"])
-    data = load_data(config.data)
+    data = _data(json.dumps(config.to_dict()["data"], sort_keys=True))
     torch.manual_seed(seed)
     net = NETWORKS[parameters["network"]]()
     size, steps = int(parameters["batch_size"]), int(parameters["steps"])
     make = _optimizer(parameters["optimizer"], float(parameters["rate"]), len(data.train))
     module = Training(net, make, bool(parameters["falls"]), int(parameters.get("shift", 0)))
-    clock, callbacks = Clock(), list[pl.Callback]()
+    clock, draws, callbacks = Clock(), Draws(_DRAWS), list[pl.Callback]()
+    if parameters["optimizer"] in _SAMPLERS:
+        callbacks.append(draws)
     selection = parameters.get("selection")
     chosen = None if selection is None else SelectiveOptimization(**selection, batch_size=size, seed=seed)
     if chosen is not None:
@@ -143,13 +197,9 @@ def run_selection(
         enable_model_summary=False,
     )
     trainer.fit(module, loader)
-    found = {}
-    net.eval()
-    for name, part in (("val", data.val), ("test", data.test)):
-        with torch.no_grad():
-            pairs = [(net(x).log_softmax(-1), y) for x, y in batches(part, 1000, seed=None)]
-        of_part = scores(torch.cat([p for p, _ in pairs]), torch.cat([y for _, y in pairs]))
-        found |= {f"{name}_{key}": of_part[key] for key in ("accuracy", "nll", "ece")}
+    found = _scores(net, data, "")
+    if draws.states:
+        found |= _scores(net, data, "averaged_", draws.states)
     report({"default": found["val_accuracy"], "epoch": trainer.current_epoch})
     result = {"default": found["val_accuracy"], **found, "process_seconds": clock.seconds, "seed": seed}
     if chosen is not None:

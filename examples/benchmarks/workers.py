@@ -67,7 +67,7 @@ class Job:
         config = effective(Config.from_dict(self.config)).to_dict()
         # What has no part in the outcome.
         unused = {"refine", "report"}
-        if self.kind == "compress":
+        if self.kind == "compress" or self.kind.startswith("compression_"):
             unused |= {"strategy", "search", "retrain"}
         else:
             unused |= {"compress", *(("strategy", "search") if self.kind == "retrain" else ())}

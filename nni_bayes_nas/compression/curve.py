@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from nni_bayes_nas.compression.pruning import Scope, apply_masks, kept, masks, mean_network, prunable, scores
-from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.errors import ConfigError, SpaceError
 from nni_bayes_nas.layers.normalization import recalibrate
-from nni_bayes_nas.layers.variational import Variational, collect_kl
+from nni_bayes_nas.layers.variational import collect_kl
 
 
 def accuracy_pruning_curve(
@@ -44,11 +44,16 @@ def accuracy_pruning_curve(
 
     Raises:
         ConfigError: As `masks`.
+        SpaceError: Whole neurons, of a network of one layer.
     """
     found, inputs = scores(network), list(calibration)
-    total = sum(score.numel() for score in found.values())
+    total = sum(layer.weight.numel() for layer in prunable(network).values())
     if structured:
         del found[list(found)[-1]]
+        if not found:
+            raise SpaceError(
+                "whole neurons can go only before the last layer, but the network has no other; set structured to false"
+            )
     rows = []
     for fraction in fractions:
         pruned = mean_network(network)
@@ -71,7 +76,7 @@ def description_length(network: nn.Module, precision: int = 32) -> dict[str, flo
     """Bits that a network takes: what is left of its weights, where they are, and all that is not a weight.
 
     Args:
-        network: Pruned or not, Gaussian or plain.
+        network: Pruned or not, Gaussian or plain, packed too.
         precision: Bits of a number.
 
     Returns:
@@ -83,16 +88,16 @@ def description_length(network: nn.Module, precision: int = 32) -> dict[str, flo
     if precision < 1:
         raise ConfigError(f"precision must be at least 1 bit, got {precision}; 32 is single precision.")
     values = positions = 0.0
-    matrices = 0
+    of_weights: set[int] = set()
     for layer in prunable(network).values():
         n, k = layer.weight.numel(), int(torch.count_nonzero(layer.weight))
-        matrices += n
+        # As it lies there, or under a mask, or packed.
+        of_weights |= {id(p) for name, p in layer.named_parameters() if name != "bias"}
         values += precision * k
         positions += (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(2)
-    deviations = sum(m.rho.numel() for m in network.modules() if isinstance(m, Variational))
-    every = sum(p.numel() for p in network.parameters()) - deviations
+    others = sum(p.numel() for p in network.parameters() if id(p) not in of_weights)
     statistics = sum(b.numel() for name, b in network.named_buffers() if "running_" in name)
-    points = float(precision * (every - matrices + statistics))
+    points = float(precision * (others + statistics))
     result = {"values": values, "positions": positions, "points": points, "total": values + positions + points}
     divergences = collect_kl(network)
     if divergences:

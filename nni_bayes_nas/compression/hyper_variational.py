@@ -101,7 +101,7 @@ class HyperVariational(nn.Module):
 
     Raises:
         ConfigError: Options that cannot be.
-        SpaceError: Layers with weights that cannot be converted; it names them.
+        SpaceError: Layers with weights that cannot be converted, or that share one; it names them.
     """
 
     def __init__(
@@ -124,7 +124,9 @@ class HyperVariational(nn.Module):
     ) -> None:
         super().__init__()
         _check(kind, weights, prior, lambda_range, axis)
+        _check_tied(model)
         self.kind, self.weights, self.prior, self.prior_sd = kind, weights, prior, prior_sd
+        self.rank, self.hidden = rank, hidden
         self.axis: Axis | None = None
         self.single: float | None = None
         if isinstance(lambda_range, (int, float)):
@@ -144,7 +146,7 @@ class HyperVariational(nn.Module):
         self.prunable = [_of(name, "weight") for name in converted]
         if weights == "point":
             network = copy.deepcopy(model)
-        self.network = network
+        self.network = network.train()  # a network that comes in evaluation mode would learn without noise
         self.hyper = LambdaWeights(network, kind, knots=knots, rank=rank, hidden=hidden, seed=seed)
 
     def at(self, lam: float | None = None) -> AtLambda:
@@ -239,7 +241,10 @@ class HyperVariational(nn.Module):
         """What the numbers mean: saved with them."""
         axis = None if self.axis is None else [type(self.axis).__name__, self.axis.low, self.axis.high]
         options = {"kind": self.kind, "weights": self.weights, "prior": self.prior, "prior_sd": self.prior_sd}
-        return {**options, "axis": axis, "single": self.single, "knots": list(self.hyper.means.knots)}
+        shapes = {name: list(value.shape) for name, value in self.network.named_parameters()}
+        sizes = {"rank": self.rank, "hidden": self.hidden} if self.kind in ("low_rank", "mlp") else {}
+        knots = list(self.hyper.means.knots)
+        return {**options, "axis": axis, "single": self.single, "knots": knots, **sizes, "shapes": shapes}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Refuses those of another model.
@@ -248,7 +253,11 @@ class HyperVariational(nn.Module):
             ConfigError: Names what differs.
         """
         for name, value in self.get_extra_state().items():
-            if (was := state.get(name)) != value:
+            was = state.get(name)
+            if name == "shapes" and isinstance(was, dict):  # the first that differs says enough
+                name = next((key for key in {**value, **was} if value.get(key) != was.get(key)), name)
+                was, value = was.get(name, was), value.get(name, value)
+            if was != value:
                 raise ConfigError(
                     f"what is loaded must be of a model like this one, but {name} was {was}, not {value}."
                 )
@@ -294,6 +303,18 @@ def expected_log_likelihood(
 def _of(layer: str, name: str) -> str:
     """Name of a parameter of a layer, which may be the whole network."""
     return f"{layer}.{name}" if layer else name
+
+
+def _check_tied(model: nn.Module) -> None:
+    names: dict[int, str] = {}
+    for name, value in model.named_parameters(remove_duplicate=False):
+        # A module that occurs twice has its parameters under two names, of which torch knows the first.
+        path = name.rpartition(".")[0]
+        first = names.setdefault(id(value), name)
+        if first != name and model.get_submodule(path) is not model.get_submodule(first.rpartition(".")[0]):
+            raise SpaceError(
+                f"every layer must have weights of its own, but {first} and {name} are one; use one layer twice instead"
+            )
 
 
 def _check(kind: str, weights: str, prior: str, lambda_range: tuple[float, float] | float, axis: str) -> None:

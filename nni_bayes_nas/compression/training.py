@@ -72,7 +72,7 @@ class HyperVariationalModule(pl.LightningModule):
             require(0 <= share <= 1, name, "must lie in [0, 1], a share of the steps", share, "0.2 is usual")
         known = ("adam", "sgd")
         require(optimizer in known, "optimizer", f"must be one of {', '.join(known)}", optimizer, "adam is the default")
-        self.model = model
+        self.model = model.train()
         self.n_objects = n_objects
         self.rates = learning_rate, rho_learning_rate
         self.lambdas_per_step, self.divide_batch = lambdas_per_step, divide_batch
@@ -82,15 +82,32 @@ class HyperVariationalModule(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The mean over some lambda; NaN names its term, the layer if it is one's divergence, and the step."""
-        x, y = batch
         step = self.trainer.global_step
         progress = step / max(1, int(self.trainer.estimated_stepping_batches))
+        means = self.terms(batch, step, progress)
+        total = objective.total(means, {"complexity": elbo.warmth(progress, self.warmup)}, step=step)
+        for name, value in means.items():
+            self.log(f"train_{name}", value.detach(), on_step=False, on_epoch=True, batch_size=len(batch[1]))
+        return total
+
+    def terms(self, batch: Any, step: int, progress: float) -> dict[str, Tensor]:
+        """The loss and the complexity per object, means over the lambda of a step.
+
+        Args:
+            batch: Inputs and classes.
+            step: Number of the step.
+            progress: Share of the steps that are over.
+
+        Raises:
+            NumericsError: A complexity that is not finite; names the layer and lambda.
+        """
+        x, y = batch
         self.model.hyper.share(progress < self.shared_until)
-        lams = self.lambdas_at(step)
+        # Of a last batch that has fewer objects than lambdas some have none.
+        lams = self.lambdas_at(step)[: len(y) if self.divide_batch else None]
         parts = [(x, y)] * len(lams)
         if self.divide_batch:
             parts = list(zip(torch.tensor_split(x, len(lams)), torch.tensor_split(y, len(lams)), strict=True))
-        warmth = elbo.warmth(progress, self.warmup)
         terms: dict[str, list[Tensor]] = {"loss": [], "complexity": []}
         for lam, (inputs, targets) in zip(lams, parts, strict=True):
             found = self.model.at(lam)
@@ -99,10 +116,7 @@ class HyperVariationalModule(pl.LightningModule):
         means = {name: torch.stack(values).mean() for name, values in terms.items()}
         if not bool(torch.isfinite(means["complexity"])):
             self._name_the_layer(lams, step)
-        total = objective.total(means, {"complexity": warmth}, step=step)
-        for name, value in means.items():
-            self.log(f"train_{name}", value.detach(), on_step=False, on_epoch=True, batch_size=len(y))
-        return total
+        return means
 
     def lambdas_at(self, step: int) -> list[float]:
         """Those of a step, by seed and step alone, so that a run that goes on draws the same."""
@@ -146,17 +160,21 @@ class HyperVariationalModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Adam, or SGD; constant rates for half of the steps, then a straight line to a thousandth."""
-        rate, rho_rate = self.rates
-        groups = [{"params": list(self.model.hyper.means.parameters()), "lr": rate}]
-        if self.model.hyper.rhos is not None:
-            groups.append({"params": list(self.model.hyper.rhos.parameters()), "lr": rho_rate})
-        sgd = self.optimizer == "sgd"
-        made: Any = torch.optim.SGD(groups, momentum=0.9) if sgd else torch.optim.Adam(groups, fused=_FUSED)
+        made = self.made_optimizer()
         steps = max(1, int(self.trainer.estimated_stepping_batches))
         schedule = torch.optim.lr_scheduler.LambdaLR(
             made, lambda step: min(1.0, 2 * (1 - step / steps) + _LEFT_AT_THE_END)
         )
         return {"optimizer": made, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def made_optimizer(self) -> torch.optim.Optimizer:
+        """Of means and points, and of standard deviations, at the rates of the beginning."""
+        rate, rho_rate = self.rates
+        groups = [{"params": list(self.model.hyper.means.parameters()), "lr": rate}]
+        if self.model.hyper.rhos is not None:
+            groups.append({"params": list(self.model.hyper.rhos.parameters()), "lr": rho_rate})
+        sgd = self.optimizer == "sgd"
+        return torch.optim.SGD(groups, momentum=0.9) if sgd else torch.optim.Adam(groups, fused=_FUSED)
 
     def _grid(self) -> list[float]:
         return [self.model.draw(1, torch.Generator())[0]] if self.model.axis is None else self.model.axis.grid(3)
@@ -181,15 +199,26 @@ def finetune(
     A plain network, pruned or not, minimizes its loss; one with Gaussian layers E_q[-log p] + lam KL / m, per object.
 
     Args:
-        network: As `materialize`, `mean_network` or `prune` leave it; it stays on its device.
+        network: As `materialize`, `mean_network` or `prune` leave it; it stays on its device, and in its mode: it is
+            trained in training mode, whichever that is.
         loader: Batches of inputs and classes.
         epochs: Of the loader.
         learning_rate: At the first step.
-        lam: Lambda, of Gaussian layers.
+        lam: Lambda, of Gaussian layers; of the prior "scaled", whose layers know theirs, 1.
         n_objects: m; the size of the loader's data set if None.
+
+    Raises:
+        ConfigError: Numbers that cannot be.
+        NumericsError: A term that is not finite; it names the layer, if it is one's divergence.
     """
-    device = next(network.parameters()).device
-    module = _Finetuning(network, learning_rate, lam, len(loader.dataset) if n_objects is None else n_objects)
+    require(epochs >= 0, "epochs", "must not be negative", epochs, "3 are usual")
+    require(learning_rate > 0, "learning_rate", "must be positive", learning_rate, "0.001 is usual")
+    require(0 <= lam < float("inf"), "lam", "must be at least 0 and finite", lam, "1 gives the evidence bound")
+    m = len(loader.dataset) if n_objects is None else n_objects
+    require(m >= 1, "n_objects", "must be the size of the training set", m, "pass len(dataset)")
+    device, mode = next(network.parameters()).device, network.training
+    network.train()  # Lightning leaves the mode alone: noise and statistics of the batch would be off
+    module = _Finetuning(network, learning_rate, lam, m)
     trainer = pl.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=1,
@@ -200,7 +229,7 @@ def finetune(
         enable_model_summary=False,
     )
     trainer.fit(module, loader)
-    network.to(device)  # Lightning has moved it back
+    network.to(device).train(mode)  # Lightning has moved it back
 
 
 class _Finetuning(pl.LightningModule):
@@ -213,6 +242,9 @@ class _Finetuning(pl.LightningModule):
         terms = {"loss": F.cross_entropy(self.network(x), y)}
         if divergences := collect_kl(self.network):
             terms["complexity"] = self.price * torch.stack(list(divergences.values())).sum()
+            if not bool(torch.isfinite(terms["complexity"])):
+                for name, value in divergences.items():
+                    objective.check_finite(f"divergence of {name}", value, step=self.trainer.global_step)
         return objective.total(terms, step=self.trainer.global_step)
 
     def configure_optimizers(self) -> Any:

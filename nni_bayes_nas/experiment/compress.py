@@ -21,6 +21,7 @@ from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.experiment import evaluator as evaluation
 from nni_bayes_nas.experiment.build import build_space, drop_training_parts
 from nni_bayes_nas.experiment.callbacks import EpochLog, SeedEpochs
+from nni_bayes_nas.experiment.compressed import with_architecture
 from nni_bayes_nas.experiment.data import DataSplits, batches, load_data_on
 from nni_bayes_nas.experiment.pruned import calibration, every_batch, log_likelihood, look_at
 from nni_bayes_nas.experiment.retrained import save
@@ -54,7 +55,7 @@ def run_compress(
         data = load_data_on(device, config.data)
     with watch.stage("building"):
         model = build_model(config, data, parameters)
-        module = HyperVariationalModule(model, n_objects=len(data.train), seed=seed, **_options(settings))
+        module = HyperVariationalModule(model, n_objects=len(data.train), seed=seed, **module_options(settings))
 
     def intermediate(terms: dict[str, Any]) -> None:
         best = max(value for name, value in terms.items() if name.startswith("val_accuracy/"))
@@ -62,7 +63,13 @@ def run_compress(
 
     callbacks: list[Any] = [SeedEpochs(seed), EpochLog(directory, "compress", intermediate, watch=watch)]
     trainer = evaluation.trainer(
-        directory, settings.epochs, device, callbacks, clip=settings.gradient_clip, watch=watch
+        directory,
+        settings.epochs,
+        device,
+        callbacks,
+        clip=settings.gradient_clip or settings.gradient_clip_value,
+        clip_by="norm" if settings.gradient_clip_value is None else "value",
+        watch=watch,
     )
     trainer.fit(
         module,
@@ -141,12 +148,8 @@ def derived(config: Config, data: DataSplits, seed: int) -> nn.Module:
     Raises:
         ConfigError: The file cannot be read.
     """
-    path = Path(str(config.compress.architecture))
-    try:
-        architecture = Architecture.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"`compress.architecture` must be an architecture.json, but {path}: {error}") from error
-    network: nn.Module = architecture.build(build_space(config, data, seed, retraining=True))
+    choices: Any = with_architecture(config).compress.architecture
+    network: nn.Module = Architecture(choices).build(build_space(config, data, seed, retraining=True))
     drop_training_parts(network)
     return network
 
@@ -163,7 +166,7 @@ def check(config: Config, data: DataSplits) -> None:
     runs += [{"hypernet": "constant", "lambda": lam} for lam in settings.direct]
     for prior, parameters in itertools.product(settings.priors, runs):
         model = build_model(config, data, {**parameters, "prior": prior, "seed": config.seed}).eval()
-        HyperVariationalModule(model, n_objects=len(data.train), **_options(settings))
+        HyperVariationalModule(model, n_objects=len(data.train), **module_options(settings))
         with torch.no_grad():
             outputs = model(data.train[:2][0], model.single if model.axis is None else model.axis.low)
         if outputs.shape != (2, data.num_classes):
@@ -190,6 +193,7 @@ def _row(
     return {**row, **look_at(network, f"lambda{lam}", data, settings, seed, folder)}
 
 
-def _options(settings: CompressConfig) -> dict[str, Any]:
+def module_options(settings: CompressConfig) -> dict[str, Any]:
+    """Arguments of `HyperVariationalModule`."""
     names = ("learning_rate", "rho_learning_rate", "lambdas_per_step", "divide_batch", "warmup", "shared_until")
     return {name: getattr(settings, name) for name in (*names, "optimizer")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,22 @@ if TYPE_CHECKING:
     from nni_bayes_nas.experiment.data import DataSplits
 
 _SAME = 1e-3
+
+
+def with_architecture(config: Config) -> Config:
+    """A configuration that holds the choices of `compress.architecture` itself, not the file that they are in.
+
+    Raises:
+        ConfigError: The file cannot be read.
+    """
+    path = config.compress.architecture
+    if not isinstance(path, str):
+        return config
+    try:
+        choices = Architecture.from_json(Path(path).read_text(encoding="utf-8")).canonical()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"`compress.architecture` must be an architecture.json, but {path}: {error}") from error
+    return replace(config, compress=replace(config.compress, architecture=choices))
 
 
 @dataclass(frozen=True)
@@ -81,8 +97,8 @@ def find_compressed(run: Path, name: str, lam: float | None = None, fraction: fl
     if name not in rows:
         raise ConfigError(f"`{run}` has no compression `{name}`, {closest(name, rows)}")
     row = rows[name]
-    at = _one("--lambda", lam, {float(one["lambda"]): one for one in row["rows"]})
-    point = _one("--fraction", fraction, {float(one["fraction"]): one for one in at["curve"]})
+    at = _one("--lambda", lam, {float(one["lambda"]): one for one in row["rows"]}, 0.0)
+    point = _one("--fraction", fraction, {float(one["fraction"]): one for one in at["curve"]}, _SAME)
     directory = run / "trials" / name
     for path in (directory / "networks" / str(point.get("file")), directory / "data.json"):
         if not path.is_file():
@@ -129,13 +145,13 @@ def rebuild(found: Compressed) -> tuple[nn.Module, DataSplits]:
     return pack(network).eval(), data
 
 
-def _one(option: str, value: float | None, every: dict[float, dict[str, Any]]) -> dict[str, Any]:
+def _one(option: str, value: float | None, every: dict[float, dict[str, Any]], slack: float) -> dict[str, Any]:
     """The row of a value, up to rounding; of the only one where none is given."""
     if value is None and len(every) == 1:
         return next(iter(every.values()))
     if value is not None:
         near = min(every, key=lambda known: abs(known - value))
-        if math.isclose(near, value, abs_tol=_SAME, rel_tol=_SAME):
+        if math.isclose(near, value, abs_tol=slack, rel_tol=_SAME):
             return every[near]
     known = ", ".join(f"{one:.4g}" for one in every)
     raise ConfigError(f"`{option}` must be one of {known}, got {'none' if value is None else f'{value:g}'}")

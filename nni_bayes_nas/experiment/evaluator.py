@@ -281,6 +281,7 @@ def trainer(
     *,
     precision: Precision = "32-true",
     clip: float | None = None,
+    clip_by: str = "norm",
     watch: Stopwatch | None = None,
 ) -> Any:
     """A Lightning trainer without logger or progress bar that checkpoints every epoch into `directory`.
@@ -300,6 +301,7 @@ def trainer(
         num_sanity_val_steps=0,
         default_root_dir=directory,
         gradient_clip_val=clip,
+        gradient_clip_algorithm=None if clip is None else clip_by,
         callbacks=[Stages(watch), *callbacks, Checkpoints(directory, watch)],
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ def joint_rows(
     config: Config,
     seed: int,
     directory: Path,
+    tuning: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> list[dict[str, Any]]:
     """The derived network at every lambda with its weights there, and with ever fewer of them.
 
@@ -35,12 +38,15 @@ def joint_rows(
         config: The configuration; section `compress` says how networks are pruned.
         seed: Of draws.
         directory: Of the trial.
+        tuning: Inside it networks that are cut are trained further.
 
     Returns:
-        By lambda a row as of `nni-bayes-nas compress`, with "choices", "params" and "structure_kl", the divergence of
-        the structure, which "objective" counts too.
+        By lambda a row as of `nni-bayes-nas compress`, with "choices", "params" and "structure_kl", -log p of the
+        architecture: with it "objective" is the bound of q(weights) and the one architecture that was read off, of
+        whose law it has no part; "law_kl", the divergence of that.
     """
     bayes, structure, rows = strategy.bayes, strategy.structure, []
+    module = strategy.oneshot_module
     for found in architectures:
         lam = found["lambda"]
         if lam is None:
@@ -52,16 +58,18 @@ def joint_rows(
         total = expected_log_likelihood(network, every_batch(data.train), log_likelihood)
         with torch.no_grad():
             kl = float(torch.stack(list(collect_kl(network).values())).sum())
-            structure_kl = float(structure.divergence(structure.position(lam), bayes.prior, bayes.none_prior))
+            law_kl = float(structure.divergence(structure.position(lam), bayes.prior, bayes.none_prior))
+        structure_kl = module.surprise_of(found["choices"])
         complexity = lam * (bayes.kl_weights * kl + bayes.kl_structure * structure_kl)
         terms = {
             "expected_log_likelihood": total,
             "kl": kl,
             "structure_kl": structure_kl,
+            "law_kl": law_kl,
             "objective": total - complexity,
         }
         row = {"lambda": lam, "choices": found["choices"], "params": found["params"]}
         row |= {name: round(value, 3) for name, value in terms.items()}
-        rows.append(row | look_at(network, f"lambda{lam}", data, config.compress, seed, directory / "networks"))
+        rows.append(row | look_at(network, f"lambda{lam}", data, config.compress, seed, directory / "networks", tuning))
     save(strategy.lambda_weights.cpu(), data, directory)
     return rows

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,13 @@ def calibration(data: DataSplits, device: torch.device) -> list[Tensor]:
 
 
 def look_at(
-    network: nn.Module, stem: str, data: DataSplits, settings: CompressConfig, seed: int, folder: Path
+    network: nn.Module,
+    stem: str,
+    data: DataSplits,
+    settings: CompressConfig,
+    seed: int,
+    folder: Path,
+    tuning: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> dict[str, Any]:
     """What a network is worth; test data are read for the figures alone.
 
@@ -54,8 +62,8 @@ def look_at(
         Validation and test scores of the network of the means ("val_accuracy", "test_accuracy", "test_nll",
         "test_ece"); of Gaussian layers those of the predictive distribution ("predictive"), "z_above_1", weights above
         one standard deviation, and "bits", see `description_length`; "curve": by fraction, on validation and test data,
-        with the file of the network ("file") and the parameters of the smaller dense one ("params") where whole neurons
-        go and the network is a chain.
+        with the file of the network and its length ("file", "bytes") and the parameters of the smaller dense one
+        ("params") where whole neurons go and the network is a chain.
     """
     inputs = calibration(data, next(network.parameters()).device)
     plain = mean_network(network).eval()
@@ -72,7 +80,9 @@ def look_at(
         row["z_above_1"] = kept(cut)
         row["bits"] = {name: round(value) for name, value in description_length(cut).items()}
     parts = {"val": data.val, "test": data.test}
-    tune = partial(_finetune, data=data, settings=settings, seed=seed) if settings.finetune_epochs else None
+    tune = (
+        partial(_finetune, data=data, settings=settings, seed=seed, tuning=tuning) if settings.finetune_epochs else None
+    )
 
     def evaluate(pruned: nn.Module) -> dict[str, float]:
         found = {f"{name}_accuracy": _accuracy(pruned, part) for name, part in parts.items()}
@@ -83,7 +93,9 @@ def look_at(
 
     def keep(point: dict[str, Any], pruned: nn.Module) -> None:
         point["file"] = f"{stem}-fraction{point['fraction']}.pt"
-        torch.save(pack(pruned).cpu().state_dict(), folder / point["file"])
+        packed = pack(pruned).eval()
+        torch.save(packed.cpu().state_dict(), folder / point["file"])
+        point["bytes"] = (folder / point["file"]).stat().st_size
 
     folder.mkdir(exist_ok=True)
     row["curve"] = accuracy_pruning_curve(
@@ -112,8 +124,16 @@ def _accuracy(network: nn.Module, objects: Any) -> float:
     return float((log_probs.argmax(-1) == y).double().mean())
 
 
-def _finetune(network: nn.Module, *, data: DataSplits, settings: CompressConfig, seed: int) -> None:
+def _finetune(
+    network: nn.Module,
+    *,
+    data: DataSplits,
+    settings: CompressConfig,
+    seed: int,
+    tuning: Callable[[], AbstractContextManager[None]],
+) -> None:
     """Some epochs on what is left."""
     evaluation.quiet_lightning()
     loader = batches(data.train, settings.batch_size, seed=seed)
-    finetune(network, loader, settings.finetune_epochs, settings.finetune_learning_rate)
+    with tuning():
+        finetune(network, loader, settings.finetune_epochs, settings.finetune_learning_rate)

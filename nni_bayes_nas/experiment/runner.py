@@ -14,6 +14,7 @@ from nni_bayes_nas.config import Config
 from nni_bayes_nas.errors import ConfigError, RunError
 from nni_bayes_nas.experiment import launch, processes
 from nni_bayes_nas.experiment.check import check_same, checked
+from nni_bayes_nas.experiment.compressed import with_architecture
 from nni_bayes_nas.experiment.launch import Manager, run_state
 from nni_bayes_nas.experiment.progress import Progress
 from nni_bayes_nas.experiment.record import Record, refuse_other_run
@@ -54,6 +55,7 @@ def run(
     """
     output = Path(output).resolve()
     code_directory = Path(code_directory or Path.cwd()).resolve()
+    config = with_architecture(config)  # the run folder is all that `export` needs
     with _signals():
         manager = None
         try:

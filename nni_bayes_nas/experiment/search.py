@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import torch
 from nni.nas.execution import SequentialExecutionEngine
 from nni.nas.space import RawFormatModelSpace
 from torch import Tensor
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from nni_bayes_nas.architecture import Architecture
 from nni_bayes_nas.complexity.measure import count_macs, count_parameters
@@ -33,6 +31,7 @@ from nni_bayes_nas.experiment.packed import pack
 from nni_bayes_nas.experiment.posterior_file import posterior_file
 from nni_bayes_nas.experiment.record import write_json
 from nni_bayes_nas.experiment.selection import freeze_report_of, selective_search
+from nni_bayes_nas.experiment.step_counter import count_optimizer_steps
 from nni_bayes_nas.experiment.stopwatch import Stopwatch
 from nni_bayes_nas.experiment.tasks import evaluation_module, task_of
 from nni_bayes_nas.layers.variational import weight_noise
@@ -44,28 +43,6 @@ _RANDOM_TRIES = 60
 _NOISE_OF_BOUNDS = 0
 _CANDIDATES_LOOKED_AT = 20_000
 _DRAWS_PER_SAMPLE = 50
-
-
-class StepCounter:
-    """Counts the steps of every optimizer in the process, by torch's global hook."""
-
-    def __init__(self) -> None:
-        self.steps = 0
-
-    def __call__(self, *_: Any) -> None:
-        """Called by torch after each step."""
-        self.steps += 1
-
-
-@contextmanager
-def count_optimizer_steps() -> Iterator[StepCounter]:
-    """Count optimizer steps inside the block."""
-    counter = StepCounter()
-    handle = register_optimizer_step_post_hook(counter)
-    try:
-        yield counter
-    finally:
-        handle.remove()
 
 
 def run_search(
@@ -116,7 +93,7 @@ def run_search(
         architectures, curve, random = read() if meeting is None else strategy.replica.in_turn(read)
         candidates = reader.candidates(parameters) if parameters.get("candidates") else []
         joint = strategy.lambda_weights is not None and data.task == "classification"
-        rows = joint_rows(strategy, architectures, data, config, seed, directory) if joint else []
+        rows = joint_rows(strategy, architectures, data, config, seed, directory, after.paused) if joint else []
     terms = mean_over_loaders({k: float(v) for k, v in module.trainer.callback_metrics.items()})
     if not terms:
         terms = last_terms(directory)

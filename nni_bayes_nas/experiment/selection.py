@@ -36,6 +36,8 @@ class SelectiveSearch(SelectiveOptimization):
         Raises:
             ConfigError: None would.
         """
+        if not self._goes_on:
+            self._batches = 0
         super().on_train_start(trainer, pl_module)
         if self.n_active == 0:
             raise ConfigError(

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.data import DataLoader
 
+from nni_bayes_nas.layers.variational import Variational
 from nni_bayes_nas.optim.holding import Holding
 
 
@@ -39,6 +40,8 @@ class BatchIndices:
         return len(self.sampler)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "sampler":  # not there yet: while it is copied
+            raise AttributeError(name)
         return getattr(self.sampler, name)
 
     def of(self, batch_idx: int) -> Tensor | None:
@@ -68,8 +71,8 @@ class ActivationCache:
 
     The beginning ends before the first module of which something is optimized, or that is not the same twice (dropout).
     Of a linear layer that comes there and of which some rows are optimized, the outputs of the other rows are kept too.
-    Whether an object is the one that it was is looked at by the sum and the sum of squares of its input: where data are
-    augmented, nothing is kept any more.
+    Whether an object is the one that it was is looked at by a weighted sum and the sum of squares of its input, of
+    which a flip or a shift changes the first: where data are augmented, nothing is kept any more.
 
     Args:
         chain: The network; its `forward` is replaced until `release`.
@@ -91,7 +94,7 @@ class ActivationCache:
         for module in self.modules:
             name = names[id(module)]
             own = [holding.some.get(f"{prefix}{name}.{key}", False) for key, _ in module.named_parameters()]
-            if any(own) or isinstance(module, _DropoutNd) or (isinstance(module, _BatchNorm) and module.training):
+            if any(own) or any(_differs(part) for part in module.modules()):
                 break
             self.cut += 1
         self.rows = None
@@ -106,6 +109,7 @@ class ActivationCache:
         self._kept: list[Tensor] = []
         self._known = torch.zeros(n_objects, dtype=torch.bool)
         self._sums = torch.zeros(n_objects, 2, dtype=torch.float64)
+        self._weights: Tensor | None = None
         if self.why_not is None:
             vars(chain)["forward"] = self._forward
 
@@ -145,9 +149,12 @@ class ActivationCache:
     def _look_up(self, x: Tensor, at: Tensor) -> list[Tensor] | None:
         """The output of the beginning, and that of the other rows behind it; computed where it is not known."""
         flat = x.flatten(1).double()
-        sums = torch.stack([flat.sum(1), flat.square().sum(1)], 1).cpu()
+        if self._weights is None or self._weights.shape[0] != flat.shape[1]:
+            drawn = torch.randn(flat.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+            self._weights = drawn.to(x.device)
+        sums = torch.stack([flat @ self._weights, flat.square().sum(1)], 1).cpu()
         if bool(self._known[at].all()):
-            if not torch.allclose(self._sums[at], sums, rtol=1e-9, atol=0.0):
+            if not torch.allclose(self._sums[at], sums, rtol=1e-9, atol=1e-9):
                 self.why_not = "the same object was another one: data are augmented"
                 self._kept = []
                 return None
@@ -171,6 +178,12 @@ class ActivationCache:
             whole.index_copy_(0, at.to(x.device), part)
         self._known[at], self._sums[at] = True, sums
         return found
+
+
+def _differs(module: nn.Module) -> bool:
+    """Whether a module gives another output, or changes itself, when it sees an object again in training."""
+    random = isinstance(module, (_DropoutNd, Variational)) or "drop" in type(module).__name__.lower()
+    return random or (isinstance(module, _NormBase) and module.training)
 
 
 def _flat(chain: Sequence[nn.Module] | nn.Sequential) -> Iterator[nn.Module]:

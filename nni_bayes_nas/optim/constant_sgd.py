@@ -23,7 +23,7 @@ class ConstantSGD(Sampler):
 
     for the Hessian A of U. KL(N(w*, Sigma) || posterior) is least, whatever A is, at
 
-        scalar      H = 2 D / (n_objects tr Var(g)) for all D parameters
+        scalar      H = 2 D / (n_objects tr Var(g)) for all D parameters whose gradients have noise
         diagonal    H_i = 2 / (n_objects Var(g_i))
 
     where Var(g) is that of mini-batches, as they come: C / S for the covariance C of single objects and batches of S.
@@ -59,12 +59,17 @@ class ConstantSGD(Sampler):
         weight_decay: float = 0.0,
         foreach: bool | None = None,
     ) -> None:
-        if preconditioner not in PRECONDITIONERS:
-            known = ", ".join(PRECONDITIONERS)
-            raise ConfigError(f"preconditioner must be one of {known}, got {preconditioner!r}.")
         defaults = {"lr": lr, "n_objects": n_objects, "gather": gather, "decay": decay, "max_lr": max_lr}
         more = {"preconditioner": preconditioner, "weight_decay": weight_decay}
         super().__init__(params, {**defaults, **more}, foreach=foreach)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As of any optimizer; its values are looked at."""
+        preconditioner = {**self.defaults, **param_group}["preconditioner"]
+        if preconditioner not in PRECONDITIONERS:
+            known = ", ".join(PRECONDITIONERS)
+            raise ConfigError(f"preconditioner must be one of {known}, got {preconditioner!r}.")
+        super().add_param_group(param_group)
 
     def update(self, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor]) -> None:
         """See the class."""
@@ -83,7 +88,9 @@ class ConstantSGD(Sampler):
             torch._foreach_addcmul_(params, slopes, rates, value=-1.0)
         else:
             known = [v for v, wait in zip(variances, late, strict=True) if not wait]
-            n, total = sum(v.numel() for v in known), torch.stack([v.sum() for v in known]).sum()
+            # Entries without noise, those that are held where they are say, are not among the D.
+            n = torch.stack([(v > 0).sum() for v in known]).sum()
+            total = torch.stack([v.sum() for v in known]).sum()
             rate = (2 * n / (group["n_objects"] * total)).clamp_max(group["max_lr"])
             rates = [slope.new_tensor(group["lr"]) if wait else rate for slope, wait in zip(slopes, late, strict=True)]
             torch._foreach_sub_(params, torch._foreach_mul(slopes, rates))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ def multiply_accumulates(
     places: Mapping[str, int],
     cached: int = 0,
     rows_cached: bool = False,
+    split: Collection[str] | None = None,
 ) -> dict[str, int]:
     """Of one object: a pass forward, and backward the gradients of inputs and of weights.
 
@@ -27,6 +28,8 @@ def multiply_accumulates(
         places: Of an object, by the name of a module.
         cached: Layers at the beginning whose outputs are known.
         rows_cached: Whether in the layer behind them the outputs of the rows that are not active are known.
+        split: Names of the layers that are run by rows, of others all gradients are taken where one is active; None:
+            all that are active in part.
 
     Returns:
         "forward", "inputs", "weights" and "total".
@@ -37,7 +40,9 @@ def multiply_accumulates(
         if p.dim() < 2:
             continue
         each = p.numel() * places.get(name.rpartition(".")[0], 1)
-        rows = active[name].flatten(1).any(1).double().mean() if active else 1.0
+        rows = float(active[name].flatten(1).any(1).double().mean()) if active else 1.0
+        if split is not None and rows > 0 and name.rpartition(".")[0] not in split:
+            rows = 1.0
         known = layer < cached or (layer == cached and rows_cached)
         found["forward"] += (round(each * float(rows)) if layer == cached else 0) if known else each
         found["inputs"] += each if begun else 0

@@ -130,6 +130,18 @@ class Holding:
             self._partly.append(_Partly(tensor, mask, tensor.detach().clone()))
 
 
+def are_of_rows(optimizers: Sequence[torch.optim.Optimizer]) -> bool:
+    """Whether moments are those of some rows, of a checkpoint that was written while layers were split."""
+    for optimizer in optimizers:
+        for p, state in optimizer.state.items():
+            if any(
+                isinstance(x, Tensor) and x.dim() > 0 and x.shape[1:] == p.shape[1:] and x.shape != p.shape
+                for x in state.values()
+            ):
+                return True
+    return False
+
+
 def _pairs(rows: Rows) -> list[tuple[Tensor, Tensor]]:
     """Whole parameters of the layer, and their active rows."""
     found: list[tuple[Tensor, Tensor]] = [(rows.layer.weight, rows.weight)]

@@ -56,27 +56,33 @@ class LayerCosts:
             if name is not None:
                 self._last = name
                 if isinstance(output, Tensor) and output.dim() >= 2:
-                    features = output.shape[-1] if output.dim() < 4 else output.shape[1]
+                    convolves = isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+                    features = output.shape[1] if convolves or output.dim() == 4 else output.shape[-1]
                     self.places[name] = max(1, output.numel() // (len(output) * int(features)))
             self.seconds[self._last] = self.seconds.get(self._last, 0.0) + time.perf_counter() - self._began
 
         return hook
 
 
-def best_cut(gains: Sequence[float], costs: Sequence[float]) -> int:
+# Of a pass forward, and backward to inputs and to weights, the share that a frozen layer does without.
+BACKWARD = 2 / 3
+
+
+def best_cut(gains: Sequence[float], costs: Sequence[float], saved: float = 1.0) -> int:
     """How many layers from the beginning on to freeze: the share of the costs saved, less the share of the gain.
 
-    max over c of sum_{i < c} costs_i / sum costs - sum_{i < c} gains_i / sum gains; the last layer is never frozen. A
-    frozen beginning is taken to cost nothing, as one whose outputs are kept.
+    max over c of saved * sum_{i < c} costs_i / sum costs - sum_{i < c} gains_i / sum gains; the last layer is never
+    frozen.
 
     Args:
         gains: What is expected of optimizing each layer further, in the order of the network.
         costs: Of each.
+        saved: Share of a layer's cost that freezing saves: all of it where its outputs are kept, else `BACKWARD`.
     """
     all_gains, all_costs = max(sum(gains), 1e-30), max(sum(costs), 1e-30)
     best, value, at = 0, 0.0, 0.0
     for i, (gain, cost) in enumerate(zip(gains[:-1], costs[:-1], strict=True)):
-        at += cost / all_costs - gain / all_gains
+        at += saved * cost / all_costs - gain / all_gains
         if at > value:
             best, value = i + 1, at
     return best

@@ -43,9 +43,10 @@ class Sampler(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As of any optimizer; its values are looked at."""
         for name, value in {**self.defaults, **param_group}.items():
-            if name in _RULES and not _RULES[name][0](value):
+            if name in _RULES and (not isinstance(value, (int, float)) or not _RULES[name][0](value)):
                 raise ConfigError(f"{name} must be {_RULES[name][1]}, got {value}.")
         super().add_param_group(param_group)
+        self.param_groups[-1].setdefault("steps", 0)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

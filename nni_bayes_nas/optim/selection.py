@@ -32,6 +32,8 @@ GRANULARITIES: tuple[Granularity, ...] = ("weight", "neuron", "layer", "prefix")
 KEEPING: dict[Keeping, tuple[Part, ...]] = {"magnitude": (), "z": ("chain",), "random": ()}
 """What weights that are kept are ranked by, and the statistics for it."""
 _TINY = 1e-30
+# Of variances, in units of their mean.
+_LEAST_VARIANCE = 1e-3
 
 
 def scores(criterion: Criterion, statistics: GradientStatistics, generator: torch.Generator) -> dict[str, Tensor]:
@@ -39,7 +41,8 @@ def scores(criterion: Criterion, statistics: GradientStatistics, generator: torc
 
     - `random`: uniform numbers;
     - `gradient`: mean |g| over the steps that were counted;
-    - `preconditioner`: |E g| / Var(g), the step of the optimal preconditioner (`ConstantSGD`);
+    - `preconditioner`: |E g| / Var(g), the step of the optimal preconditioner (`ConstantSGD`), of variances of at least
+      a thousandth of the mean of all, as H has a largest entry there;
     - `snr`: |E g| / sqrt(Var(g));
     - `effective_perturbation`: see `GradientStatistics`;
     - `gain`: (E g)^2 / sqrt(E g^2), by how much a step of a rate that is scaled as Adam's lowers the loss;
@@ -64,11 +67,14 @@ def scores(criterion: Criterion, statistics: GradientStatistics, generator: torc
     if criterion in ("gain", "gain_per_flop"):
         squares = statistics.second_moment()
         return {name: g.square() / squares[name].clamp_min(_TINY).sqrt() for name, g in mean.items()}
-    power = 1.0 if criterion == "preconditioner" else 0.5
     variance = statistics.variance()
+    if criterion == "preconditioner":
+        every = sum(float(v.sum()) for v in variance.values()) / sum(v.numel() for v in variance.values())
+        least = max(_LEAST_VARIANCE * every, _TINY)
+        return {name: g.abs() / variance[name].clamp_min(least) for name, g in mean.items()}
     # Where there is no noise and no gradient, that of a dead input, there is nothing to gain.
     return {
-        name: torch.where(g == 0, 0.0, g.abs() / variance[name].clamp_min(_TINY) ** power) for name, g in mean.items()
+        name: torch.where(g == 0, 0.0, g.abs() / variance[name].clamp_min(_TINY).sqrt()) for name, g in mean.items()
     }
 
 
@@ -132,7 +138,9 @@ def choose(
     costs: Tensor | None = None,
     in_order: bool = False,
 ) -> dict[str, Tensor]:
-    """Exactly k entries: groups of the largest sum of scores, as many as fit, and of the next one its best entries.
+    """Exactly k entries: groups of the largest score per entry, as many as fit, and of the next one its best entries.
+
+    Of a budget of entries that is the greedy choice of the largest sum; a large group is not better for being large.
 
     Args:
         k: How many.
@@ -140,7 +148,7 @@ def choose(
         together: Of `groups`; None: every entry by itself.
         allowed: Those that may be chosen, booleans; None: all.
         always: Names of parameters that are chosen before all others.
-        costs: Of every group: their sums are divided by it.
+        costs: Of every group: sums of scores are divided by it, not by the number of entries that may be chosen.
         in_order: Take the last groups, a suffix of the network, whatever the scores.
 
     Returns:
@@ -163,8 +171,8 @@ def choose(
     first = torch.cat([torch.full((v.numel(),), name in always) for name, v in values.items()]).to(flat.device)
     number = int(ids.max()) + 1 if len(ids) else 0
     sums = flat.new_zeros(number).index_add(0, ids[may], flat[may])
-    if costs is not None:
-        sums = sums / costs.to(sums)
+    sizes = torch.bincount(ids[may], minlength=number).clamp_min(1) if costs is None else costs
+    sums = sums / sizes.to(sums)
     rank = torch.arange(number, device=flat.device) if in_order else _places(sums)
     # Sorted by: always, place of the group, own score; stable, so that ties fall to what comes first.
     order = flat.argsort(descending=True, stable=True)

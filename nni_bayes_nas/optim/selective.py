@@ -12,21 +12,19 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from nni_bayes_nas.coercion import require
 from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.optim.amounts import amount_of, planned_steps, within
 from nni_bayes_nas.optim.cache import ActivationCache, BatchIndices, chain_of, watch_indices, why_not
 from nni_bayes_nas.optim.freeze_report import by_layer, multiply_accumulates, state_bytes
-from nni_bayes_nas.optim.holding import Holding
-from nni_bayes_nas.optim.layer_cost import LayerCosts, best_cut
+from nni_bayes_nas.optim.holding import Holding, are_of_rows
+from nni_bayes_nas.optim.layer_cost import BACKWARD, LayerCosts, best_cut
+from nni_bayes_nas.optim.options import check_optimizer, check_options
 from nni_bayes_nas.optim.selection import (
-    GRANULARITIES,
     KEEPING,
     NEEDS,
     Criterion,
     Granularity,
     Keeping,
-    check_criterion,
     choose,
     groups,
     keeping_scores,
@@ -91,26 +89,7 @@ class SelectiveOptimization(pl.Callback):
         cache_limit: int = 2**30,
         seed: int = 0,
     ) -> None:
-        check_criterion(criterion)
-        for name, value, known in (
-            ("granularity", granularity, GRANULARITIES),
-            ("keep_by", keep_by, tuple(KEEPING)),
-            ("zero_at", zero_at, ("selection", "end")),
-        ):
-            require(value in known, name, f"must be one of {', '.join(known)}", value, f"{known[0]} say")
-        whole = active != "auto" or (granularity == "prefix" and criterion not in ("random", "gain_per_flop"))
-        rule = "auto needs granularity prefix and a criterion that measures"
-        require(whole, "active", rule, f"{granularity} and {criterion}", "gain, say")
-        share_of_all = 1.0 if active == "auto" else active
-        for name, amount in (("active", share_of_all), ("kept", 1.0 if kept is None else kept), ("start", start)):
-            share = not isinstance(amount, float) or amount <= 1
-            require(amount >= 0 and share, name, "must be a number, or a float in [0, 1], a share", amount, "0.2 say")
-        for name, least, n in (("window", 2, window), ("probe", 2, probe), ("thaw_every", 1, thaw_every or 1)):
-            require(n >= least, name, f"must be at least {least} steps", n, "100 say")
-        longer = thaw_every is None or thaw_every > probe
-        measures = thaw_every is None or criterion != "effective_perturbation"
-        require(measures, "criterion", "must be one of gradients where it is chosen anew", criterion, "gain say")
-        require(longer, "thaw_every", f"must be more than the {probe} steps of a probe", thaw_every, "raise it")
+        check_options(active, criterion, granularity, start, window, thaw_every, probe, kept, keep_by, zero_at)
         self.share, self.kept_share = active, kept
         self.criterion, self.granularity, self.start, self.window = criterion, granularity, start, window
         self.thaw_every, self.probe, self.always = thaw_every, probe, tuple(always)
@@ -126,7 +105,7 @@ class SelectiveOptimization(pl.Callback):
         self._indices: BatchIndices | None = None
         self._cached: ActivationCache | None = None
         self._kept_scores: dict[str, Tensor] = {}
-        self._clock = 0.0
+        self._clock, self._previous, self._goes_on = 0.0, 0, False
 
     # -- what a training in another form may change ------------------------------------------------------------------
 
@@ -147,17 +126,19 @@ class SelectiveOptimization(pl.Callback):
         """Look at numbers, names and optimizers before any step."""
         self._optimizers = self.chosen_optimizers(trainer)
         for optimizer in self._optimizers:
-            if isinstance(optimizer, torch.optim.LBFGS):
-                raise ConfigError(
-                    "selective optimization needs an optimizer that steps each parameter by its own gradient, got "
-                    "LBFGS; take Adam or SGD."
-                )
+            check_optimizer(optimizer)
+        if not self._goes_on:  # another fit than the last one, with the same callback
+            self.active, self.kept, self._kept_scores, self._report = {}, {}, {}, {}
+            self.seconds, self._statistics, self._previous = {"before": [], "after": []}, None, 0
+        self._goes_on = False
         moved = {id(p) for one in self._optimizers for group in one.param_groups for p in group["params"]}
         self._parameters = {
             n: p for n, p in pl_module.named_parameters() if id(p) in moved and (p.requires_grad or n in self.active)
         }
         total, planned = sum(p.numel() for p in self._parameters.values()), planned_steps(trainer)
-        self.n_active = 0 if self.share == "auto" else amount_of("active", self.share, total, "parameters")
+        self.n_active = sum(int(mask.sum()) for mask in self.active.values())  # of "auto", where it goes on
+        if self.share != "auto":
+            self.n_active = amount_of("active", self.share, total, "parameters")
         self.n_kept = total if self.kept_share is None else amount_of("kept", self.kept_share, total, "parameters")
         if planned is None and isinstance(self.start, float):
             raise ConfigError(f"start must be a number of steps where none are planned, got the share {self.start}.")
@@ -175,8 +156,13 @@ class SelectiveOptimization(pl.Callback):
         self._costs = LayerCosts(pl_module if self.by_layers else torch.nn.Identity())
         self._indices = watch_indices(trainer.train_dataloader) if self.cache else None
         if self.active:  # goes on from a checkpoint
+            self._previous = self.steps_done(trainer)
             trainer.should_stop = trainer.should_stop or self.n_active == 0
-            self._hold(trainer, pl_module, probe=self._probes(self.steps_done(trainer)))
+            probes = self._probes(self._previous)
+            if not probes or are_of_rows(self._optimizers):
+                self._hold(trainer, pl_module)  # moments of rows become those of the whole when it is left
+            if probes:
+                self._hold(trainer, pl_module, probe=True)
         if self.at == 0 and not self.active:
             self._choose(trainer, pl_module)
 
@@ -212,9 +198,15 @@ class SelectiveOptimization(pl.Callback):
             self._holding.after_step()
         which = "after" if self.active else "before"
         self.seconds[which].append(time.perf_counter() - self._clock)
-        step = self.steps_done(trainer)
+        if self.active and self._costs.watching:  # it went on, and has seen a pass now
+            self._costs.remove()
+        # Of accumulated batches one alone is a step; of several optimizers one batch is several.
+        step, before = self.steps_done(trainer), self._previous
+        self._previous = step
+        if step == before:
+            return
         again = self.active and self.thaw_every and self._probes(step - 1) and not self._probes(step)
-        if (step == self.at and not self.active) or again:
+        if (step >= self.at and not self.active) or again:
             self._choose(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -239,6 +231,12 @@ class SelectiveOptimization(pl.Callback):
             self._keep()
             self._zero()
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """The network and its optimizers are left as they would be without this callback."""
+        self._release()
+        if getattr(self, "_costs", None) is not None and self._costs.watching:
+            self._costs.remove()
+
     def state_dict(self) -> dict[str, Any]:
         """Choices, statistics that are being gathered, and what the report says so far."""
         gathered = None if self._statistics is None else self._statistics.state_dict()
@@ -249,7 +247,7 @@ class SelectiveOptimization(pl.Callback):
         """Go on with them."""
         self.active, self.kept = dict(state_dict["active"]), dict(state_dict["kept"])
         self._kept_scores = dict(state_dict["scores"])
-        self._loaded = state_dict["statistics"]
+        self._loaded, self._goes_on = state_dict["statistics"], True
         self._report, self.seconds = dict(state_dict["report"]), dict(state_dict["seconds"])
 
     @property
@@ -312,7 +310,8 @@ class SelectiveOptimization(pl.Callback):
         ids = groups(pl_module, self.granularity)
         self._costs.remove()
         if self.share == "auto":
-            self.n_active = min(self.n_kept, self._automatic(values, ids))
+            kept = self._indices is not None and chain_of(pl_module) is not None
+            self.n_active = min(self.n_kept, self._automatic(values, ids, 1.0 if kept else BACKWARD))
         self.active = choose(
             self.n_active,
             values,
@@ -351,7 +350,7 @@ class SelectiveOptimization(pl.Callback):
         ]
         return torch.bincount(every, torch.cat(places)).clamp_min(1.0)
 
-    def _automatic(self, values: dict[str, Tensor], ids: dict[str, Tensor]) -> int:
+    def _automatic(self, values: dict[str, Tensor], ids: dict[str, Tensor], saved: float) -> int:
         """Parameters behind the best cut of the network, see `best_cut`."""
         n = 1 + max(int(ids[name].max()) for name in self._parameters)
         gains, costs, sizes = [0.0] * n, [0.0] * n, [0] * n
@@ -362,7 +361,7 @@ class SelectiveOptimization(pl.Callback):
             # On an accelerator passes end before the work is done: multiply-accumulates are counted there.
             counted = p.numel() * self._costs.places.get(owner, 1)
             costs[layer] = costs[layer] + counted if p.is_cuda else self._costs.seconds.get(owner, 0.0)
-        return sum(sizes[best_cut(gains, costs) :])
+        return sum(sizes[best_cut(gains, costs, saved) :])
 
     def _look_back(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """What the report says, while everything is still held."""
@@ -370,10 +369,11 @@ class SelectiveOptimization(pl.Callback):
         known: dict[str, Any] = (
             {} if cached is None else {"cached": cached.layers, "rows_cached": cached.rows is not None}
         )
+        split = () if self._holding is None else tuple(self._holding.rows)
         count = partial(multiply_accumulates, self._parameters, places=self._costs.places)
         self._report |= {
             "layers": by_layer(pl_module, self.active),
-            "macs": {"before": count({}), "after": count(self.active, **known)},
+            "macs": {"before": count({}), "after": count(self.active, split=split, **known)},
             "state_bytes": {**self._report.get("state_bytes", {}), "after": state_bytes(self._optimizers)},
             "cache_bytes": 0 if cached is None else cached.size,
             "no_cache": why_not(self.cache, self._indices, chain, cached),

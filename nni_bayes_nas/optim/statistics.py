@@ -138,12 +138,12 @@ class GradientStatistics:
     def effective_perturbation(self) -> dict[str, Tensor]:
         """|sum of steps| / sum of |steps|, in [0, 1]: near 0 for a parameter that goes to and fro (Chen et al., 2021).
 
-        1 where nothing has moved.
+        0 where nothing has moved: a parameter that no step reaches has nothing to gain.
         """
         self._check("path", 2)
         far = torch._foreach_abs(torch._foreach_sub(self._last, self._first))
         ways = self._sums["|dw|"]
-        return self._named([torch.where(way > 0, f / way, 1.0) for f, way in zip(far, ways, strict=True)])
+        return self._named([torch.where(way > 0, f / way, 0.0) for f, way in zip(far, ways, strict=True)])
 
     def curvature(self) -> dict[str, Tensor]:
         """Slope of the gradient in the parameter, Cov(g, w) / Var(w) over the steps; 0 where nothing has moved.

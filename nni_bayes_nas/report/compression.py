@@ -203,8 +203,12 @@ def _evidence(found: dict[Key, list[Row]], run: RunFolder) -> Plot:
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
 
     priors, weights = run.setting("compress", "priors") or [], run.setting("compress", "weights")
-    caption = "J = E log p(D | w) − λ KL(q ‖ p) on the training set, in nats, and its parts. J of a direct run less "
-    caption += "that of a hypernetwork is what it loses by serving every λ."
+    caption = "J = E log p(D | w) − λ KL(q ‖ p) on the training set, in nats, and its parts."
+    if direct:
+        caption += " J of a direct run less that of a hypernetwork is what it loses by serving every λ"
+        caption += ", and by having had fewer steps at each, where both took as many."
+    if any("structure_kl" in row for rows in found.values() for row in rows):
+        caption += " Of networks that were read off with their architecture, J takes −λ log p(architecture) too."
     if "scaled" in priors:
         caption += " Of the prior “scaled”, N(0, s²/λ), J = E log p − KL."
     if weights == "point":

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from nni_bayes_nas.compression import kept, mean_network, prune
-from nni_bayes_nas.compression.curve import accuracy_pruning_curve, description_length
-from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.compression import accuracy_pruning_curve, description_length, kept, mean_network, pack, prune
+from nni_bayes_nas.errors import ConfigError, SpaceError
 from nni_bayes_nas.layers.normalization import batch_norms
 from nni_bayes_nas.layers.variational import collect_kl, to_variational
 
@@ -59,3 +58,22 @@ def test_lengths_by_hand():
     assert short["total"] == pytest.approx(short["values"] + short["positions"] + short["points"])
     with pytest.raises(ConfigError, match="precision must be at least 1 bit, got 0"):
         description_length(net, precision=0)
+
+
+def test_layers_that_stay_points_count_as_weights_that_are_kept():
+    net = network(gaussian=False)
+    to_variational(net, rho=-3.0, skip=["3"])
+    rows = accuracy_pruning_curve(net, [0.0, 0.5], lambda pruned: {})
+    assert [(row["kept"], row["compression"]) for row in rows] == [(360, 1.0), (240, 1.5)]
+
+
+def test_whole_neurons_of_a_network_of_one_layer():
+    net = to_variational(nn.Sequential(nn.Linear(6, 3)))
+    with pytest.raises(SpaceError, match="whole neurons can go only before the last layer"):
+        accuracy_pruning_curve(net, [0.5], lambda pruned: {}, structured=True)
+
+
+def test_a_packed_network_is_as_long_as_the_one_that_it_is_of():
+    net = mean_network(network())
+    prune(net, fraction=0.9)
+    assert description_length(pack(net)) == description_length(net)

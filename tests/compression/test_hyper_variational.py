@@ -263,6 +263,33 @@ def test_it_is_saved_and_loaded():
         another = HyperVariational(network(), **{"kind": "mlp", **options})
         with pytest.raises(ConfigError, match=f"of a model like this one, but {named} was"):
             another.load_state_dict(model.state_dict(), strict=False)
+    for options, named in (({"rank": 2}, "rank was 4, not 2"), ({"hidden": 5}, "hidden was 32, not 5")):
+        with pytest.raises(ConfigError, match=f"of a model like this one, but {named}"):
+            HyperVariational(network(), kind="mlp", **options).load_state_dict(model.state_dict())
+    other = network()
+    other[4], other[6] = nn.Linear(4 * 36, 7).double(), nn.Linear(7, 3).double()
+    wider = HyperVariational(other, kind="mlp")
+    with pytest.raises(ConfigError, match=r"but 4\.weight was \[5, 144\], not \[7, 144\]"):
+        wider.load_state_dict(model.state_dict())
+
+
+def test_the_objective_of_a_linear_model_is_exact():
+    """elbo(lambda) against E_q log p(D | w) and KL in closed form: mean squares over many draws."""
+    lam = 2.0
+    model = fitted(hyper("constant", lambda_range=lam), [lam])
+
+    def of_the_model(outputs, y):
+        return torch.distributions.Normal(outputs.flatten(), NOISE).log_prob(y).sum()
+
+    torch.manual_seed(0)
+    found = model.elbo(None, [(DATA.x, DATA.y)], of_the_model, draws=4000)
+    mean, sd = gaussian(model.at())
+    exact = float(DATA.expected_log_likelihood(mean, sd).detach())
+    kl = float(model.at().kl().detach())
+    assert found["kl"] == pytest.approx(kl) and found["objective"] == pytest.approx(
+        found["expected_log_likelihood"] - lam * kl
+    )
+    assert found["expected_log_likelihood"] == pytest.approx(exact, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -293,6 +320,12 @@ def test_lambdas_that_were_not_trained():
 
 
 def test_layers_that_cannot_be_treated_are_named():
+    tied = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
+    tied[2].weight = tied[0].weight
+    with pytest.raises(SpaceError, match=r"must have weights of its own, but 0\.weight and 2\.weight are one"):
+        HyperVariational(tied)
+    twice = nn.Linear(3, 3)
+    assert float(HyperVariational(nn.Sequential(twice, nn.ReLU(), twice)).at(1.0).kl().detach()) > 0
     with pytest.raises(SpaceError, match=r"1 \(GRU\)"):
         HyperVariational(nn.Sequential(nn.Linear(3, 3), nn.GRU(3, 3)))
     with pytest.raises(SpaceError, match="ReLU has none left"):

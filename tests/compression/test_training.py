@@ -1,5 +1,6 @@
 """Training over lambda: what is drawn, what learns when, and that large lambda leaves less."""
 
+import copy
 import math
 
 import pytest
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from nni_bayes_nas.compression import HyperVariational, finetune, kept, mean_network, prune
 from nni_bayes_nas.compression.training import HyperVariationalModule
 from nni_bayes_nas.errors import ConfigError, NumericsError
-from nni_bayes_nas.layers.variational import collect_kl
+from nni_bayes_nas.layers.variational import collect_kl, variational_layers
 
 N = 256
 
@@ -99,6 +100,65 @@ def test_training_further():
         finetune(gaussian, data(), 5, 1e-2, lam=lam)
         divergences.append(sum(kl.item() for kl in collect_kl(gaussian).values()))
     assert divergences[1] < divergences[0]
+
+
+def test_training_further_is_training_whatever_mode_a_network_comes_in():
+    """Statistics of the batch and the noise of the weights, which evaluation mode would leave out; the mode stays."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(10, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    before = plain[1].running_mean.clone()
+    finetune(plain, data(), 1, 1e-3)
+    assert not torch.equal(plain[1].running_mean, before) and not plain.training
+    net = trained(model(), epochs=5).model
+    ends = []
+    for mode in (True, False):
+        gaussian = net.materialize(1.0).train(mode)
+        torch.manual_seed(3)
+        finetune(gaussian, data(), 2, 1e-2)
+        assert gaussian.training is mode
+        ends.append(torch.cat([layer.rho.flatten() for layer in variational_layers(gaussian).values()]))
+    torch.testing.assert_close(*ends)
+
+
+def test_a_network_that_comes_in_evaluation_mode_learns_with_noise():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 2))
+    ends = []
+    for mode in (True, False):
+        made = HyperVariational(copy.deepcopy(net).train(mode), lambda_range=(0.1, 3.0), knots=3)
+        trained(made.train(mode), epochs=2)
+        ends.append(made.at(1.0).values["0.rho"].detach())
+    torch.testing.assert_close(*ends)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"epochs": -1}, "epochs` must not be negative, got -1"),
+        ({"learning_rate": 0.0}, "learning_rate` must be positive, got 0"),
+        ({"lam": -1.0}, "lam` must be at least 0 and finite, got -1"),
+        ({"n_objects": 0}, "n_objects` must be the size of the training set, got 0"),
+    ],
+)
+def test_further_trainings_that_cannot_be(options, match):
+    given = {"epochs": 1, "learning_rate": 1e-3, **options}
+    with pytest.raises(ConfigError, match=match):
+        finetune(nn.Sequential(nn.Linear(10, 2)), data(), given.pop("epochs"), given.pop("learning_rate"), **given)
+
+
+def test_a_divergence_that_is_not_finite_names_its_layer():
+    gaussian = trained(model(), epochs=1).model.materialize(1.0)
+    with torch.no_grad():
+        gaussian[2].rho[0] = float("nan")
+        gaussian[2].weight[0] = 0.0
+    with pytest.raises(NumericsError, match=r"divergence of 2` is nan at step 0|loss` is nan"):
+        finetune(gaussian, data(), 1, 1e-3)
+
+
+def test_a_last_batch_that_is_smaller_than_the_lambdas_of_a_step():
+    """Seven batches of 36 objects and one of 4: of six lambda two have none there."""
+    module = trained(model(), epochs=1, batch_size=36, lambdas_per_step=6, divide_batch=True)
+    assert math.isfinite(float(module.trainer.callback_metrics["train_loss"]))
 
 
 @pytest.mark.parametrize("weights", ["variational", "point"])

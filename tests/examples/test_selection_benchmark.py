@@ -51,6 +51,7 @@ def test_selection(tmp_path: Path) -> None:
         "selection", tmp_path / "selection.json", 1, "--data", "mnist", "--root", str(fake_mnist(tmp_path))
     )
     rows = result["rows"]
+    rows = [row for row in rows if "group" in row]
     assert {row["group"] for row in rows} >= {"criteria", "cnn", "paper", "zeroed", "optimizers"}
     assert sum(row["arm"] == "full, equal time" for row in rows) == 4
     automatic = next(row for row in rows if (row["group"], row["arm"]) == ("cnn", "automatic"))
@@ -58,7 +59,20 @@ def test_selection(tmp_path: Path) -> None:
     augmented = next(row for row in rows if (row["group"], row["arm"]) == ("cnn", "automatic, augmented"))
     # In so few steps no object may come twice, by which augmentation is told; what is frozen depends on measured times.
     assert isinstance(augmented["frozen"], list)
+    drawn = next(row for row in rows if (row["group"], row["arm"]) == ("optimizers", "sgld"))
+    assert 0 <= drawn["averaged_test_accuracy"] <= 1 and drawn["averaged_test_nll"] > 0
+    assert any((row["group"], row["arm"]) == ("cnn", "neuron gain_per_flop 0.8") for row in rows if "group" in row)
     assert "points lost, neurons frozen" in said and "optimizer" in said
+
+
+@pytest.mark.slow
+def test_selection_in_a_search(tmp_path: Path) -> None:
+    said, result = run("selection_search", tmp_path / "search.json", 1)
+    rows = {row["arm"]: row for row in result["rows"]}
+    assert set(rows) == {"full", "layer 0.5", "layer 0.2", "prefix 0.5", "prefix 0.2", "neuron 0.2"}
+    assert rows["full"]["milliseconds"] is None and set(rows["prefix 0.2"]["milliseconds"]) == {"before", "after"}
+    assert all(row["training_seconds"] > 0 and 0 < row["val_accuracy"] <= 100 for row in rows.values())
+    assert "times as fast" in said
 
 
 def fake_mnist(folder: Path) -> Path:

@@ -119,7 +119,9 @@ def test_whole_neurons_leave_a_smaller_network(tmp_path):
 @pytest.mark.parametrize("weights", ["variational", "point"])
 def test_one_lambda(tmp_path, weights):
     parameters = {"trial": "x", "hypernet": "constant", "lambda": 0.5, "seed": 0}
-    found = run_compress(config(weights=weights, kinds=[], direct=[0.5]), parameters, tmp_path, lambda row: None)
+    priors = {"priors": ["fixed"]} if weights == "point" else {}
+    given = config(weights=weights, kinds=[], direct=[0.5], **priors)
+    found = run_compress(given, parameters, tmp_path, lambda row: None)
     (row,) = found["compression"]
     assert row["lambda"] == 0.5 and ("predictive" in row) == (weights == "variational")
 
@@ -180,6 +182,11 @@ def test_networks_by_name_and_from_a_search(tmp_path):
         ({"priors": ["laplace"]}, r"compress.priors\[0\]` must be one of"),
         ({"priors": []}, "compress.priors` must name a prior"),
         ({"epochs": 0}, "compress.epochs` must be at least 1"),
+        ({"weights": "point"}, r"compress.priors` must be \[fixed\], .* for weights that are points, got \['ard'\]"),
+        ({"fractions": []}, "compress.fractions` must name a share"),
+        ({"shared_until": 1.0}, "compress.shared_until` must be below 1"),
+        ({"gradient_clip": 1.0, "gradient_clip_value": 1.0}, "compress.gradient_clip_value` must be null beside"),
+        ({"gradient_clip_value": 0.0}, "compress.gradient_clip_value` must be positive"),
     ],
 )
 def test_settings_that_cannot_be(compress, match):

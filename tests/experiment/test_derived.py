@@ -18,7 +18,8 @@ from nni_bayes_nas.experiment.build import build_space, build_strategy
 from nni_bayes_nas.experiment.data import DataSplits, load_data
 from nni_bayes_nas.experiment.derived import SharedWeights, measure
 from nni_bayes_nas.experiment.evaluator import ClassificationModule, RegressionModule
-from nni_bayes_nas.experiment.search import count_optimizer_steps, run_search
+from nni_bayes_nas.experiment.search import run_search
+from nni_bayes_nas.experiment.step_counter import count_optimizer_steps
 from nni_bayes_nas.layers.normalization import batch_norms, batch_statistics, recalibrated
 
 CELL = {"name": "cell", "args": {"width": 4, "n_cells": 2, "n_nodes": 2, "dropout": 0.3, "affine": True}}

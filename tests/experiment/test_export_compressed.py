@@ -132,6 +132,7 @@ BAD = {
     "no compression": (["--compressed", "compress-mlp-seed0"], "has no compression `compress-mlp-seed0`"),
     "no lambda": (["--compressed", NAMES[0], "--fraction", "0"], "`--lambda` must be one of 0.1, 3, got none"),
     "other lambda": (["--compressed", NAMES[0], "--lambda", "1"], "`--lambda` must be one of 0.1, 3, got 1"),
+    "near lambda": (["--compressed", NAMES[0], "--lambda", "0.1008"], "`--lambda` must be one of 0.1, 3, got 0.1008"),
     "no fraction": (["--compressed", NAMES[1]], "`--fraction` must be one of 0, 0.95, got none"),
     "other fraction": (["--compressed", NAMES[1], "--fraction", "0.9"], "must be one of 0, 0.95, got 0.9"),
     "seed": (["--compressed", NAMES[1], "--seed", "1"], "`--seed` must go with --architecture, got it with --compress"),

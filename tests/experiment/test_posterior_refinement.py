@@ -328,9 +328,9 @@ def test_a_size_below_the_smallest_is_refused_before_the_search():
         "experiment": {"plan": "posterior_refinement", "device": "cpu"},
     }
     with pytest.raises(ConfigError, match=r"smallest of the space has (\d+) parameters, got 5") as caught:
-        validate(Config.from_dict({**values, "refine": {"max_params": 5}}))
+        validate(Config.from_dict({**values, "refine": {"max_params": 5, "evaluations": 4}}))
     least = int(re.search(r"has (\d+)", str(caught.value))[1])
-    validate(Config.from_dict({**values, "refine": {"max_params": least}}))
+    validate(Config.from_dict({**values, "refine": {"max_params": least, "evaluations": 4}}))
     with pytest.raises(ConfigError, match=r"distinct architectures, of which there are \d+ at the end .*, got 100000"):
         validate(Config.from_dict({**values, "refine": {"evaluations": 100_000}}))
 

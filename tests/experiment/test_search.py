@@ -10,7 +10,8 @@ from nni_bayes_nas.config import Config, DataConfig
 from nni_bayes_nas.errors import ConfigError, DataError, SpaceError
 from nni_bayes_nas.experiment.build import validate
 from nni_bayes_nas.experiment.data import EpochBatches, halves, load_data
-from nni_bayes_nas.experiment.search import count_optimizer_steps, run_search
+from nni_bayes_nas.experiment.search import run_search
+from nni_bayes_nas.experiment.step_counter import count_optimizer_steps
 
 
 def test_the_global_hook_counts_a_forced_step() -> None:

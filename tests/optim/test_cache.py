@@ -1,5 +1,7 @@
 """What frozen layers give is kept for every object: the same training, told from augmented data, within limits."""
 
+import copy
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -8,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.experiment.data import batches
+from nni_bayes_nas.layers.variational import to_variational
 from nni_bayes_nas.optim import SelectiveOptimization
 from nni_bayes_nas.optim.cache import BatchIndices, watch_indices
 from nni_bayes_nas.optim.freeze_report import multiply_accumulates
@@ -109,6 +112,62 @@ class Augmented(Dataset):
     def __getitem__(self, i):
         x, y = self.data[i]
         return x + 1e-3 * torch.randn(()), y
+
+
+class Moved(Augmented):
+    """Objects of the same numbers in other places, every second time."""
+
+    def __init__(self, move):
+        super().__init__()
+        self.move, self.times = move, 0
+
+    def __getitem__(self, i):
+        x, y = self.data[i]
+        self.times += 1
+        return (self.move(x) if (self.times // len(self)) % 2 else x), y
+
+
+MOVES = {
+    "flip": lambda x: x.flip(-1),
+    "shift": lambda x: x.roll(1, -1),
+    "turn": lambda x: x.rot90(1, (-2, -1)),
+    "rows": lambda x: x[:, torch.tensor([1, 0, 2, 3, 4, 5])],
+}
+
+
+@pytest.mark.parametrize("move", MOVES.values(), ids=MOVES)
+def test_numbers_in_other_places_are_another_object(move):
+    callback = SelectiveOptimization(start=8, window=6, granularity="prefix", active=12 * 65 + 26)
+    plain = SelectiveOptimization(start=8, window=6, granularity="prefix", active=12 * 65 + 26, cache=False)
+    losses = fit(Model(CNN), callback, DataLoader(Moved(move), batch_size=16))
+    assert "the same object was another one" in callback.freeze_report()["no_cache"]
+    expected = fit(Model(CNN), plain, DataLoader(Moved(move), batch_size=16))
+    torch.testing.assert_close(torch.tensor(losses), torch.tensor(expected))
+
+
+class Random(nn.Module):
+    """A block with dropout inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(36, 36), nn.Dropout(0.5))
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+def test_what_is_not_the_same_twice_is_not_kept():
+    for block in (Random, lambda: to_variational(nn.Linear(36, 36)), lambda: nn.BatchNorm1d(36, affine=False)):
+        layers = (nn.Flatten, block, lambda: nn.Linear(36, 8), nn.ReLU, lambda: nn.Linear(8, 2))
+        callback = SelectiveOptimization(start=8, window=6, granularity="prefix", active=18)
+        fit(Model(layers), callback)
+        assert "no frozen layer comes before" in callback.freeze_report()["no_cache"]
+
+
+def test_loaders_that_are_watched_can_be_copied():
+    loader = DataLoader(objects(), batch_size=16)
+    watch_indices(loader)
+    assert len(copy.deepcopy(loader).batch_sampler) == 4
 
 
 class Stream(torch.utils.data.IterableDataset):

@@ -43,6 +43,8 @@ def test_the_best_cut_by_hand():
     # Shares of the costs less those of the gains: .5 - .1, .9 - .4, 1 - .9.
     assert best_cut([1, 3, 5, 1], [5, 4, 0.5, 0.5]) == 2
     assert best_cut([5, 5], [1, 9]) == 0 and best_cut([0, 0, 1], [1, 1, 1]) == 2
+    # Where a frozen beginning is still run forward: .33 - .1, .6 - .4, .67 - .9.
+    assert best_cut([1, 3, 5, 1], [5, 4, 0.5, 0.5], 2 / 3) == 1
     # The last layer goes on, whatever it costs; nothing to gain is no reason to stop.
     assert best_cut([0, 0], [1, 9]) == 1 and best_cut([3], [1]) == 0 and best_cut([0, 0], [0, 0]) == 0
 

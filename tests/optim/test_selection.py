@@ -63,8 +63,11 @@ def test_the_best_groups_come_first_and_the_next_one_is_cut_by_its_best_entries(
     values = {"a": torch.tensor([[1.0, 0.0], [0.5, 0.9]]), "b": torch.tensor([0.1, 2.0])}
     together = {"a": torch.tensor([[0, 0], [1, 1]]), "b": torch.tensor([2, 2])}
     assert choose(3, values, together)["b"].all()
-    # Sums 1, 1.4 and 2.1.
+    # Sums 1, 1.4 and 2.1, of two entries each.
     assert choose(3, values, together)["a"].tolist() == [[False, False], [False, True]]
+    # Of an entry a group is not better for having many: .9 each before .5 each of four.
+    sizes = {"a": torch.tensor([0.5, 0.5, 0.5, 0.5]), "b": torch.tensor([0.9])}
+    assert choose(1, sizes, {"a": torch.zeros(4, dtype=torch.long), "b": torch.ones(1, dtype=torch.long)})["b"].all()
     # Of twice the cost the last one is worth 1.05.
     costs = torch.tensor([1.0, 1.0, 2.0])
     assert choose(3, values, together, costs=costs)["b"].tolist() == [False, True]

@@ -173,6 +173,90 @@ def test_a_run_that_goes_on_is_the_same(epochs, tmp_path):
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+RESUMED = {
+    "automatic": ({"granularity": "prefix", "active": "auto", "criterion": "gradient", "cache": False}, 2),
+    "a probe begins with the epoch": ({"granularity": "neuron", "thaw_every": 6, "probe": 2, "start": 4}, 2),
+    "a probe goes on": ({"granularity": "neuron", "thaw_every": 6, "probe": 3, "start": 3}, 2),
+}
+
+
+@pytest.mark.parametrize("make", ["adam", "sgd"])
+@pytest.mark.parametrize("name", RESUMED)
+def test_rows_and_automatic_choices_go_on(name, make, tmp_path, monkeypatch):
+    """Moments of rows in a checkpoint, before a pass that needs those of the whole; a number that was found."""
+    monkeypatch.setattr("nni_bayes_nas.optim.selective.best_cut", lambda *_: 2)
+    options, epochs = RESUMED[name]
+    first = selective(**options)
+    whole = fit(Model(OPTIMIZERS[make]), first)
+    assert len(whole) == 16 and 0 < first.n_active < TOTAL
+    fit(Model(OPTIMIZERS[make]), selective(**options), Stop(epochs, tmp_path / "a.ckpt"))
+    again = selective(**options)
+    states = fit(Model(OPTIMIZERS[make]), again, checkpoint=tmp_path / "a.ckpt")
+    assert len(states) == 16 - 4 * epochs and again.n_active == first.n_active
+    for a, b in zip(whole[4 * epochs :], states, strict=True):
+        for key in a:
+            torch.testing.assert_close(a[key], b[key], rtol=1e-5, atol=1e-6)
+
+
+def test_a_callback_serves_another_training():
+    callback = selective(granularity="weight", active=60)
+    first, second = fit(Model(), callback), fit(Model(), callback)
+    assert all(torch.equal(a[key], b[key]) for a, b in zip(first, second, strict=True) for key in a)
+
+
+def test_accumulated_batches_are_one_step():
+    model, callback = Model(), selective(granularity="weight", active=60, thaw_every=3, probe=2, start=2)
+    torch.manual_seed(0)
+    loader = DataLoader(TensorDataset(torch.randn(64, 1, 6, 6), torch.arange(64) % 2), batch_size=8)
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=3, accumulate_grad_batches=2, callbacks=[callback], **quiet)
+    trainer.fit(model, loader)
+    assert sum(int(mask.sum()) for mask in callback.active.values()) == 60 and callback.has_ended
+
+
+class TwoOptimizers(Model):
+    """Manual optimization: every batch is a step of both."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def configure_optimizers(self):
+        parts = list(self.net.parameters())
+        return [torch.optim.Adam(parts[:3], 1e-2), torch.optim.Adam(parts[3:], 1e-2)]
+
+    def training_step(self, batch, batch_idx):
+        optimizers = self.optimizers()
+        loss = F.cross_entropy(self.net(batch[0]), batch[1])
+        for one in optimizers:
+            one.zero_grad()
+        self.manual_backward(loss)
+        for one in optimizers:
+            one.step()
+
+
+def test_several_optimizers_of_one_batch():
+    callback = selective(granularity="weight", active=60, start=5, criterion="gradient")
+    states = fit(TwoOptimizers(), callback)
+    assert sum(int(mask.sum()) for mask in callback.active.values()) == 60
+    for name, mask in callback.active.items():
+        short = name.removeprefix("net.")
+        assert torch.equal(states[-1][short][~mask], states[3][short][~mask])
+
+
+def test_a_training_that_breaks_leaves_the_network_as_any_other():
+    class Breaks(pl.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            if trainer.global_step == 12:
+                raise RuntimeError("broken")
+
+    model = Model()
+    with pytest.raises(RuntimeError, match="broken"):
+        fit(model, selective(granularity="neuron", active=60), Breaks())
+    assert all(p.requires_grad for p in model.parameters())
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
 class Stop(pl.Callback):
     """Leaves a checkpoint after some epochs, of the planned ones, and ends."""
 
@@ -194,6 +278,7 @@ BAD = {
     "granularity": ({"granularity": "row"}, r"`granularity` must be one of weight, neuron, layer, prefix"),
     "share": ({"active": 1.5}, r"`active` must be a number, or a float in \[0, 1\], a share"),
     "negative": ({"active": -3}, r"`active` must be a number"),
+    "word": ({"active": "half"}, r"`active` must be a number, or a float"),
     "window": ({"window": 1}, r"`window` must be at least 2 steps"),
     "probe": ({"thaw_every": 20}, r"`thaw_every` must be more than the 20 steps of a probe"),
     "keep by": ({"kept": 0.5, "keep_by": "w"}, r"`keep_by` must be one of magnitude, z, random"),
@@ -212,7 +297,7 @@ BAD_RUNS = {
     "later": ({"start": 17}, Model(), r"start must be at most the 16 planned steps, got 17"),
     "not kept": ({"active": 0.5, "kept": 0.25}, Model(), r"what goes on must be kept: active \d+ of kept \d+"),
     "name": ({"always": ["net.9"]}, Model(), r"always must name modules or parameters of the network, got 'net.9'"),
-    "lbfgs": ({}, Model(torch.optim.LBFGS), r"needs an optimizer that steps each parameter by its own gradient, got L"),
+    "lbfgs": ({}, Model(torch.optim.LBFGS), r"needs an optimizer that steps each entry by its own gradient, got LBFGS"),
 }
 
 

@@ -149,7 +149,7 @@ def searched(folder, monkeypatch, **args):
     real, total = elbo.divergence_terms, objective.total
 
     def divergence_terms(divergences, n_objects, weights, warmth):
-        divided.append((divergences, n_objects, warmth))
+        divided.append((divergences, n_objects, weights))
         return real(divergences, n_objects, weights, warmth)
 
     def sum_of(terms, factors=None, *, step=None):
@@ -170,6 +170,20 @@ def test_divergences_are_divided_by_the_objects_that_a_bound_is_of(scheme, objec
     divided, _ = searched(tmp_path, monkeypatch, scheme=scheme)
     names = {name for divergences, _, _ in divided for name in divergences}
     assert names == {"structure_kl", "weight_kl"} and {n for _, n, _ in divided} == {objects}
+
+
+def test_lambda_weighs_all_divergences_where_weights_depend_on_it(tmp_path, monkeypatch):
+    """One lambda a step, of its range; as it stands, not its logarithm or its place. Points pay for it once."""
+    joint = {"weight_hypernet": "piecewise_linear", "lambda_range": [0.1, 3.0], "kl_weights": 0.5}
+    divided, added = searched(tmp_path, monkeypatch, kl_warmup=0.0, **joint)
+    prices = [weights["structure_kl"] for *_, weights in divided]
+    assert all(weights["weight_kl"] == 0.5 * weights["structure_kl"] for *_, weights in divided)
+    assert 0.1 <= min(prices) < 0.5 and 1.0 < max(prices) <= 3.0 and len(set(prices)) > 5
+    terms, _, total = added[-1]
+    kl = {name: value for divergences, _, _ in divided[-2:] for name, value in divergences.items()}
+    assert len({weights["structure_kl"] for *_, weights in divided[-2:]}) == 1
+    expected = terms["task"] + prices[-1] * (0.5 * kl["weight_kl"] + kl["structure_kl"]) / 192
+    torch.testing.assert_close(total, expected)
 
 
 @pytest.mark.parametrize("passes", [0, 2])

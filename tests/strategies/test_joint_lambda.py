@@ -87,6 +87,7 @@ def test_what_a_search_gives(searched):
     assert [row["lambda"] for row in rows] == pytest.approx([0.1, 0.3**0.5, 3.0])
     assert result["search"]["optimizer_steps_after_search"] == 0
     for row in rows:
+        assert row["structure_kl"] >= 0 and row["law_kl"] >= 0
         total = row["kl"] + row["structure_kl"]
         assert row["objective"] == pytest.approx(row["expected_log_likelihood"] - row["lambda"] * total, abs=0.01)
         assert [point["fraction"] for point in row["curve"]] == [0.0, 0.5] and row["structure_kl"] >= 0
@@ -139,8 +140,11 @@ def test_options_that_exclude_each_other(changes, said):
 
 
 def test_what_joint_weights_cannot_do():
-    made = DirichletDARTS(**JOINT, auxiliary=1.0)
-    with pytest.raises(ConfigError, match="what is materialized must be a part of the supernet"):
-        made.materialize()
+    for guard in ({"auxiliary": 1.0}, {"normalize": True}):
+        with pytest.raises(ConfigError, match="every network must be a part of the supernet, got auxiliary"):
+            DirichletDARTS(**JOINT, **guard)
+        with pytest.raises(ConfigError, match="what is materialized must be a part of the supernet"):
+            DirichletDARTS(**guard).materialize()
+    made = DirichletDARTS(**JOINT)
     with pytest.raises(ConfigError, match="searches side by side have weights that do not depend on lambda"):
         made.check_beside()

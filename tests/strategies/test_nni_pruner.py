@@ -54,6 +54,17 @@ def test_one_share_of_all_layers():
     assert len(kept) == pytest.approx(0.2 * 196, abs=2) and float(kept.min()) >= float(gone.max())
 
 
+def test_whole_filters_go_by_the_sum_of_their_weights():
+    """A granularity of NNI's: of a filter the density at zero is the product of those of its weights."""
+    net = network()
+    expected = scores(net)["0"].flatten(1).sum(1)
+    config = [{"op_types": ["VariationalConv2d"], "sparse_ratio": 0.5, "granularity": "out_channel"}]
+    _, masks = RelativeDensityPruner(net, config).compress()
+    kept = masks["0"]["weight"].flatten(1)
+    assert bool((kept == kept[:, :1]).all())
+    assert set(expected.topk(2).indices.tolist()) == set(kept[:, 0].nonzero().flatten().tolist())
+
+
 def test_layers_without_standard_deviations_are_named():
     plain = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     config = [{"op_types": ["Linear"], "sparse_ratio": 0.5}]

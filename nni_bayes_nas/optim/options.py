@@ -1,0 +1,64 @@
+"""What the options of a selective optimization must be, checked before any step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from nni_bayes_nas.coercion import require
+from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.optim.selection import GRANULARITIES, KEEPING, check_criterion
+
+# Optimizers whose step of an entry depends on others.
+_COUPLED = ("lbfgs", "adafactor", "muon", "shampoo", "lars", "lamb")
+
+
+def check_options(
+    active: Any,
+    criterion: str,
+    granularity: str,
+    start: Any,
+    window: int,
+    thaw_every: int | None,
+    probe: int,
+    kept: Any,
+    keep_by: str,
+    zero_at: str,
+) -> None:
+    """Refuse values that cannot be; arguments are those of `SelectiveOptimization`.
+
+    Raises:
+        ConfigError: With rule, value and remedy.
+    """
+    check_criterion(criterion)
+    for name, value, known in (
+        ("granularity", granularity, GRANULARITIES),
+        ("keep_by", keep_by, tuple(KEEPING)),
+        ("zero_at", zero_at, ("selection", "end")),
+    ):
+        require(value in known, name, f"must be one of {', '.join(known)}", value, f"{known[0]} say")
+    whole = active != "auto" or (granularity == "prefix" and criterion not in ("random", "gain_per_flop"))
+    rule = "auto needs granularity prefix and a criterion that measures"
+    require(whole, "active", rule, f"{granularity} and {criterion}", "gain, say")
+    share_of_all = 1.0 if active == "auto" else active
+    for name, amount in (("active", share_of_all), ("kept", 1.0 if kept is None else kept), ("start", start)):
+        number = isinstance(amount, (int, float)) and not isinstance(amount, bool)
+        require(number, name, "must be a number, or a float in [0, 1], a share", amount, "0.2 say")
+        share = not isinstance(amount, float) or amount <= 1
+        require(amount >= 0 and share, name, "must be a number, or a float in [0, 1], a share", amount, "0.2 say")
+    for name, least, n in (("window", 2, window), ("probe", 2, probe), ("thaw_every", 1, thaw_every or 1)):
+        require(n >= least, name, f"must be at least {least} steps", n, "100 say")
+    longer = thaw_every is None or thaw_every > probe
+    measures = thaw_every is None or criterion != "effective_perturbation"
+    require(measures, "criterion", "must be one of gradients where it is chosen anew", criterion, "gain say")
+    require(longer, "thaw_every", f"must be more than the {probe} steps of a probe", thaw_every, "raise it")
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse one whose steps of single entries cannot be left out; raises ConfigError."""
+    if type(optimizer).__name__.lower() in _COUPLED:
+        raise ConfigError(
+            "selective optimization needs an optimizer that steps each entry by its own gradient, got "
+            f"{type(optimizer).__name__}; take Adam or SGD."
+        )
