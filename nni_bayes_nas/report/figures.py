@@ -83,7 +83,11 @@ def accuracy_plot(run: RunFolder) -> Plot | None:
 
 def _family(axes: Axes, family: list[Row], score: Score, color: str, name: str, *, labels: str) -> None:
     ordered = sorted(family, key=lambda r: r["lambda"] if isinstance(r.get("lambda"), int | float) else math.inf)
-    _bars(axes, ordered, score, color, marker="o", size=6.5, label=name, joined=True)
+    # Draws of a posterior have no order in which they could be joined.
+    over = [row for row in ordered if _number(row.get("lambda"))]
+    rest = [row for row in ordered if not _number(row.get("lambda"))]
+    _bars(axes, over, score, color, marker="o", size=6.5, label=name, joined=True)
+    _bars(axes, rest, score, color, marker="o", size=6.5, label="_" + name if over else name)
     for row in ordered:
         validation = retrained(row, score.val).mean
         if validation is not None:
@@ -213,10 +217,13 @@ def search_plots(run: RunFolder) -> list[Plot]:
     """Losses, validation accuracy, entropy and expected cost per epoch of every search; unlogged terms are left out."""
     trials = {trial: run.per_epoch(trial) for trial in run.trials("search")}
     plots = []
+    over_lambda = not run.architectures or bool(_lams(run.architectures))
     for index, (title, label, terms, factor) in enumerate(_SEARCH_PANELS):
         present = [term for term in terms if any(term in series for series in trials.values())]
         if not present:
             continue
+        if label == "expected cost" and not over_lambda:  # both ends are one
+            title, present = "Search: expected cost", present[:1]
 
         def draw(
             figure: Figure,
@@ -264,6 +271,10 @@ def retrain_plot(run: RunFolder) -> Plot | None:
     found = {trial: run.architecture_of(trial) for trial in trials}
     lams = sorted({float(a["lambda"]) for a in found.values() if a is not None and _positive(a.get("lambda"))})
     colors = dict(zip(lams, _shades(len(lams)), strict=True))
+    others = dict.fromkeys(
+        str(a.get("origin")) for a in found.values() if a is not None and a.get("origin") != "random"
+    )
+    of_origin = {name: SERIES[i % len(SERIES)] for i, name in enumerate(others)}
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -277,7 +288,8 @@ def retrain_plot(run: RunFolder) -> Plot | None:
             elif row is not None and row.get("origin") == "random":
                 color, name, style = MUTED, "random", ":"
             else:
-                color, name, style = SERIES[0], str(row.get("origin")) if row is not None else "other", "-"
+                name, style = str(row.get("origin")) if row is not None else "other", "-"
+                color = of_origin.get(name, SERIES[0])
             _epochs_line(
                 axes, epochs, [factor * v for v in values], color, style, "_" + name if name in named else name, width
             )

@@ -98,6 +98,22 @@ def test_figures_have_title_axes_and_caption(run_folder):
         assert f">{label}</text>" in text
 
 
+def test_what_does_not_depend_on_lambda_is_not_drawn_over_it(run_folder, edit_summary):
+    """Draws of a posterior: one line of the expected cost, and points that no line joins."""
+    folder = run_folder()
+    joined = report(folder).count("stroke-width: 1.3")
+
+    def change(summary):
+        for row in summary["architectures"]:
+            row["lambda"] = None
+            row["origin"] = row["origin"] if row["origin"] == "random" else "sample"
+
+    edit_summary(folder, change)
+    text = report(folder)
+    assert "Search: expected cost<" in text and "both ends of λ" not in text
+    assert joined > 0 and text.count("stroke-width: 1.3") < joined
+
+
 def test_ids_of_two_figures_never_clash(run_folder):
     ids = Page(report(run_folder(searches=2))).ids
     assert len(ids) == len(set(ids))
