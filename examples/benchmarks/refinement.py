@@ -27,6 +27,7 @@ from nni_bayes_nas.experiment.packed import pack, unpack
 from nni_bayes_nas.experiment.plans.posterior_refinement import PosteriorRefinement, rung_word
 from nni_bayes_nas.experiment.surrogate import Observation, Surrogate, features
 
+Given = dict[str, Any] | Callable[[dict[str, Any]], dict[str, Any]]
 PRIORS = ("posterior", "flat", "parameters")
 # Observations from which on predictions of the next ones are judged, and pairs of cells whose order is.
 _ENOUGH, _PAIRS = 4, 2_000
@@ -68,7 +69,7 @@ class Refinement:
 
     Args:
         name: Of its jobs.
-        config: Of its short trainings, plain types.
+        config: Of its short trainings, plain types; or what gives it for the choices of a cell.
         refine: Section `refine` of the plan.
         seed: Of the plan.
         result: Of the search, its candidates, packed, those of the prior.
@@ -78,7 +79,7 @@ class Refinement:
     def __init__(
         self,
         name: str,
-        config: dict[str, Any],
+        config: Given,
         refine: dict[str, Any],
         seed: int,
         result: dict[str, Any],
@@ -110,7 +111,8 @@ class Refinement:
                 self._order_of_probes.append(spec.parameters["candidate"])
             # Its number is left out: refinements that propose one cell share its training.
             parameters = {name: value for name, value in spec.parameters.items() if name != "candidate"}
-            job = Job(f"{self.name}/{spec.name}", "probe", self.config, {**parameters, "trial": spec.name}, self.order)
+            config = self.config(parameters["choices"]) if callable(self.config) else self.config
+            job = Job(f"{self.name}/{spec.name}", "probe", config, {**parameters, "trial": spec.name}, self.order)
             found.append(job)
         return found
 
@@ -186,7 +188,7 @@ class Refinements:
 
     Args:
         seed_of: Seeds of the searches, by the names of their jobs.
-        config: Of the short trainings, plain types.
+        config: Of the short trainings, see `Refinement`.
         refine: Section `refine` of the plan.
         size: Parameters of an architecture, in any unit.
         key: Equal for architectures that are one network.
@@ -196,7 +198,7 @@ class Refinements:
     def __init__(
         self,
         seed_of: dict[str, int],
-        config: dict[str, Any],
+        config: Given,
         refine: dict[str, Any],
         size: Callable[[dict[str, Any]], float],
         key: Callable[[dict[str, Any]], str],

@@ -135,6 +135,7 @@ def test_cifar10_cells_on_an_image_folder(tmp_path: Path) -> None:
     said, result = run("cifar10_cells", tmp_path / "cells.json", 1, *options)
     rows = result["rows"]
     assert [row["arm"] for row in rows].count("random") == 5 and [row["arm"] for row in rows].count("searched") == 1
+    assert [row["arm"] for row in rows].count("refined") == 1
     assert all(row["test_accuracy"] >= 0 and row["params"] > 0 for row in rows) and "random" in said
     assert run("cifar10_cells", tmp_path / "cells.json", 1, *options)[1]["rows"] == rows
 
