@@ -209,6 +209,9 @@ class PredictConfig:
         require(some, "predict.sources", "must name data sets", [], "[{name: digits}]")
         has = self.tasks > 0 or self.bank is not None
         require(has, "predict.tasks", "must be at least 1 without predict.bank", self.tasks, "40, say")
+        differ = self.bank is not None or self.tasks * len(self.factors) > 1
+        rule = "must give at least two searches with predict.factors, or there is nothing to tell apart"
+        require(differ, "predict.tasks", rule, self.tasks, "40, say")
         require(min(self.factors) > 0, "predict.factors", "must be positive", self.factors, "[1, 2, 5], say")
         require(min(self.deepest) > 0, "predict.deepest", "must be positive", self.deepest, "[32, 32], say")
         low, high = self.shares

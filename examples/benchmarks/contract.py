@@ -74,6 +74,7 @@ def parse(
     more: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
     data_sets: Sequence[str] = tuple(STEMS),
     workers: int | None = 2,
+    usual: str | None = None,
 ) -> argparse.Namespace:
     """The options of a benchmark.
 
@@ -84,11 +85,12 @@ def parse(
         more: Adds options of the benchmark's own.
         data_sets: Names that `--data` may be.
         workers: Default number of jobs at a time; None where there are none.
+        usual: Default of `--data`; None: digits for smoke and where there is no MNIST, else mnist.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=presets, default="smoke")
     parser.add_argument("--seeds", type=int, metavar="N", help=f"default: {seeds}")
-    parser.add_argument("--data", choices=data_sets, help="default: digits for smoke, else mnist")
+    parser.add_argument("--data", choices=data_sets, help=f"default: {usual or 'digits for smoke, else mnist'}")
     parser.add_argument("--root", metavar="DIR", help="folder that holds the data (torchvision), not for digits")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
     if workers is not None:
@@ -98,8 +100,8 @@ def parse(
     more(parser)
     options = parser.parse_args()
     options.seeds = seeds[options.preset] if options.seeds is None else options.seeds
-    usual = "digits" if options.preset == "smoke" or "mnist" not in data_sets else "mnist"
-    options.data = options.data or usual
+    embedded = options.preset == "smoke" or "mnist" not in data_sets
+    options.data = options.data or usual or ("digits" if embedded else "mnist")
     if options.seeds < 1:
         parser.error("--seeds must be at least 1")
     if workers is not None and options.workers < 1:

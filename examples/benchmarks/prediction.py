@@ -9,12 +9,14 @@ tenth of the connections of the dense network. The three best-ranked are trained
 choose one, test data are read once. Beside it, chosen in the same way from as many tries: connections at random, SNIP,
 magnitude, AdaNet-style growth, low rank, the dense network; and the inner search of the bank, on all data.
 
-Two controls: "relevance", networks at random of the features that come first in their order, and decoders that are
+Controls: "relevance", networks at random of the features that come first in their order; random, relevance and SNIP
+networks of which as many are drawn as of a decoder and the same ranker picks three ("ranked"); and decoders that are
 shown the objects of another data set ("shuffled"). What is not better than these has learned nothing of networks.
 
 Tests, named before the first run, of the decoder with the smaller mean validation loss: one-sided paired t-tests over
-seeds that it is above random networks in test accuracy, for every data set and budget, with Holm's correction. Seeds
-are of the fit, the draws and all trainings; bank and splits of the data are the same for all of them.
+seeds that it is above each of random, SNIP, random ranked, and itself shuffled in test accuracy, for every data set and
+budget, with Holm's correction within each of the four. Seeds are of the fit, the draws and all trainings; bank and
+splits of the data are the same for all of them, so that p tells of chance in these alone.
 
 Targets (issue "Predicting the architecture for all data"): 2: on 80 % of the parts a small network (of any budget, the
 best of several on the same validation objects) is within a standard error of the deepest dense one; 3: above random on
@@ -42,6 +44,9 @@ from workers import Job, Outcome, Store, Workers
 NAME = "prediction"
 FIRST_SEED = 301
 MADE_UP = "nni_bayes_nas.experiment.data_tables:synthetic"
+RANKED = ("random", "relevance", "snip")
+# What the decoder is tested against.
+BELOW = ("random", "snip", "random, ranked", "{ours}, shuffled")
 BASELINES = ("random", "relevance", "snip", "magnitude", "adanet", "low_rank", "dense")
 
 
@@ -121,10 +126,11 @@ def left_out(config: Any, parameters: dict[str, Any], directory: Path, report: A
     from nni_bayes_nas.experiment.verify import run_verify
 
     target, decoder, seed = parameters["target"], parameters["decoder"], int(parameters["seed"])
+    fitted: list[Any] = []
     config = dataclasses.replace(config, predict=dataclasses.replace(config.predict, tasks=0, bank=parameters["bank"]))
     found = run_predict(
         config,
-        {"decoder": decoder, "banks": [], "seed": seed, "left_out": target},
+        {"decoder": decoder, "banks": [], "seed": seed, "left_out": target, "inspect": fitted.append},
         directory,
         report,
     )
@@ -135,22 +141,53 @@ def left_out(config: Any, parameters: dict[str, Any], directory: Path, report: A
     for one in found["predictions"]:
         about = {"budget": one["budget"], "predictions": [folder.name], "seed": seed}
         verified[str(one["budget"])] = run_verify(alone, about, directory, report)["rows"][0]
-    return {**found, "verified": verified, "shuffled": _shuffled(config, parameters, directory)}
+    # The ranker knows nothing of the decoder.
+    ranked = _ranked(config, fitted[0], seed) if decoder == DECODERS[0] else {}
+    return {**found, "verified": verified, "ranked": ranked, "shuffled": _shuffled(config, parameters, fitted[0])}
 
 
-def _shuffled(config: Any, parameters: dict[str, Any], directory: Path) -> dict[str, Any]:
+def _ranked(config: Any, predictor: Any, seed: int) -> dict[str, dict[str, Any]]:
+    """By arm and budget: as many networks of a baseline as a decoder draws, of which its ranker picks."""
+    import random
+
+    from nni_bayes_nas.experiment.bank import vocabulary_of
+    from nni_bayes_nas.experiment.data import load_data
+    from nni_bayes_nas.experiment.parts import whole
+    from nni_bayes_nas.experiment.predict import budgets_for
+    from nni_bayes_nas.prediction.baselines import draw_net
+    from nni_bayes_nas.prediction.many import Training
+    from nni_bayes_nas.prediction.relevance import order_of_features
+    from nni_bayes_nas.prediction.sparse_architecture import of_columns
+    from nni_bayes_nas.prediction.training import best, train_nets
+
+    settings, data = config.predict, whole(load_data(config.data))
+    order, how = order_of_features(data.parts.x, data.parts.y), Training(settings.train_steps)
+    parts, found = data.parts.in_order(order), dict[str, dict[str, Any]]()
+    for name in RANKED:
+        generator = random.Random(seed)
+        found[f"{name}, ranked"] = {}
+        for budget in budgets_for(config, data.n_features, data.n_classes):
+            shared = (data.n_classes, budget, how, vocabulary_of(settings), generator)
+            nets = [draw_net(name, parts, *shared, seed * 1009 + i) for i in range(settings.draws)]
+            scores = predictor.ranked(nets, parts, seed)
+            chosen = sorted(range(len(nets)), key=scores.__getitem__)[: settings.verify]
+            tried = train_nets([of_columns(nets[i], order.tolist()) for i in chosen], data, how, seed)
+            found[f"{name}, ranked"][str(budget)] = best(tried).row(data)
+    return found
+
+
+def _shuffled(config: Any, parameters: dict[str, Any], predictor: Any) -> dict[str, Any]:
     """As `left_out`, where the decoder is shown the objects of the next data set in place of its own."""
     from nni_bayes_nas.experiment.data import load_data
     from nni_bayes_nas.experiment.parts import sources_of, whole
     from nni_bayes_nas.experiment.predict import budgets_for
     from nni_bayes_nas.prediction.many import Training
-    from nni_bayes_nas.prediction.predictor import Predictor
     from nni_bayes_nas.prediction.training import best, train_nets
 
     names, settings, seed = list(sources_of(config)), config.predict, int(parameters["seed"])
     other = names[(names.index(parameters["target"]) + 1) % len(names)]
     data, seen = whole(load_data(config.data)), whole(load_data(sources_of(config)[other])).parts
-    predictor, rows = Predictor.load(directory / "predictor.pt"), {}
+    rows = {}
     for budget in budgets_for(config, data.n_features, data.n_classes):
         nets = predictor.predict(data.parts, budget, data.n_classes, n=settings.draws, seed=seed, seen=seen)
         how = Training(settings.train_steps)
@@ -237,10 +274,28 @@ def rows_of(target: str, seed: int, what: str, outcome: Outcome) -> list[dict[st
         "meta": result["parameters"],
     }
     seconds = {one["budget"]: one["seconds"] for one in result["predictions"]}
-    return [
-        {**head, "arm": what, "budget": int(b), **row, **more, "predict_seconds": seconds[int(b)]}
+    drawn = {
+        one["budget"]: statistics.fmean(net["drawn"] / net["connections"] for net in one["networks"])
+        for one in result["predictions"]
+    }
+    ranked = [
+        {**head, "arm": arm, "budget": int(b), "predicted": False, **row}
+        for arm, by_budget in result["ranked"].items()
+        for b, row in by_budget.items()
+    ]
+    ours = [
+        {
+            **head,
+            "arm": what,
+            "budget": int(b),
+            **row,
+            **more,
+            "predict_seconds": seconds[int(b)],
+            "drawn": drawn[int(b)],
+        }
         for b, row in result["verified"].items()
-    ] + [
+    ]
+    return [*ours, *ranked] + [
         {**head, "arm": f"{what}, shuffled", "budget": int(b), "predicted": True, **row}
         for b, row in result["shuffled"].items()
     ]
@@ -248,8 +303,7 @@ def rows_of(target: str, seed: int, what: str, outcome: Outcome) -> list[dict[st
 
 def main() -> int:
     """Run what the file of finished jobs does not hold yet."""
-    options = parse(__doc__, PRESETS, SEEDS, data_sets=("digits", "mnist"))
-    options.data = options.data if "mnist" == options.data and options.root else "digits"
+    options = parse(__doc__, PRESETS, SEEDS, data_sets=("digits", "mnist"), usual="digits")
     seeds = list(range(FIRST_SEED, FIRST_SEED + options.seeds))
     store, file = Store(options.output), options.output.with_suffix(".bank.jsonl").resolve()
     with Workers(store, options.output.with_suffix(".work"), options.workers) as workers:
@@ -279,7 +333,7 @@ def main() -> int:
     figures = Figures(rows)
     losses = {arm: loss for arm in DECODERS if (loss := figures.mean(arm, "val_loss")) is not None}
     ours = min(losses, key=losses.__getitem__, default=DECODERS[0])
-    tests = figures.above(ours, "random") + figures.above(ours, "snip")
+    tests = [row for other in BELOW for row in figures.above(ours, other.format(ours=ours))]
     complete = all("error" not in row for row in rows)
     found = targets(figures, bank, ours)
     seconds = store.seconds

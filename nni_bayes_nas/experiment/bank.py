@@ -11,12 +11,13 @@ from typing import Any
 
 from nni_bayes_nas.config import Config, DataConfig, PredictConfig
 from nni_bayes_nas.errors import ConfigError
-from nni_bayes_nas.experiment.parts import Parts, free_name
+from nni_bayes_nas.experiment.parts import Parts, free_name, unsplit
 from nni_bayes_nas.experiment.record import read_rows, write_rows
 from nni_bayes_nas.prediction.bank import Entry, budgets_of, entry_of
 from nni_bayes_nas.prediction.inner_search import Search
 from nni_bayes_nas.prediction.many import Training
 from nni_bayes_nas.prediction.sparse_architecture import fewest_connections
+from nni_bayes_nas.prediction.tasks import Task
 from nni_bayes_nas.prediction.tokens import Vocabulary
 
 FILE = "bank.jsonl"
@@ -46,7 +47,7 @@ def run_bank(
     write_rows(file, rows)  # a line that a kill cut off would swallow the next one
     first, count = int(parameters["first"]), int(parameters["count"])
     how, vocabulary = search_of(settings), vocabulary_of(settings)
-    for number, task in enumerate(parts.tasks(first + count)[first:], first):
+    for number, task in enumerate(tasks_of(config, parts, first + count)[first:], first):
         data = parts.data(task)
         for k, budget in enumerate(_budgets(len(task.features), len(task.classes), settings, vocabulary)):
             if any(row["task_number"] == number and row["budget"] == budget for row in rows):
@@ -102,6 +103,37 @@ class Bank:
             "methods": dict(sorted(Counter(entry.found[0].method for entry in self.entries).items())),
             "seconds": round(sum(self.seconds), 2),
         }
+
+
+def tasks_of(config: Config, parts: Parts, n: int) -> list[Task]:
+    """The first n tasks that an earlier bank does not hold."""
+    earlier = config.predict.bank
+    if earlier is None:
+        return parts.tasks(n)
+    bank = read_bank([Path(earlier)])
+    names = {name: own for name, data in bank.sources.items() for own, one in parts.sources.items() if one == data}
+    known = {replace(e.task, source=names[e.task.source]) for e in bank.entries if e.task.source in names}
+    return [task for task in parts.tasks(n + len(known)) if task not in known][:n]
+
+
+def apart_from(data: DataConfig, bank: Bank) -> Bank:
+    """A bank without entries of data that differ from some in nothing but how they are split: their parts may hold
+    objects that are these data's own for validation and test.
+
+    Raises:
+        ConfigError: Nothing is left.
+    """
+    leaks = {name for name, one in bank.sources.items() if one != data and unsplit(one) == unsplit(data)}
+    if not leaks:
+        return bank
+    kept = [i for i, entry in enumerate(bank.entries) if entry.task.source not in leaks]
+    if not kept:
+        raise ConfigError(
+            f"`predict.bank` must hold entries of other data, or of these as they are split here, but it has those of "
+            f"{', '.join(sorted(leaks))} alone, split in another way\nsplit `data` as that run did"
+        )
+    sources = {name: one for name, one in bank.sources.items() if name not in leaks}
+    return Bank([bank.entries[i] for i in kept], sources, [bank.seconds[i] for i in kept])
 
 
 def read_bank(paths: Iterable[Path]) -> Bank:

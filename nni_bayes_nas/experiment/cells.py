@@ -159,6 +159,17 @@ def check(config: Config) -> None:
     settings, parts = config.predict, Parts(config, images=True)
     if len(load_data(config.data).shape) != 3:
         raise ConfigError(f"`predict.cells` must be 0 for data that are no images, got {settings.cells}\nset it to 0")
+    if "num_classes" in config.space.args:
+        raise ConfigError(
+            "`space.args.num_classes` must be left to the data where parts have some of the classes, got "
+            f"{config.space.args['num_classes']}\nremove it"
+        )
+    args = config.strategy.args
+    if args.get("axis") == "literal" or args.get("lambda_range") == "auto":
+        raise ConfigError(
+            "`predict.cells` must know lambda before the searches, on a logarithmic axis, got axis "
+            f"{args.get('axis', 'log')!r} and lambda_range {args.get('lambda_range')!r}\ngive numbers above 0"
+        )
     tasks = parts.tasks(settings.cells)
     sizes = [len(objects_of(task, parts.splits(task.source).train.tensors[1])[0]) for task in tasks]
     least = round(min(sizes) * (1 - config.data.val_fraction))

@@ -24,7 +24,7 @@ def sources_of(config: Config) -> dict[str, DataConfig]:
     """
     listed = [config.data] if config.predict.own else []
     for one in config.predict.sources:
-        if one not in listed and (one == config.data or _unsplit(one) != _unsplit(config.data)):
+        if one not in listed and (one == config.data or unsplit(one) != unsplit(config.data)):
             listed.append(one)
     named: dict[str, DataConfig] = {}
     for one in listed:
@@ -88,7 +88,11 @@ class Parts:
             features = data.train[:1][0].numel()
             sources.append(Source(name, len(data.train), features, data.num_classes))
         if not sources:
-            raise ConfigError("`predict.cells` must have a source of images, got none\nadd digits to predict.sources")
+            name, kind = ("cells", "data of images") if self.images else ("tasks", "data of classes")
+            raise ConfigError(
+                f"`predict.{name}` must have {kind} to draw from, got none: what differs from `data` in its split "
+                "alone is left out\nadd others to predict.sources, or set predict.own to true"
+            )
         tasks = draw_tasks(sources, n, self.config.seed, shares=settings.shares, least=settings.least_objects)
         if not self.images:
             return tasks
@@ -129,7 +133,8 @@ def part_of(source: dict[str, Any], task: dict[str, Any]) -> tuple[Tensor, Tenso
     return x[train], labels, x[rest], labels_of_rest
 
 
-def _unsplit(data: DataConfig) -> DataConfig:
+def unsplit(data: DataConfig) -> DataConfig:
+    """Data as they are before they are split."""
     usual = DataConfig()
     split = {name: getattr(usual, name) for name in ("val_fraction", "test_fraction", "skip", "limit", "val_limit")}
     return replace(data, **split, on_gpu=usual.on_gpu)

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
+from nni_bayes_nas.coercion import closest
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.errors import ConfigError
-from nni_bayes_nas.experiment.bank import FILE, read_bank, search_of, vocabulary_of
+from nni_bayes_nas.experiment.bank import FILE, apart_from, read_bank, search_of, tasks_of, vocabulary_of
 from nni_bayes_nas.experiment.data import DataSplits, load_data
 from nni_bayes_nas.experiment.parts import Parts, whole
-from nni_bayes_nas.experiment.record import write_json
+from nni_bayes_nas.experiment.record import read_rows, write_json
 from nni_bayes_nas.prediction.analysis import errors_of
 from nni_bayes_nas.prediction.bank import Entry, check_bank
 from nni_bayes_nas.prediction.predictor import Fitting, Predictor
@@ -33,7 +34,8 @@ def run_predict(
     Args:
         config: Sections `data` and `predict` are used.
         parameters: Of the trial; "decoder", its kind, "banks", the names of the trials of the bank, and "seed"; with
-            "left_out", the name of a data set, its parts are kept out, and no others.
+            "left_out", the name of a data set, its parts are kept out, and no others; "inspect" is called with the
+            `Predictor` at the end.
         directory: Where predictor.pt and predictions.json are written.
         report: Called once with what is the result's "default".
 
@@ -48,10 +50,15 @@ def run_predict(
         NumericsError: A loss is not finite.
     """
     settings, seed = config.predict, int(parameters["seed"])
-    files = [directory.parent / name / FILE for name in parameters["banks"]]
-    bank = read_bank([*([Path(settings.bank)] if settings.bank else []), *files])
+    # A trial of the bank that failed may have left some entries, or none.
+    files = [file for name in parameters["banks"] if read_rows(file := directory.parent / name / FILE)]
+    bank = apart_from(config.data, read_bank([*([Path(settings.bank)] if settings.bank else []), *files]))
     entries, parts, data = bank.entries, Parts(config, sources=bank.sources), whole(load_data(config.data))
     if (source := parameters.get("left_out")) is not None:
+        if source not in bank.sources:
+            raise ConfigError(
+                f"left_out must name data of the bank, {closest(str(source), bank.sources)}, got {source!r}."
+            )
         known = [entry for entry in entries if entry.task.source != source]
         kept = [entry for entry in entries if entry.task.source == source]
     else:
@@ -78,12 +85,17 @@ def run_predict(
         started = time.perf_counter()
         found = predictor.predict(data.parts, budget, data.n_classes, n=settings.draws, seed=seed)
         seconds = round(time.perf_counter() - started, 3)
-        rows = [{"net": one.net.to_dict(), "log_prob": one.log_prob, "score": one.score} for one in found]
+        rows = [
+            {"net": one.net.to_dict(), "log_prob": one.log_prob, "score": one.score, "drawn": one.drawn}
+            for one in found
+        ]
         predictions.append({"budget": budget, "seconds": seconds, "networks": rows})
         short.append({"budget": budget, "seconds": seconds, "networks": [_short(row) for row in rows]})
     write_json(directory / PREDICTIONS, predictions)
     default = sum(row["accuracy"] for row in errors) / len(errors) if errors else -losses[-1]
     report({"default": default, "epoch": 0})
+    if (inspect := parameters.get("inspect")) is not None:
+        inspect(predictor)
     return {
         "default": default,
         "kind": parameters["decoder"],
@@ -139,10 +151,12 @@ def check(config: Config, data: DataSplits) -> None:
     settings = config.predict
     search_of(settings)
     budgets_for(config, whole(data).n_features, data.num_classes)
-    Parts(config).tasks(settings.tasks)
+    drawn = Parts(config)
+    for task in tasks_of(config, drawn, settings.tasks) if settings.tasks else ():
+        drawn.data(task)
     if settings.bank is None:
         return
-    bank, vocabulary = read_bank([Path(settings.bank)]), vocabulary_of(settings)
+    bank, vocabulary = apart_from(config.data, read_bank([Path(settings.bank)])), vocabulary_of(settings)
     parts = Parts(config, sources=bank.sources)
     for entry in bank.entries:
         parts.data(entry.task)
@@ -155,4 +169,5 @@ def check(config: Config, data: DataSplits) -> None:
 def _short(row: dict[str, Any]) -> dict[str, Any]:
     net = row["net"]
     n = sum(map(len, net["edges"]))
-    return {"widths": net["widths"], "connections": n, "log_prob": row["log_prob"], "score": row["score"]}
+    more = {name: row[name] for name in ("log_prob", "score", "drawn")}
+    return {"widths": net["widths"], "connections": n, **more}

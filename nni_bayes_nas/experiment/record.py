@@ -51,7 +51,7 @@ def read_json(path: Path) -> Any:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a file of JSON lines, none if it is not there; a line that a kill cut off is dropped."""
     rows: list[dict[str, Any]] = []
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, UnicodeDecodeError):
         for line in path.read_text(encoding="utf-8").splitlines():
             with contextlib.suppress(ValueError):
                 rows.append(json.loads(line))

@@ -66,6 +66,8 @@ class Entry:
             ConfigError: It is none.
         """
         try:
+            if not values["found"]:
+                raise ValueError("no network")
             return cls(
                 Task.from_dict(values["task"]),
                 int(values["budget"]),

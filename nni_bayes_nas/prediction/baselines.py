@@ -19,6 +19,7 @@ from nni_bayes_nas.prediction.random_nets import best_connections, random_net, r
 from nni_bayes_nas.prediction.relevance import order_of_features
 from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture, of_columns
 from nni_bayes_nas.prediction.sparse_net import all_edges, dense
+from nni_bayes_nas.prediction.tasks import TaskData
 from nni_bayes_nas.prediction.tokens import Vocabulary
 from nni_bayes_nas.prediction.training import (
     Trained,
@@ -86,29 +87,55 @@ def baseline(
     ranked = order_of_features(data.parts.x, data.parts.y).tolist() if name == "relevance" else None
     for own in seeds:
         started = time.perf_counter()
+        net = draw_net(name, data.parts, k, budget, how, vocabulary, generator, own)
         if ranked is not None:
-            net = of_columns(relevant_net(n, k, budget, vocabulary, generator), ranked)
-        else:
-            net = random_net(n, k, budget, vocabulary, generator)
-        if name in ("snip", "magnitude"):
-            net = _strongest(net, data, budget, how, own, trained=name == "magnitude")
+            net = of_columns(net, ranked)
         searched = time.perf_counter() - started
         trained = train_net(net, data, how, own)
         found.append(replace(trained, seconds=round(trained.seconds + searched, 3)))
     return found
 
 
+def draw_net(
+    name: Baseline,
+    parts: TaskData,
+    n_classes: int,
+    budget: int,
+    how: Training,
+    vocabulary: Vocabulary,
+    generator: random.Random,
+    seed: int,
+) -> SparseArchitecture:
+    """One network of a kind of which a net is drawn before it is trained: random, relevance, snip or magnitude.
+
+    Args:
+        name: See `baseline`; inputs of "relevance" are ranks of features.
+        parts: Of the data.
+        n_classes: Of the data.
+        budget: Connections at most.
+        how: Of the training by which magnitudes are found.
+        vocabulary: Of depths and widths.
+        generator: Of depth, widths and connections.
+        seed: Of initial weights.
+    """
+    n = parts.x.shape[1]
+    if name == "relevance":
+        return relevant_net(n, n_classes, budget, vocabulary, generator)
+    net = random_net(n, n_classes, budget, vocabulary, generator)
+    return net if name == "random" else _strongest(net, parts, budget, how, seed, trained=name == "magnitude")
+
+
 def _strongest(
-    net: SparseArchitecture, data: WholeData, budget: int, how: Training, seed: int, *, trained: bool
+    net: SparseArchitecture, parts: TaskData, budget: int, how: Training, seed: int, *, trained: bool
 ) -> SparseArchitecture:
     """The connections that matter most of the dense network of equal widths."""
     shape = net.n_inputs, net.n_outputs, net.widths, net.activations
     many = Many([SparseArchitecture(*shape, all_edges(net.sizes))], [seed])
     if trained:
-        many.train(data.parts.x, data.parts.y, how, seed)
+        many.train(parts.x, parts.y, how, seed)
         scores = [weight.detach().abs() for weight in many.weights]
     else:
-        scores = many.sensitivities(data.parts.x, data.parts.y)
+        scores = many.sensitivities(parts.x, parts.y)
     return best_connections(*shape, [score[0] for score in scores], budget)
 
 

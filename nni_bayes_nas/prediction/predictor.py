@@ -63,11 +63,13 @@ class Predicted:
         net: Its inputs are the columns of the data.
         log_prob: Of the meta-model, in nats, of the network as it was drawn.
         score: Of the ranker: the least is expected to be the best; None without one.
+        drawn: Connections that the meta-model drew; the others fill the budget.
     """
 
     net: SparseArchitecture
     log_prob: float
     score: float | None
+    drawn: int
 
 
 class Predictor:
@@ -196,19 +198,34 @@ class Predictor:
         drawn = self.model.sample(condition, 1, generator, 0.0)
         if n > 1:
             drawn += self.model.sample(condition, n - 1, generator, temperature)
-        by_form: dict[SparseArchitecture, float] = {}
+        by_form: dict[SparseArchitecture, tuple[float, int]] = {}
         filling = random.Random(seed)
         for net, log_prob in drawn:
-            by_form.setdefault(canonical(completed(net, budget, filling)), log_prob)
+            by_form.setdefault(canonical(completed(net, budget, filling)), (log_prob, net.n_connections))
         nets = list(by_form)
-        scores: list[float | None] = [None] * len(nets)
+        scores: Sequence[float | None] = [None] * len(nets)
         if self.ranker is not None:
-            scores = list(self.ranker.scores(describe(nets, data.in_order(condition.order), seed=seed)))
+            scores = self.ranked(nets, data.in_order(condition.order), seed)
         found = [
-            Predicted(of_columns(net, condition.order.tolist()), by_form[net], score)
+            Predicted(of_columns(net, condition.order.tolist()), by_form[net][0], score, by_form[net][1])
             for net, score in zip(nets, scores, strict=True)
         ]
         return sorted(found, key=lambda one: -one.log_prob if one.score is None else one.score)
+
+    def ranked(self, nets: Sequence[SparseArchitecture], data: TaskData, seed: int) -> list[float]:
+        """What the ranker says of networks, whoever drew them; the least is expected to be the best.
+
+        Args:
+            nets: Their inputs are ranks of features.
+            data: In the order of these.
+            seed: Of the short trainings by which they are described.
+
+        Raises:
+            ConfigError: There is no ranker: the model was not fitted.
+        """
+        if self.ranker is None:
+            raise ConfigError("networks are ranked by what was fitted to a bank, got a model that was not; call fit.")
+        return list(self.ranker.scores(describe(nets, data, seed=seed)))
 
     def save(self, path: Path) -> None:
         """Write the meta-model; the ranker is fitted anew from the bank.

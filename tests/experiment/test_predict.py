@@ -7,7 +7,7 @@ import torch
 
 from nni_bayes_nas.config import Config, DataConfig
 from nni_bayes_nas.errors import ConfigError
-from nni_bayes_nas.experiment.bank import read_bank, run_bank
+from nni_bayes_nas.experiment.bank import apart_from, read_bank, run_bank, tasks_of
 from nni_bayes_nas.experiment.build import validate
 from nni_bayes_nas.experiment.cells import on_part, run_cells, run_predict_cells
 from nni_bayes_nas.experiment.data import load_data
@@ -78,7 +78,8 @@ def test_stages_wait_for_one_another():
     }
     fits = ledger.take()
     assert [spec.name for spec in fits] == ["predict-seq2seq", "predict-doubly_recurrent"]
-    assert fits[0].parameters == {"decoder": "seq2seq", "banks": ["bank-0", "bank-2"], "seed": 0}
+    # The one that failed may have left entries.
+    assert fits[0].parameters == {"decoder": "seq2seq", "banks": ["bank-0", "bank-1", "bank-2"], "seed": 0}
     predictions = [{"budget": 13, "seconds": 0.1, "networks": []}, {"budget": 26, "seconds": 0.1, "networks": []}]
     ledger.done("predict-seq2seq", {"predictions": predictions, "kind": "seq2seq", "bank": {"tasks": 9}})
     assert ledger.take() == []
@@ -103,6 +104,33 @@ def test_what_cannot_go_on():
     assert fit.parameters["banks"] == []
     with_bank.died(fit.name, "killed")
     assert "every meta-model failed" in str(with_bank.verdict())
+
+
+def test_stages_that_fail_are_the_runs_failure_once_the_others_have_ended():
+    ledger = Ledger(ArchitecturePrediction(config("digits", tasks=2, cells=2)), retries=0)
+    bank, cells_0 = ledger.take()
+    ledger.died(cells_0.name, "out of memory")
+    assert ledger.verdict() is None  # the bank goes on
+    numbers = {"tasks": 2, "entries": 4, "as_good": 2, "tasks_as_good": 1, "seconds": 2.5, "methods": {"snip": 4}}
+    ledger.done(bank.name, {**numbers, "default": 0.5})
+    (fit,) = ledger.take()
+    ledger.done(fit.name, {"predictions": [{"budget": 64, "seconds": 0.1, "networks": []}], "bank": numbers})
+    (verify,) = ledger.take()
+    assert ledger.verdict() is None
+    ledger.done(verify.name, {"budget": 64, "rows": []})
+    assert str(ledger.verdict()).startswith("every search of cells failed")
+
+    failed = Ledger(ArchitecturePrediction(config("digits", tasks=2, cells=2)), retries=0)
+    bank, cells_0 = failed.take()
+    failed.done(bank.name, {**numbers, "default": 0.5})
+    failed.done(cells_0.name, {"tasks": 2, "seconds": 3.0, "default": 0.5})
+    fit, of_cells = failed.take()
+    failed.died(of_cells.name, "every search chose the same cell")
+    failed.done(fit.name, {"predictions": [{"budget": 64, "seconds": 0.1, "networks": []}], "bank": numbers})
+    (verify,) = failed.take()
+    assert failed.verdict() is None
+    failed.died(verify.name, "killed")
+    assert str(failed.verdict()).startswith("every training of predicted networks failed")
 
 
 def test_cells_are_retrained_like_those_of_a_search():
@@ -233,6 +261,82 @@ def test_an_earlier_bank_is_used_again(run, tmp_path):
         validate(config(tasks=0, bank=str(tmp_path / "other.jsonl")))
 
 
+def test_a_bank_grows_by_tasks_that_it_does_not_have(run, tmp_path):
+    """The same seed and sources draw the same tasks: those that are known are passed over."""
+    _, trials, _, _, _ = run
+    known = {entry.task for entry in read_bank([trials.parent]).entries}
+    settings = config(tasks=3, bank=str(trials.parent))
+    fresh = tasks_of(settings, Parts(settings), 3)
+    assert len(known) == 4 and len(fresh) == 3 and not known & set(fresh)
+    assert fresh == Parts(settings).tasks(7)[4:] and tasks_of(settings, Parts(settings), 2) == fresh[:2]
+
+
+def test_a_trial_of_the_bank_that_failed_leaves_what_it_had(run, tmp_path):
+    settings, trials, _, _, _ = run
+    for name, lines in (("bank-0", None), ("bank-1", 1), ("bank-2", 0)):
+        (folder := tmp_path / name).mkdir()
+        if lines != 0:
+            text = (trials / ("bank-0" if lines is None else "bank-1") / "bank.jsonl").read_text(encoding="utf-8")
+            (folder / "bank.jsonl").write_text("".join(text.splitlines(keepends=True)[:lines]), encoding="utf-8")
+    (folder := tmp_path / "predict-seq2seq").mkdir()
+    parameters = {"decoder": "seq2seq", "banks": ["bank-0", "bank-1", "bank-2"], "seed": 0}
+    assert run_predict(settings, parameters, folder, silent)["bank"]["entries"] == 7
+
+
+def test_parts_of_the_same_data_that_are_split_otherwise_are_left_out(run, tmp_path):
+    """Their objects may be those of validation and test here."""
+    _, trials, _, _, _ = run
+    bank = read_bank([trials.parent])
+    assert apart_from(DataConfig("wine"), bank) is bank
+    kept = apart_from(DataConfig("wine", test_fraction=0.4), bank)
+    assert set(bank.sources) == {"wine", "breast_cancer"} and set(kept.sources) == {"breast_cancer"}
+    assert 0 < len(kept.entries) == len(kept.seconds) < len(bank.entries)
+    lines = [json.loads(line) for line in (trials / "bank-0" / "bank.jsonl").read_text(encoding="utf-8").splitlines()]
+    alone = tmp_path / "wine.jsonl"
+    alone.write_text("".join(json.dumps(r) + "\n" for r in lines if r["data"]["name"] == "wine"), encoding="utf-8")
+    values = config(tasks=0, bank=str(alone)).to_dict() | {"data": {"name": "wine", "test_fraction": 0.4}}
+    with pytest.raises(ConfigError, match="of wine alone, split in another way"):
+        validate(Config.from_dict(values))
+
+
+def test_banks_that_are_no_text_or_have_no_networks(run, tmp_path):
+    _, trials, _, _, _ = run
+    (tmp_path / "model.pt").write_bytes(bytes(range(128, 256)))
+    with pytest.raises(ConfigError, match=r"must be a bank.jsonl with entries"):
+        validate(config(tasks=0, bank=str(tmp_path / "model.pt")))
+    row = json.loads((trials / "bank-0" / "bank.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    (tmp_path / "empty.jsonl").write_text(json.dumps({**row, "found": []}) + "\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="a line of a bank must be"):
+        validate(config(tasks=0, bank=str(tmp_path / "empty.jsonl")))
+
+
+def test_what_is_left_out_must_be_there(run, tmp_path):
+    settings, trials, _, _, _ = run
+    (folder := tmp_path / "x").mkdir()
+    parameters = {"decoder": "seq2seq", "banks": [], "seed": 0, "left_out": "wines"}
+    whole_bank = Config.from_dict({**settings.to_dict(), "predict": {**SMALL, "tasks": 0, "bank": str(trials.parent)}})
+    with pytest.raises(ConfigError, match="left_out must name data of the bank, did you mean `wine`"):
+        run_predict(whole_bank, parameters, folder, silent)
+
+
+def test_an_earlier_bank_alone_needs_no_sources(run):
+    _, trials, _, _, _ = run
+    validate(config(tasks=0, bank=str(trials.parent), own=False, sources=[]))
+
+
+def test_the_command(tmp_path, monkeypatch):
+    """It sets the plan, whatever the file says."""
+    from nni_bayes_nas import cli
+    from nni_bayes_nas.experiment import runner
+
+    seen = []
+    monkeypatch.setattr(runner, "run", lambda config, **rest: seen.append(config) or 0)
+    path = tmp_path / "predict.yaml"
+    path.write_text(json.dumps({"data": {"name": "wine"}}), encoding="utf-8")
+    assert cli.main(["predict", str(path), "--output", str(tmp_path / "run")]) == 0
+    assert seen[0].experiment.plan == "architecture_prediction" and seen[0].data.name == "wine"
+
+
 def test_sources_have_names_of_their_own():
     made_up = "nni_bayes_nas.experiment.data_tables:synthetic"
     sources = [{"name": made_up, "args": {"kind": kind, "seed": seed}} for kind, seed in (("blobs", 0), ("blobs", 1))]
@@ -264,6 +368,12 @@ def test_a_part_is_a_data_set():
     ("predict", "match"),
     [
         ({"tasks": 0}, "`predict.tasks` must be at least 1 without predict.bank"),
+        ({"tasks": 1, "factors": [1.0]}, "`predict.tasks` must give at least two searches"),
+        (
+            {"own": False, "sources": [{"name": "wine", "limit": 50}]},
+            "`predict.tasks` must have data of classes to draw",
+        ),
+        ({"sources": [{"name": "digits", "limit": 12}], "own": False, "tasks": 9}, "needs feature 6?[0-9] and classes"),
         ({"sources": [{"name": "digit"}]}, "unknown data set `digit`"),
         ({"sources": [{"name": "diabetes", "task": "regression"}]}, "data `diabetes` are a regression"),
         ({"shares": [0.1, 0.01]}, "`predict.shares` must rise"),
@@ -327,6 +437,17 @@ def test_cells_are_predicted_from_parts(tmp_path):
     made = run_predict_cells(settings, {"banks": ["cells-0"], "seed": 0}, out, silent)
     assert made["default"] < 0 and 1 <= len(made["architectures"]) <= 2
     assert all(row["origin"] == "predicted" and row["params"] > 0 for row in made["architectures"])
+
+
+def test_cells_must_know_lambda_and_leave_classes_to_the_data():
+    values = cells(cells=2).to_dict()
+    for change, match in (
+        ({"space": {"name": "chain", "args": {"width": 4, "depth": 2, "num_classes": 10}}}, "must be left to the data"),
+        ({"strategy": {"name": "hyper_darts", "args": {"lambda_range": "auto", "complexity": "penalty"}}}, "must know"),
+        ({"strategy": {"name": "hyper_darts", "args": {"axis": "literal", "hypernet": "linear"}}}, "must know lambda"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            validate(Config.from_dict({**values, **change}))
 
 
 def test_parts_must_hold_batches():

@@ -16,7 +16,7 @@ class ArchitecturePrediction:
     Trials: ``bank-0`` ... search small networks on some tasks each; when all have ended, ``predict-doubly_recurrent``
     for every decoder; when these have, ``verify-320`` for every budget of connections. With cells: ``cells-0`` ...
     search cells on parts, then ``predict_cells``, then a retrain trial for each cell and seed.
-    A trial of the bank that failed is left out of the fit.
+    Of a trial of the bank that failed the tasks that it had finished are learned from.
     """
 
     def __init__(self, config: Config) -> None:
@@ -47,7 +47,17 @@ class ArchitecturePrediction:
             return "every search of the bank failed, so there is nothing to learn from"
         if all(f"predict-{kind}" in failed for kind in self.kinds):
             return "every meta-model failed, so there is nothing to verify"
-        return None
+        # What follows ends nothing that still goes on.
+        if not _ended(self.trials(results, failed), results, failed):
+            return None
+        verifications = self._verifications(results)
+        if verifications and all(spec.name in failed for spec in verifications):
+            return "every training of predicted networks failed"
+        if self.cells and all(spec.name in failed for spec in self.cells):
+            return "every search of cells failed"
+        if "predict_cells" in failed:
+            return "cells could not be predicted: see the error of the trial predict_cells"
+        return self.cell_plan.verdict(self._as_search(results), failed) if "predict_cells" in results else None
 
     def summary(self, results: dict[str, Result], failed: set[str], ledger: Ledger) -> dict[str, Any]:
         """Under "prediction": "bank", "fits" and "verified"; cells are architectures, as of a search."""
@@ -69,7 +79,7 @@ class ArchitecturePrediction:
         return {**part, "prediction": prediction}
 
     def _predictions(self, results: dict[str, Result]) -> list[TrialSpec]:
-        names = self._done(self.banks, results)
+        names = [spec.name for spec in self.banks]
         return [
             TrialSpec(f"predict-{kind}", "predict", {"decoder": kind, "banks": names, "seed": self.seed})
             for kind in self.kinds
