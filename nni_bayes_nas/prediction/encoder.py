@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +93,14 @@ def condition_of(
     scalars = torch.tensor([math.log(number) / 4 for number in numbers])
     scalars = torch.cat([scalars, best, torch.zeros(_LOOKED_AT - len(best))])
     return Condition(objects, scalars, order, n_classes, budget)
+
+
+def with_classes(condition: Condition, places: Sequence[int], max_features: int) -> Condition:
+    """The same task with its classes numbered otherwise, given the new number of each."""
+    objects = condition.objects.clone()
+    for old, new in enumerate(places):
+        objects[:, max_features + new] = condition.objects[:, max_features + old]
+    return replace(condition, objects=objects)
 
 
 def _in_turn(y: Tensor, most: int) -> Tensor:

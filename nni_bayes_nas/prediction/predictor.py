@@ -16,11 +16,11 @@ from nni_bayes_nas.coercion import require
 from nni_bayes_nas.errors import ConfigError, NumericsError
 from nni_bayes_nas.prediction.bank import Entry, check_bank
 from nni_bayes_nas.prediction.canonical import canonical
-from nni_bayes_nas.prediction.encoder import Condition, SetEncoder, condition_of
+from nni_bayes_nas.prediction.encoder import Condition, SetEncoder, condition_of, with_classes
 from nni_bayes_nas.prediction.random_nets import completed
 from nni_bayes_nas.prediction.ranker import Ranker, describe
 from nni_bayes_nas.prediction.seq2seq import Seq2Seq
-from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture, of_columns
+from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture, of_classes, of_columns
 from nni_bayes_nas.prediction.tasks import TaskData
 from nni_bayes_nas.prediction.tokens import Vocabulary
 from nni_bayes_nas.prediction.tree_meta import DoublyRecurrentMeta
@@ -40,6 +40,8 @@ class Fitting:
         temperature: Of the soft targets, in standard deviations of the losses of an entry's networks: which of them a
             step sees is drawn with probabilities exp(-loss / temperature).
         clip: Norm to which the gradient is clipped.
+        numberings: Of the classes of an entry, its own among them: numbers of classes mean nothing, and what is learned
+            of one holds for another. 1: as they are.
         seed: Of everything that is drawn.
     """
 
@@ -48,10 +50,11 @@ class Fitting:
     learning_rate: float = 3e-3
     temperature: float = 0.5
     clip: float = 1.0
+    numberings: int = 4
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "learning_rate", "temperature", "clip"):
+        for name in ("steps", "batch_size", "learning_rate", "temperature", "clip", "numberings"):
             require(getattr(self, name) > 0, name, "must be positive", getattr(self, name), "raise it")
 
 
@@ -129,6 +132,17 @@ class Predictor:
         ]
         chances = [soft_targets(entry, how.temperature) for entry in entries]
         generator = torch.Generator().manual_seed(how.seed)
+        numberings = [
+            [
+                list(range(one.n_classes)),
+                *(torch.randperm(one.n_classes, generator=generator).tolist() for _ in range(how.numberings - 1)),
+            ]
+            for one in conditions
+        ]
+        seen = [
+            [with_classes(one, places, self.max_features) for places in own]
+            for one, own in zip(conditions, numberings, strict=True)
+        ]
         optimizer = torch.optim.Adam(self.model.parameters(), how.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, how.steps)
         losses = []
@@ -136,8 +150,12 @@ class Predictor:
         for step in range(how.steps):
             batch = torch.randperm(len(entries), generator=generator)[: how.batch_size].tolist()
             picked = [int(torch.multinomial(chances[i], 1, generator=generator)) for i in batch]
-            nets = [entries[i].found[k].net for i, k in zip(batch, picked, strict=True)]
-            loss = self.model.losses([conditions[i] for i in batch], nets).mean()
+            which = torch.randint(how.numberings, (len(batch),), generator=generator).tolist()
+            nets = [
+                of_classes(entries[i].found[k].net, numberings[i][j]) if j else entries[i].found[k].net
+                for i, k, j in zip(batch, picked, which, strict=True)
+            ]
+            loss = self.model.losses([seen[i][j] for i, j in zip(batch, which, strict=True)], nets).mean()
             if not bool(loss.isfinite()):
                 raise NumericsError(f"the loss of the meta-model is not finite in step {step}; lower learning_rate.")
             optimizer.zero_grad()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,28 @@ from nni_bayes_nas.coercion import require
 from nni_bayes_nas.prediction.encoder import Condition, SetEncoder
 from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture
 from nni_bayes_nas.prediction.tokens import Grammar, Vocabulary, encode
+
+
+class _Lesson(NamedTuple):
+    """The tokens of a network, what the grammar leaves open before each, and where each is."""
+
+    tokens: Tensor
+    allowed: Tensor
+    places: Tensor
+
+
+@functools.lru_cache(maxsize=4096)
+def _lesson(net: SparseArchitecture, budget: int, vocabulary: Vocabulary) -> _Lesson:
+    # A fit sees a network many times, and its grammar is followed outside torch.
+    sequence = encode(net, vocabulary)
+    grammar = Grammar(vocabulary, net.n_inputs, net.n_outputs, budget)
+    allowed = torch.zeros(len(sequence), vocabulary.size, dtype=torch.bool)
+    places = torch.zeros(len(sequence), 4)
+    for step, token in enumerate(sequence):
+        allowed[step, grammar.allowed()] = True
+        places[step] = torch.tensor(grammar.place)
+        grammar.accept(token)
+    return _Lesson(torch.tensor(sequence), allowed, places)
 
 
 class Seq2Seq(nn.Module):
@@ -44,20 +68,18 @@ class Seq2Seq(nn.Module):
             conditions: Tasks.
             nets: A network of each, its inputs by rank.
         """
-        sequences = [encode(net, self.vocabulary) for net in nets]
-        longest = max(map(len, sequences))
+        given = [
+            _lesson(net, max(one.budget, net.n_connections), self.vocabulary)
+            for net, one in zip(nets, conditions, strict=True)
+        ]
+        longest = max(len(lesson.tokens) for lesson in given)
         tokens = torch.full((len(nets), longest), self.vocabulary.END)
         allowed = torch.zeros(len(nets), longest, self.vocabulary.size, dtype=torch.bool)
         places = torch.zeros(len(nets), longest, 4)
-        for i, (sequence, one) in enumerate(zip(sequences, conditions, strict=True)):
-            net, budget = nets[i], max(one.budget, nets[i].n_connections)
-            grammar = Grammar(self.vocabulary, net.n_inputs, net.n_outputs, budget)
-            for step, token in enumerate(sequence):
-                tokens[i, step] = token
-                allowed[i, step, grammar.allowed()] = True
-                places[i, step] = torch.tensor(grammar.place)
-                grammar.accept(token)
-            allowed[i, len(sequence) :, self.vocabulary.END] = True
+        for i, lesson in enumerate(given):
+            n = len(lesson.tokens)
+            tokens[i, :n], allowed[i, :n], places[i, :n] = lesson.tokens, lesson.allowed, lesson.places
+            allowed[i, n:, self.vocabulary.END] = True
         memory = self.encoder(conditions)
         state = self._state(memory)
         inputs = self.embed(tokens[:, :-1]) + self.places(places[:, 1:])

@@ -159,6 +159,12 @@ def of_columns(net: SparseArchitecture, columns: Sequence[int]) -> SparseArchite
     return SparseArchitecture(net.n_inputs, net.n_outputs, net.widths, net.activations, (first, *net.edges[1:]))
 
 
+def of_classes(net: SparseArchitecture, places: Sequence[int]) -> SparseArchitecture:
+    """A network whose outputs are those of other numbers of the classes, given the new number of each."""
+    last = tuple(sorted((a, places[b]) for a, b in net.edges[-1]))
+    return SparseArchitecture(net.n_inputs, net.n_outputs, net.widths, net.activations, (*net.edges[:-1], last))
+
+
 def fewest_connections(widths: Sequence[int], n_outputs: int) -> int:
     """Of a network with these hidden layers: every unit has a source, every hidden one a target."""
     sizes = (*widths, n_outputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ _ROOT, _OUT = 0, 1 + len(ACTIVATIONS)
 _UNIT, _SOURCES = _OUT + 1, _OUT + 2
 
 
+@functools.lru_cache(maxsize=4096)
 def tree_of(net: SparseArchitecture) -> Tree:
     """The canonical form of a network: layers below the root, below each its units, below each its sources."""
     net = canonical(net)

@@ -4,15 +4,17 @@ import random
 from itertools import pairwise
 
 import pytest
+import torch
 from test_bank import HOW, WORDS, tasks
 
 from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.prediction.bank import entry_of
+from nni_bayes_nas.prediction.encoder import condition_of, with_classes
 from nni_bayes_nas.prediction.inner_search import train_all
 from nni_bayes_nas.prediction.many import Training
 from nni_bayes_nas.prediction.predictor import KINDS, Fitting, Predictor, soft_targets
 from nni_bayes_nas.prediction.random_nets import random_net
-from nni_bayes_nas.prediction.sparse_architecture import from_sources, of_columns
+from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture, from_sources, of_classes, of_columns
 
 
 def bank(n, seed=0):
@@ -57,6 +59,22 @@ def test_networks_of_ranks_are_those_of_columns():
     net = from_sources(3, 2, (2,), ("relu",), [[(0, 1), (2,)], [(0,), (0, 1)]])
     moved = of_columns(net, [2, 0, 1])
     assert moved.sources(0) == [(0, 2), (1,)] and moved.edges[1] == net.edges[1]
+
+
+def test_classes_that_are_numbered_otherwise_are_the_same_task():
+    """What is seen of it, and its networks: as if the data had come with these numbers."""
+    generator = torch.Generator().manual_seed(0)
+    x, y, places = torch.randn(40, 5, generator=generator), torch.arange(40) % 3, [2, 0, 1]
+    sizes = {"max_features": 6, "max_classes": 4, "n_classes": 3}
+    one, other = condition_of(x, y, 9, **sizes), condition_of(x, torch.tensor(places)[y], 9, **sizes)
+    found = with_classes(one, places, 6)
+    assert torch.equal(found.scalars, other.scalars) and torch.equal(found.order, other.order)
+    rows = {tuple(row.tolist()) for row in found.objects}
+    assert rows == {tuple(row.tolist()) for row in other.objects} and len(rows) == 40
+    net = SparseArchitecture(5, 3, (2,), ("relu",), (((0, 0), (3, 1)), ((0, 0), (0, 2), (1, 1), (1, 2))))
+    moved = of_classes(net, places)
+    assert [moved.sources(1)[places[b]] for b in range(3)] == net.sources(1)
+    assert of_classes(moved, [1, 2, 0]) == net
 
 
 def test_targets_are_the_better_the_more_probable():
