@@ -38,7 +38,10 @@ def test_lambda_is_chosen_by_validation() -> None:
 def test_what_can_go_ends_before_the_first_share_that_costs_more() -> None:
     curves = module("compression_rows").Curves(ROWS, "a")
     assert curves.removable(0.1, 1.0) == 0.5 and curves.removable(0.1, 0.9) == 0.0
-    assert curves.removable(0.1, 6.0) == 0.9 and curves.removable(0.1, 0.0, tuned=True) == 0.5
+    assert curves.removable(0.1, 6.0) == 0.9
+    # Trained further, .1 has 1.5 whole, 2.5 and 7; lambda 1 is 2 whole: what is lost is lost of the best.
+    assert curves.removable(0.1, 0.9, tuned=True) == 0.0 and curves.removable(0.1, 1.0, tuned=True) == 0.5
+    assert curves.removable(1.0, 0.4, tuned=True) == 0.0 and curves.removable(1.0, 1.0, tuned=True) == 0.5
 
 
 def test_the_claim_of_the_seed_is_judged_by_its_least_lambda() -> None:
@@ -48,9 +51,40 @@ def test_the_claim_of_the_seed_is_judged_by_its_least_lambda() -> None:
     for lam in arms.SEED_LAMBDAS:
         errors = [2.0, 2.5, 2.9 if shares.get(lam) is None else 20.0]
         rows.append(row(lam, 0, errors, errors, "seed, hypernetwork"))
-    assert [target.value for target in script.seed_targets(rows)] == [0.9, 0.9]
+    assert [target.value for target in script.seed_targets(rows)] == [0.9, 0.5, 0.9, 0.5]
     assert all(target.holds for target in script.seed_targets(rows))
-    assert not any(target.holds for target in script.seed_targets(rows[:2]))
+    assert [target.holds for target in script.seed_targets(rows[:2])] == [False, True, False, True]
+    # It also says that at 0 and .1 so much cannot go.
+    for one in rows[:2]:
+        one["curve"] = rows[2]["curve"]
+    assert [target.holds for target in script.seed_targets(rows)] == [True, False, True, False]
+
+
+def test_kept_weights_must_fall_with_every_seed() -> None:
+    script, arms = module("compression_targets"), module("compression_arms")
+    rows = []
+    for seed in (0, 1):
+        for i, lam in enumerate(arms.LAMBDAS):
+            rows.append({**row(lam, seed, [2.0] * 3, [2.0] * 3, script.HYPER), "kept": 4.0 ** (5 - i)})
+    curves = module("compression_rows").Curves(rows, script.HYPER)
+    found = list(script._fewer(curves, arms.LAMBDAS, "x"))
+    assert [target.value for target in found] == [0.25, 256.0] and all(target.holds for target in found)
+    rows[-1]["kept"] = rows[-2]["kept"]
+    assert not next(iter(script._fewer(curves, arms.LAMBDAS, "x"))).holds
+    for one in rows:
+        one["kept"] = 0.0  # nothing is left: no ratio, and no error
+    assert not all(target.holds for target in script._fewer(curves, arms.LAMBDAS, "x"))
+
+
+def test_costs_are_those_of_equal_steps() -> None:
+    script, rows_of = module("compression_targets"), module("compression_rows").Curves
+    rows = [
+        {**row(1.0, 0, [2.0] * 3, [2.0] * 3, script.DIRECT), "epochs": 40},
+        {**row(1.0, 0, [2.0] * 3, [2.0] * 3, script.HYPER), "epochs": 60},
+        {"arm": "cost", "hypernet": None, "ratios": {"1": 1.1, "2": 1.2, "4": 0.9}},
+    ]
+    step, whole = script._cost(rows, rows_of(rows, script.DIRECT), rows_of(rows, script.HYPER))
+    assert step.value == 1.2 and whole.value == pytest.approx(1.1 * 60 / (5 * 40))
 
 
 @pytest.mark.parametrize("preset", ["smoke", "cpu", "gpu", "seed", "authors", "evidence", "cnn", "cnn-gpu"])
@@ -71,10 +105,13 @@ def test_presets_are_configurations_with_a_figure(preset: str, tmp_path: Path) -
 @pytest.mark.slow
 def test_compression(tmp_path: Path) -> None:
     said, result = run("compression", tmp_path / "compression.json")
-    rows = result["rows"]
+    every = result["rows"]
+    (cost,) = (row for row in every if row["arm"] == "cost")
+    assert set(cost["ratios"]) == {"1", "2", "4"} and min(cost["ratios"].values()) > 0
+    rows = [row for row in every if row["arm"] != "cost"]
     assert {row["arm"] for row in rows} >= {"300-100, direct", "300-100, hypernetwork", "784-50-10, dense"}
     assert all(len(row["curve"]) == (1 if row["arm"] == "300-100, wide" else 5) for row in rows)
     assert all(row["training_seconds"] > 0 for row in rows)
     assert len([row for row in rows if row["arm"] == "300-100, wide"]) == 6
     assert "300-100, hypernetwork, piecewise_linear" in said and (tmp_path / "compression.png").is_file()
-    assert run("compression", tmp_path / "compression.json")[1]["rows"] == rows
+    assert run("compression", tmp_path / "compression.json")[1]["rows"] == every
