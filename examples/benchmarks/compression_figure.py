@@ -122,8 +122,12 @@ def _authors(rows: list[dict[str, Any]]) -> Any:
 
 
 def _evidence(rows: list[dict[str, Any]]) -> Any:
-    """A column for every prior: J, the gap to a direct run, and the weights that are kept."""
-    figure, grid = _grid(3, len(EVIDENCE_PRIORS), height=2.7)
+    """A column for every prior: J and its parts, the gap to a direct run, and the weights that are kept.
+
+    Direct runs take as many steps as a hypernetwork in all: their gap is what it costs to serve every lambda, and to
+    have had fewer steps at each.
+    """
+    figure, grid = _grid(5, len(EVIDENCE_PRIORS), height=2.4)
     for column, prior in enumerate(EVIDENCE_PRIORS):
         direct = Curves(rows, prior, "constant")
         for colour, kind in zip(("black", *COLOURS), ("constant", *EVIDENCE_KINDS), strict=False):
@@ -134,15 +138,17 @@ def _evidence(rows: list[dict[str, Any]]) -> Any:
             gaps = [None if a is None or b is None else a - b for a, b in zip(of_direct, of_j, strict=True)]
             label = {"constant": "direct"}.get(kind, kind)
             Line(label, lams, of_j, colour).draw(grid[0][column])
+            for row, name in ((1, "expected_log_likelihood"), (2, "kl"), (4, "kept")):
+                Line(label, lams, [curves.mean_of(lam, name) for lam in lams], colour).draw(grid[row][column])
             if kind != "constant":
-                Line(label, lams, gaps, colour).draw(grid[1][column])
-            Line(label, lams, [curves.mean_of(lam, "kept") for lam in lams], colour).draw(grid[2][column])
-        names = ("J, nats", "J of a direct run - J, nats", "weights above one sd")
+                Line(label, lams, gaps, colour).draw(grid[3][column])
+        names = ("J, nats", "E log p, nats", "KL, nats", "J of a direct run - J, nats", "weights above one sd")
         for axes, name in zip(grid[:, column], names, strict=True):
             axes.set_xscale("log")
             _finish(axes, prior, "λ", name)
-        grid[1][column].axhline(0, color="black", lw=0.8)
         grid[2][column].set_yscale("log")
+        grid[3][column].axhline(0, color="black", lw=0.8)
+        grid[4][column].set_yscale("log")
     return figure
 
 
