@@ -19,7 +19,7 @@ budget, with Holm's correction within each of the four. Seeds are of the fit, th
 splits of the data are the same for all of them, so that p tells of chance in these alone.
 
 Targets (issue "Predicting the architecture for all data"): 2: on 80 % of the parts a small network (of any budget, the
-best of several on the same validation objects) is within a standard error of the deepest dense one; 3: above random on
+best of several on other validation objects) is within a standard error of the deepest dense one; 3: above random on
 every data set; not below SNIP in the mean at n and 10 %; at 10 % at most 1 % of the dense network's accuracy lost on
 three quarters of the data sets; Kendall's tau of the ranker on the data set that was left out >= .6; a prediction takes
 <= 1 s; the bank <= 60 minutes.

@@ -85,7 +85,7 @@ class Entry:
     def is_as_good_as_dense(self) -> bool:
         """Whether the best small network loses no more than `tolerance` of the accuracy of the dense one.
 
-        The small one was the best of several on the same validation objects, which is in its favor.
+        Of objects that have not chosen it, see `Found`.
         """
         return self.found[0].accuracy >= self.dense.accuracy - self.tolerance
 
@@ -117,7 +117,7 @@ def entry_of(task: Task, data: TaskData, budget: int, how: Search, deepest: Sequ
     found, others = search(ranked, budget, how, seed, n_outputs=len(task.classes))
     whole = dense(data.x.shape[1], len(task.classes), tuple(deepest))
     seeds = [seed + 10_007 * (repeat + 1) for repeat in range(how.repeats)]
-    results = train_all([whole] * how.repeats, seeds, ranked, how.training)
+    results = train_all([whole] * how.repeats, seeds, ranked, how.training, apart=True)
     losses, accuracies = (tuple(values) for values in zip(*results, strict=True))
     deep = Found(whole, losses, accuracies, "dense")
     return Entry(task, budget, tuple(order.tolist()), tuple(found), deep, tuple(others))

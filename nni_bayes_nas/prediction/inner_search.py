@@ -19,6 +19,7 @@ from nni_bayes_nas.prediction.tasks import TaskData
 from nni_bayes_nas.prediction.tokens import Vocabulary
 
 Method = Literal["random", "evolution", "snip", "magnitude"]
+_DIVIDED = 8
 METHODS: tuple[Method, ...] = ("random", "evolution", "snip", "magnitude")
 
 
@@ -28,8 +29,9 @@ class Found:
 
     Attributes:
         net: In its canonical form.
-        losses: Of every seed, mean cross-entropy of the validation objects in nats.
-        accuracies: Of every seed, theirs.
+        losses: Of every seed, mean cross-entropy of the first half of the validation objects in nats, by which networks
+            are chosen.
+        accuracies: Of every seed, of the other half, which has chosen nothing.
         method: That found it.
     """
 
@@ -88,17 +90,29 @@ class Search:
 
 
 def train_all(
-    nets: Sequence[SparseArchitecture], seeds: Sequence[int], data: TaskData, how: Training
+    nets: Sequence[SparseArchitecture], seeds: Sequence[int], data: TaskData, how: Training, *, apart: bool = False
 ) -> list[tuple[float, float]]:
     """Validation loss in nats and accuracy of every network, those of equal depth trained side by side.
 
     The order of the objects is that of the first seed, for all.
+
+    Args:
+        nets: Networks.
+        seeds: Of their initial weights.
+        data: Of the task.
+        how: See `Training`.
+        apart: Whether the loss is that of one half of the validation objects and the accuracy that of the other: who
+            chooses by losses does not choose by accuracies then. Fewer than eight objects are not divided.
     """
+    half = len(data.y_val) // 2 if apart and len(data.y_val) >= _DIVIDED else 0
     results: list[tuple[float, float]] = [(0.0, 0.0)] * len(nets)
     for places in _by_depth(nets):
         many = Many([nets[i] for i in places], [seeds[i] for i in places])
         many.train(data.x, data.y, how, seeds[0])
         losses, accuracies = many.scores(data.x_val, data.y_val)
+        if half:
+            losses, _ = many.scores(data.x_val[:half], data.y_val[:half])
+            _, accuracies = many.scores(data.x_val[half:], data.y_val[half:])
         for i, loss, accuracy in zip(places, losses.tolist(), accuracies.tolist(), strict=True):
             results[i] = (loss, accuracy)
     return results
@@ -128,7 +142,8 @@ def search(
             candidates.setdefault(canonical(net), method)
     nets, ranked = list(candidates), list[SparseArchitecture]()
     for left in range(how.rounds, 0, -1):
-        scores = train_all(nets, [seed + i for i in range(len(nets))], data, _shorter(how.training, left))
+        seeds = [seed + i for i in range(len(nets))]
+        scores = train_all(nets, seeds, data, _shorter(how.training, left), apart=True)
         nets = [nets[i] for i in sorted(range(len(nets)), key=lambda i: scores[i][0])]
         ranked = ranked or nets
         nets = nets[: max(how.top, (len(nets) + 1) // 2)]
@@ -137,7 +152,7 @@ def search(
     n = min(how.others, len(rest))
     others = [rest[i * len(rest) // n] for i in range(n)]
     tried = [(net, seed + 10_007 * (repeat + 1)) for net in nets + others for repeat in range(how.repeats)]
-    results = train_all([net for net, _ in tried], [own for _, own in tried], data, how.training)
+    results = train_all([net for net, _ in tried], [own for _, own in tried], data, how.training, apart=True)
     found = []
     for i, net in enumerate(nets + others):
         own = results[i * how.repeats : (i + 1) * how.repeats]
@@ -184,7 +199,7 @@ class _Draw:
         nets, how = self._random(), _shorter(self.how.training, self.how.rounds)
         for generation in range(self.how.generations - 1):
             seeds = [self.seed + 101 * generation + i for i in range(len(nets))]
-            scores = train_all(nets, seeds, self.data, how)
+            scores = train_all(nets, seeds, self.data, how, apart=True)
             order = sorted(range(len(nets)), key=lambda i: scores[i][0])
             parents = [nets[i] for i in order[: max(1, len(nets) // 4)]]
             children = [

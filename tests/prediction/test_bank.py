@@ -47,7 +47,7 @@ def test_an_entry_is_what_was_found_in_ranks():
     order = torch.tensor(entry.order)
     ranked = TaskData(data.x[:, order], data.y, data.x_val[:, order], data.y_val)
     seeds = [0 + 10_007 * (repeat + 1) for repeat in range(2)]
-    again = train_all([entry.dense.net] * 2, seeds, ranked, HOW.training)
+    again = train_all([entry.dense.net] * 2, seeds, ranked, HOW.training, apart=True)
     assert [loss for loss, _ in again] == pytest.approx(entry.dense.losses, rel=1e-5)
 
 

@@ -7,7 +7,8 @@ from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.prediction.canonical import canonical
 from nni_bayes_nas.prediction.inner_search import METHODS, Search, search, train_all
 from nni_bayes_nas.prediction.many import Training
-from nni_bayes_nas.prediction.sparse_net import dense
+from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture
+from nni_bayes_nas.prediction.sparse_net import all_edges, dense
 from nni_bayes_nas.prediction.tasks import TaskData
 from nni_bayes_nas.prediction.tokens import Vocabulary
 
@@ -67,3 +68,19 @@ def test_mistakes():
         Search(methods=("best",))
     with pytest.raises(ConfigError, match="has 4 connections, got a budget of 3"):
         search(task(), 3, HOW, seed=0)
+
+
+def test_what_chooses_does_not_judge():
+    """Losses are of one half of the validation objects, accuracies of the other: labels that are wrong there tell."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(120, 3, generator=generator)
+    y = (x[:, 0] > 0).long()
+    wrong = torch.cat([y[60:90], 1 - y[90:]])
+    data = TaskData(x[:60], y[:60], x[60:], wrong)
+    net = SparseArchitecture(3, 2, (3,), ("relu",), all_edges((3, 3, 2)))
+    how = Training(steps=200)
+    ((loss, accuracy),) = train_all([net], [0], data, how, apart=True)
+    ((whole_loss, whole_accuracy),) = train_all([net], [0], data, how)
+    assert loss < 0.3 < whole_loss and accuracy < 0.2 < whole_accuracy
+    few = TaskData(x[:60], y[:60], x[60:66], y[60:66])
+    assert train_all([net], [0], few, how, apart=True) == train_all([net], [0], few, how)
