@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from small_predict import SMALL, config, silent
 
 from nni_bayes_nas.config import Config, DataConfig
 from nni_bayes_nas.errors import ConfigError
@@ -19,36 +20,6 @@ from nni_bayes_nas.experiment.verify import predicted, run_verify
 from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture
 from nni_bayes_nas.prediction.sparse_net import build
 from nni_bayes_nas.prediction.training import scores
-
-SMALL = {
-    "sources": [{"name": "breast_cancer"}],
-    "tasks": 4,
-    "tasks_per_trial": 3,
-    "factors": [1.0, 2.0],
-    "candidates": 3,
-    "top": 2,
-    "others": 2,
-    "repeats": 2,
-    "steps": 20,
-    "widths": [2, 3, 4],
-    "deepest": [8, 8],
-    "dim": 16,
-    "fit_steps": 15,
-    "held_out": 0.25,
-    "draws": 4,
-    "verify": 2,
-    "baselines": ["random", "dense"],
-    "train_steps": 40,
-}
-
-
-def config(data="wine", **predict):
-    experiment = {"plan": "architecture_prediction", "device": "cpu", "threads": 1}
-    return Config.from_dict({"data": {"name": data}, "experiment": experiment, "predict": {**SMALL, **predict}})
-
-
-def silent(row):
-    """Nobody looks."""
 
 
 def test_stages_wait_for_one_another():

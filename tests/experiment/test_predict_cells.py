@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_predict import config, silent
+from small_predict import config, silent
 
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.errors import ConfigError
