@@ -105,7 +105,7 @@ def print_tables(figures: Figures, tests: list[dict[str, Any]], bank: dict[str, 
     print()
     for row in tests:
         print(
-            f"{row['test']:<34}{row['data']:<18}{row['budget_kind']:<6}{100 * row['difference']:+7.2f} "
+            f"{row['test']:<52}{row['data']:<18}{row['budget_kind']:<6}{100 * row['difference']:+7.2f} "
             f"+- {100 * (row['half_width'] or 0):.2f}  p {row['p']:.4f}  Holm {row['p_holm']:.4f}"
         )
     print(f"\nbank: {bank['entries']} entries in {bank['minutes']:.1f} minutes, best found by {bank['methods']}")

@@ -58,7 +58,8 @@ def job(options: argparse.Namespace, arm: str, seed: int, place: int) -> Job:
     setting: Setting = PRESETS[options.preset]
     whole = options.data == "digits" and options.preset != "smoke"
     limits = (None, None) if whole else (setting.limit, setting.val_limit)
-    section: dict[str, Any] = {"epochs": setting.epochs, "lambdas": 3, "random": 0}
+    warmup = max(1, setting.epochs // 5)
+    section: dict[str, Any] = {"epochs": setting.epochs, "warmup_epochs": warmup, "lambdas": 3, "random": 0}
     if ARMS[arm] is not None:
         section["selection"] = {"criterion": "gain", "start": 0.2, **(ARMS[arm] or {})}
     config = {

@@ -75,7 +75,7 @@ def test_targets_by_hand() -> None:
 def test_prediction(tmp_path: Path) -> None:
     said, result = run("prediction", tmp_path / "prediction.json", 2)
     rows = [row for row in result["rows"] if "arm" in row]
-    assert len({row["data"] for row in rows}) == 6 and len({row["arm"] for row in rows}) == 12
+    assert len({row["data"] for row in rows}) == 6 and len({row["arm"] for row in rows}) == 15
     assert all(row["connections"] <= row["budget"] for row in rows if row["arm"] != "dense")
     assert result["rows"][0]["entries"] == 18 and "s a data set: the bank" in said
     assert run("prediction", tmp_path / "prediction.json", 2)[1]["rows"] == result["rows"]
