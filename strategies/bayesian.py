@@ -291,6 +291,8 @@ class BayesianModule(BilevelModule):
 
         The gradients of the others come in as those of a sum g . p, whose value is taken out again.
         """
+        if len(parts) == 1:
+            return self.weight_loss(parts[0], batch_idx, draws, step)
         n, start = [n_objects(part) for part in parts], 0
         total = self.structure.reference.new_zeros(())
         inputs = [p for p in self.training_module.parameters() if p.requires_grad]

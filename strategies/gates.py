@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from nni_bayes_nas.bayes import law
-from nni_bayes_nas.layers.flow import HOMOGENEOUS
+from nni_bayes_nas.layers.flow import HOMOGENEOUS, NORMALIZATION
 from nni_bayes_nas.layers.variational import Variational
 
 from .cost_walk import Candidate, CostWalk
@@ -118,7 +117,7 @@ def own_factors(operation: nn.Module) -> tuple[int, nn.Module | None]:
     """
     factors, since, reason = 0, False, None
     for layer in (m for m in operation.modules() if not list(m.children())):
-        if isinstance(layer, _BatchNorm):
+        if isinstance(layer, NORMALIZATION):
             factors, since = int(since), False
         elif isinstance(layer, Variational):
             factors, since = factors + 1, True

@@ -130,9 +130,10 @@ def left_out(config: Any, parameters: dict[str, Any], directory: Path, report: A
     config = dataclasses.replace(config, predict=dataclasses.replace(config.predict, tasks=0, bank=parameters["bank"]))
     found = run_predict(
         config,
-        {"decoder": decoder, "banks": [], "seed": seed, "left_out": target, "inspect": fitted.append},
+        {"decoder": decoder, "banks": [], "seed": seed, "left_out": target},
         directory,
         report,
+        fitted.append,
     )
     (folder := directory.parent / f"predict-{decoder}-{directory.name}").mkdir(exist_ok=True)
     (directory / "predictions.json").rename(folder / "predictions.json")

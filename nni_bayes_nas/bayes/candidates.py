@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from nni_bayes_nas.architecture import Architecture
 from nni_bayes_nas.bayes.posterior import Weighted
 from nni_bayes_nas.errors import ConfigError
 
 _SUM_TOLERANCE = 0.01
-
-
-def _key(choices: Mapping[str, Any]) -> str:
-    return json.dumps(dict(choices), sort_keys=True)
 
 
 class CandidatePosterior:
@@ -53,7 +49,7 @@ class CandidatePosterior:
         self.choices = tuple(dict(one) for one in choices)
         self.probabilities = tuple(float(p) / total for p in probabilities)
         self.mean, self.sd = tuple(map(float, mean)), tuple(map(float, sd))
-        self._place = {_key(one): i for i, one in enumerate(self.choices)}
+        self._place = {Architecture(one).key: i for i, one in enumerate(self.choices)}
         if len(self._place) < len(self.choices):
             raise ConfigError(f"candidates must differ, got {len(self.choices) - len(self._place)} twice.")
 
@@ -62,7 +58,7 @@ class CandidatePosterior:
 
     def log_prob(self, choices: Mapping[str, Any]) -> float:
         """Log-probability that an architecture is the best one, in nats; -inf for what is no candidate."""
-        place = self._place.get(_key(choices))
+        place = self._place.get(Architecture(choices).key)
         p = 0.0 if place is None else self.probabilities[place]
         return math.log(p) if p > 0 else -math.inf
 

@@ -116,7 +116,7 @@ def tasks_of(config: Config, parts: Parts, n: int) -> list[Task]:
     return [task for task in parts.tasks(n + len(known)) if task not in known][:n]
 
 
-def apart_from(data: DataConfig, bank: Bank) -> Bank:
+def without_leaks(data: DataConfig, bank: Bank) -> Bank:
     """A bank without entries of data that differ from some in nothing but how they are split: their parts may hold
     objects that are these data's own for validation and test.
 

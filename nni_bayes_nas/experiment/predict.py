@@ -12,7 +12,7 @@ import torch
 from nni_bayes_nas.coercion import closest
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.errors import ConfigError
-from nni_bayes_nas.experiment.bank import FILE, apart_from, read_bank, search_of, tasks_of, vocabulary_of
+from nni_bayes_nas.experiment.bank import FILE, read_bank, search_of, tasks_of, vocabulary_of, without_leaks
 from nni_bayes_nas.experiment.data import DataSplits, load_data
 from nni_bayes_nas.experiment.parts import Parts, whole
 from nni_bayes_nas.experiment.record import read_rows, write_json
@@ -27,17 +27,21 @@ PREDICTIONS = "predictions.json"
 
 
 def run_predict(
-    config: Config, parameters: dict[str, Any], directory: Path, report: Callable[[dict[str, Any]], None]
+    config: Config,
+    parameters: dict[str, Any],
+    directory: Path,
+    report: Callable[[dict[str, Any]], None],
+    inspect: Callable[[Predictor], None] | None = None,
 ) -> dict[str, Any]:
     """Fit a meta-model to the bank, look at its errors on tasks that were kept out, predict networks for the data.
 
     Args:
         config: Sections `data` and `predict` are used.
         parameters: Of the trial; "decoder", its kind, "banks", the names of the trials of the bank, and "seed"; with
-            "left_out", the name of a data set, its parts are kept out, and no others; "inspect" is called with the
-            `Predictor` at the end.
+            "left_out", the name of a data set, its parts are kept out, and no others.
         directory: Where predictor.pt and predictions.json are written.
         report: Called once with what is the result's "default".
+        inspect: Called last, with what was fitted.
 
     Returns:
         "default": the mean accuracy of predictions on the tasks kept out, of networks trained there; without such tasks
@@ -52,7 +56,7 @@ def run_predict(
     settings, seed = config.predict, int(parameters["seed"])
     # A trial of the bank that failed may have left some entries, or none.
     files = [file for name in parameters["banks"] if read_rows(file := directory.parent / name / FILE)]
-    bank = apart_from(config.data, read_bank([*([Path(settings.bank)] if settings.bank else []), *files]))
+    bank = without_leaks(config.data, read_bank([*([Path(settings.bank)] if settings.bank else []), *files]))
     entries, parts, data = bank.entries, Parts(config, sources=bank.sources), whole(load_data(config.data))
     if (source := parameters.get("left_out")) is not None:
         if source not in bank.sources:
@@ -94,7 +98,7 @@ def run_predict(
     write_json(directory / PREDICTIONS, predictions)
     default = sum(row["accuracy"] for row in errors) / len(errors) if errors else -losses[-1]
     report({"default": default, "epoch": 0})
-    if (inspect := parameters.get("inspect")) is not None:
+    if inspect is not None:
         inspect(predictor)
     return {
         "default": default,
@@ -156,7 +160,7 @@ def check(config: Config, data: DataSplits) -> None:
         drawn.data(task)
     if settings.bank is None:
         return
-    bank, vocabulary = apart_from(config.data, read_bank([Path(settings.bank)])), vocabulary_of(settings)
+    bank, vocabulary = without_leaks(config.data, read_bank([Path(settings.bank)])), vocabulary_of(settings)
     parts = Parts(config, sources=bank.sources)
     for entry in bank.entries:
         parts.data(entry.task)

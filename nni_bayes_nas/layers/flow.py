@@ -16,6 +16,7 @@ Normalized = Literal["filters", "layer"] | None
 IsLayer = Callable[[nn.Module], bool]
 # By what it has from every channel, and by what all channels together have.
 _OF_CHANNELS, _OF_LAYERS = (_BatchNorm, _InstanceNorm), (nn.GroupNorm, nn.LayerNorm)
+NORMALIZATION = (*_OF_CHANNELS, *_OF_LAYERS)
 # What a positive factor of its input goes through.
 HOMOGENEOUS = (
     *(nn.Identity, nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Flatten, nn.Unflatten, nn.ZeroPad2d, nn.Upsample),
@@ -40,7 +41,7 @@ def before_normalization(model: nn.Module, is_layer: IsLayer) -> dict[int, Norma
     for module in model.modules():
         if isinstance(module, nn.Sequential):
             found |= _of_chain(_flat(module), is_layer)
-        elif any(isinstance(child, (*_OF_CHANNELS, *_OF_LAYERS)) for child in module.children()):
+        elif any(isinstance(child, NORMALIZATION) for child in module.children()):
             for chain in _chains(module):
                 found |= _of_chain(chain, is_layer)
     return found
@@ -87,7 +88,7 @@ def _chains(module: nn.Module) -> Iterable[list[nn.Module]]:
         return
     calls = [node.target for node in graph.nodes if node.op == "call_module"]
     for node in graph.nodes:
-        if node.op != "call_module" or not isinstance(_at(module, node), (*_OF_CHANNELS, *_OF_LAYERS)):
+        if node.op != "call_module" or not isinstance(_at(module, node), NORMALIZATION):
             continue
         chain = [_at(module, node)]
         while node.args and isinstance(node.args[0], fx.Node):
@@ -112,4 +113,4 @@ def _step(module: nn.Module, node: fx.Node) -> nn.Module | None:
     return nn.ReLU() if passes else None
 
 
-__all__ = ["HOMOGENEOUS", "Normalized", "before_normalization"]
+__all__ = ["HOMOGENEOUS", "NORMALIZATION", "Normalized", "before_normalization"]

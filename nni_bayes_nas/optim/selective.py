@@ -106,6 +106,7 @@ class SelectiveOptimization(pl.Callback):
         self._cached: ActivationCache | None = None
         self._kept_scores: dict[str, Tensor] = {}
         self._clock, self._previous, self._goes_on = 0.0, 0, False
+        self._costs = LayerCosts(torch.nn.Identity())
 
     # -- what a training in another form may change ------------------------------------------------------------------
 
@@ -198,7 +199,7 @@ class SelectiveOptimization(pl.Callback):
             self._holding.after_step()
         which = "after" if self.active else "before"
         self.seconds[which].append(time.perf_counter() - self._clock)
-        if self.active and self._costs.watching:  # it went on, and has seen a pass now
+        if self.active:  # where it went on, it has seen a pass now
             self._costs.remove()
         # Of accumulated batches one alone is a step; of several optimizers one batch is several.
         step, before = self.steps_done(trainer), self._previous
@@ -225,8 +226,7 @@ class SelectiveOptimization(pl.Callback):
         if self._holding is not None:
             self._look_back(trainer, pl_module)
         self._release()
-        if self._costs.watching:
-            self._costs.remove()
+        self._costs.remove()
         if self.zero_at == "end" and self.kept_share is not None:
             self._keep()
             self._zero()
@@ -234,8 +234,7 @@ class SelectiveOptimization(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """The network and its optimizers are left as they would be without this callback."""
         self._release()
-        if getattr(self, "_costs", None) is not None and self._costs.watching:
-            self._costs.remove()
+        self._costs.remove()
 
     def state_dict(self) -> dict[str, Any]:
         """Choices, statistics that are being gathered, and what the report says so far."""

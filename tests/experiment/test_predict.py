@@ -8,7 +8,7 @@ from small_predict import SMALL, config, silent
 
 from nni_bayes_nas.config import Config, DataConfig
 from nni_bayes_nas.errors import ConfigError
-from nni_bayes_nas.experiment.bank import apart_from, read_bank, run_bank, tasks_of
+from nni_bayes_nas.experiment.bank import read_bank, run_bank, tasks_of, without_leaks
 from nni_bayes_nas.experiment.build import validate
 from nni_bayes_nas.experiment.data import load_data
 from nni_bayes_nas.experiment.parts import Parts, sources_of
@@ -211,8 +211,8 @@ def test_parts_of_the_same_data_that_are_split_otherwise_are_left_out(run, tmp_p
     """Their objects may be those of validation and test here."""
     _, trials, _, _, _ = run
     bank = read_bank([trials.parent])
-    assert apart_from(DataConfig("wine"), bank) is bank
-    kept = apart_from(DataConfig("wine", test_fraction=0.4), bank)
+    assert without_leaks(DataConfig("wine"), bank) is bank
+    kept = without_leaks(DataConfig("wine", test_fraction=0.4), bank)
     assert set(bank.sources) == {"wine", "breast_cancer"} and set(kept.sources) == {"breast_cancer"}
     assert 0 < len(kept.entries) == len(kept.seconds) < len(bank.entries)
     lines = [json.loads(line) for line in (trials / "bank-0" / "bank.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -34,6 +34,7 @@ OPERATIONS = {
     "normalized, then ReLU": (lambda: nn.Sequential(conv(), norm(), nn.ReLU()), 1),
     "separable": (lambda: nn.Sequential(nn.ReLU(), conv(False), conv(False), norm()), 1),
     "normalized between": (lambda: nn.Sequential(conv(), norm(), nn.ReLU(), conv(False)), 2),
+    "normalized by groups": (lambda: nn.Sequential(conv(False), nn.GroupNorm(1, 2, eps=1e-12)), 1),
     "identity": (lambda: nn.Identity(), 0),
     "pooling": (lambda: nn.Sequential(nn.AvgPool2d(3, 1, 1), norm()), 0),
     "tanh of the input": (lambda: nn.Sequential(nn.Tanh(), conv(False)), 1),
@@ -72,7 +73,7 @@ def scaled(operation, gamma):
     leaves = [m for m in operation.modules() if not list(m.children())]
     since = False
     for leaf in leaves:
-        if isinstance(leaf, nn.BatchNorm2d):
+        if isinstance(leaf, (nn.BatchNorm2d, nn.GroupNorm)):
             for parameter in leaf.parameters() if since else ():
                 parameter.mul_(gamma)
             since = False
