@@ -306,8 +306,8 @@ def _add_export_options(command: argparse.ArgumentParser) -> None:
     which = command.add_mutually_exclusive_group(required=True)
     which.add_argument("--architecture", metavar="ID", help="its id in RUN/summary.json")
     which.add_argument("--compressed", metavar="NAME", help="or a compression in RUN/summary.json, with:")
-    command.add_argument("--lambda", dest="lam", type=float, metavar="L", help="one that it was read off at")
-    command.add_argument("--fraction", type=float, metavar="F", help="share of the weights left out, one of its curve")
+    command.add_argument("--lambda", dest="lam", type=float, metavar="L", help="any in the range that was trained")
+    command.add_argument("--fraction", type=float, metavar="F", help="share of the weights left out, in [0, 1)")
     command.add_argument(
         "--format", default="pt2", help="pt2: torch.export (default); onnx: needs the extra nni-bayes-nas[export]"
     )

@@ -50,7 +50,7 @@ class CompressConfig:
     read off is pruned to every one of ``fractions``, by whole neurons and filters if ``structured``, and trained on for
     ``finetune_epochs``. Gradients are clipped to a norm of ``gradient_clip``, or every entry of them to
     ``gradient_clip_value``. ``draws`` of the weights make the predictive distribution. ``inputs`` raw takes the
-    standardization of the data back.
+    standardization of the data back. The modules ``skip`` of the network, and what is in them, stay points and whole.
     """
 
     network: str = "mlp"
@@ -65,6 +65,7 @@ class CompressConfig:
     priors: tuple[Literal["fixed", "scaled", "empirical_bayes", "ard", "log_uniform"], ...] = ("ard",)
     prior_sd: float = 1.0
     rho: float = -5.0
+    skip: tuple[str, ...] | None = None
     knots: int | tuple[float, ...] = 5
     rank: int = 4
     hidden: int = 32
@@ -107,6 +108,9 @@ class CompressConfig:
         of_points = self.weights != "point" or self.priors == ("fixed",)
         rule = "must be [fixed], N(0, prior_sd^2), for weights that are points"
         require(of_points, "compress.priors", rule, list(self.priors), "set it, or weights to variational")
+        whole = self.weights != "point" or not self.skip
+        rule = "must be left out for weights that are points, which are ranked all together"
+        require(whole, "compress.skip", rule, list(self.skip or ()), "leave it out, or set weights to variational")
         require(bool(self.fractions), "compress.fractions", "must name a share that is left out", [], "[0.0, 0.9], say")
         learns = not self.kinds or self.shared_until < 1
         rule = "must be below 1, for knots to differ"

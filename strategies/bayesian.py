@@ -53,6 +53,8 @@ class BayesOptions:
         weight_hypernet: How the weights depend on lambda, see `WeightHypernet`; "constant": not at all. Where they do,
             lambda is that of the bound: it multiplies all divergences, those of the structure and of the weights, and
             all objects of a step share one.
+        weight_rank: Of the kinds "low_rank" and "mlp", see `WeightHypernet`.
+        weight_hidden: Units of these.
     """
 
     scheme: Scheme = "single_level"
@@ -69,6 +71,8 @@ class BayesOptions:
     estimator: Estimator = "local"
     accumulate: bool = False
     weight_hypernet: Kind = "constant"
+    weight_rank: int = 4
+    weight_hidden: int = 32
 
 
 class BayesianModule(BilevelModule):

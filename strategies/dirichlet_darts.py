@@ -7,17 +7,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from nni_bayes_nas.bayes import dirichlet, elbo, law, normal
+from nni_bayes_nas.bayes import dirichlet, law, normal
 from nni_bayes_nas.complexity.axis import LambdaAxis
 from nni_bayes_nas.compression.lambda_weights import LambdaWeights, settle
-from nni_bayes_nas.compression.weight_hypernet import KINDS, Kind
+from nni_bayes_nas.compression.weight_hypernet import Kind
 from nni_bayes_nas.errors import ConfigError, SpaceError
-from nni_bayes_nas.layers.gaussian_output import ESTIMATORS, Estimator
+from nni_bayes_nas.layers.gaussian_output import Estimator
 from nni_bayes_nas.layers.variational import to_variational
 
-from .bayesian import DEPENDENCES, BayesianModule, BayesOptions, Dependence, Scheme, fraction_of
+from .bayesian import BayesianModule, BayesOptions, Dependence, Scheme, fraction_of
+from .bayesian_checks import Family, check_bayes
 from .bilevel import BilevelModule
 from .costs import CostKind
 from .differentiable import DifferentiableStrategy
@@ -29,7 +30,6 @@ from .relaxations import Mixing, Relaxation, TemperatureSchedule
 from .step_options import StepOptions
 from .structure_loss import Complexity, Scale, StructureLoss
 
-Family = Literal["dirichlet", "concrete", "logistic_normal", "softmax"]
 _RELAXATIONS: dict[str, Relaxation] = {
     "dirichlet": "dirichlet",
     "concrete": "gumbel",
@@ -62,6 +62,8 @@ class DirichletDARTS(DifferentiableStrategy):
         weight_hypernet: How the weights depend on lambda, of which `lambda_range` is the range: "constant": not at all;
             "linear", "piecewise_linear" (with `n_knots`), "low_rank" or "mlp": one lambda gives concentrations, means
             and standard deviations, and multiplies all their divergences; see `materialize`.
+        weight_rank: Of "low_rank" and "mlp", see `WeightHypernet`.
+        weight_hidden: Units of these.
         accumulate: Whether the halves of a step on a single level run one after the other, which takes half the memory;
             batch normalization then sees the statistics of each half.
         kl_structure: Weight of the structure's divergence; 1 gives the bound.
@@ -119,6 +121,8 @@ class DirichletDARTS(DifferentiableStrategy):
         rho: float = -5.0,
         estimator: Estimator = "local",
         weight_hypernet: Kind = "constant",
+        weight_rank: int = 4,
+        weight_hidden: int = 32,
         accumulate: bool = False,
         kl_structure: float = 1.0,
         kl_weights: float = 1.0,
@@ -166,9 +170,11 @@ class DirichletDARTS(DifferentiableStrategy):
             rho=rho,
             estimator=estimator,
             weight_hypernet=weight_hypernet,
+            weight_rank=weight_rank,
+            weight_hidden=weight_hidden,
             accumulate=accumulate,
         )
-        _check(family, self.bayes, lambda_range, complexity, floor)
+        check_bayes(family, self.bayes, lambda_range, complexity, floor)
         check_lambda(n_knots, target_range)
         if weight_hypernet != "constant" and (auxiliary or normalize or partial_channels > 1):
             raise ConfigError(
@@ -258,7 +264,10 @@ class DirichletDARTS(DifferentiableStrategy):
                 "has one; leave it out."
             )
         kind = self.bayes.weight_hypernet
-        self._hyper = None if kind == "constant" else LambdaWeights(supernet, kind, knots=self._n_knots, seed=self.seed)
+        self._hyper = None
+        if kind != "constant":
+            sizes = {"rank": self.bayes.weight_rank, "hidden": self.bayes.weight_hidden}
+            self._hyper = LambdaWeights(supernet, kind, knots=self._n_knots, seed=self.seed, **sizes)
         return {"bayes": self.bayes, "gates": walk.gates, "factors": walk.factors, "hyper": self._hyper}
 
     @property
@@ -275,7 +284,7 @@ class DirichletDARTS(DifferentiableStrategy):
         if self._hyper is not None and self.axis is not None:
             with torch.no_grad():
                 values = self._hyper(fraction_of(self.axis, self.structure.position(lam)))
-            settle(self.oneshot_module.training_module.model, values)
+            settle(self._mutating, values)
 
     def materialize(self, lam: float | None = None, choices: Mapping[str, Any] | None = None) -> nn.Module:
         """A network of its own, of the weights' posterior at lambda: Gaussian layers where weights are variational.
@@ -299,9 +308,32 @@ class DirichletDARTS(DifferentiableStrategy):
                 "retrain."
             )
         self.settle(lam)
-        supernet: Any = self.oneshot_module.training_module.model
+        supernet: Any = self._mutating
         network: nn.Module = copy.deepcopy(supernet.freeze(dict(self.export(lam) if choices is None else choices)))
         return network.requires_grad_(True)
+
+    def restore(self, space: nn.Module, state: Mapping[str, Tensor]) -> None:
+        """What `materialize` needs, of a search that has ended, where weights depend on lambda.
+
+        Args:
+            space: The space that was searched, as it was before.
+            state: Of `searched`.
+        """
+        self._mutating = self.mutate_model(space)
+        self.measure(self._mutating, self.input_shape or ())
+        self.module_options()
+        self.searched.load_state_dict(state)
+
+    @property
+    def searched(self) -> nn.ModuleDict:
+        """The structure, and the weights as functions of lambda: all that a search whose weights are such has learned.
+
+        Raises:
+            RuntimeError: Weights do not depend on lambda, or there was no search.
+        """
+        if self._hyper is None:
+            raise RuntimeError("only weights that depend on lambda are kept; set weight_hypernet, and search.")
+        return nn.ModuleDict({"structure": self.structure, "weights": self._hyper})
 
     def check_beside(self) -> None:
         """See `DifferentiableStrategy`; weights that depend on lambda are of one search."""
@@ -324,77 +356,6 @@ class DirichletDARTS(DifferentiableStrategy):
                 "search.optimizer psgld draws weights from their posterior, but weights='variational' has a Gaussian "
                 "for it; set weights to point, or search.optimizer to sgd or adam."
             )
-
-
-def _check(family: str, bayes: BayesOptions, lambda_range: Any, complexity: str, floor: float) -> None:
-    for name, value, known in (
-        ("family", family, tuple(_RELAXATIONS)),
-        ("scheme", bayes.scheme, ("single_level", "bilevel")),
-        ("weights", bayes.weights, ("point", "variational")),
-        ("dependence", bayes.dependence, DEPENDENCES),
-        ("weight_prior", bayes.weight_prior, normal.PRIORS),
-        ("estimator", bayes.estimator, ESTIMATORS),
-    ):
-        if value not in known:
-            raise ConfigError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
-    dirichlet.check_floor(floor)
-    if family != "dirichlet" and floor != dirichlet.FLOOR:
-        raise ConfigError(
-            f"floor is one of concentrations, which family {family!r} has not, got {floor}; leave it out."
-        )
-    reach = floor if family == "dirichlet" else None
-    dirichlet.check_prior(bayes.prior, floor=reach)
-    if family != "dirichlet" and bayes.prior != 1 and bayes.none_prior is None:
-        raise ConfigError(
-            f"an equal prior of all options says nothing to family {family!r}, got prior {bayes.prior}; leave it out, "
-            "or give none_prior too."
-        )
-    if bayes.none_prior is not None:
-        dirichlet.check_prior(bayes.none_prior, "none_prior", reach)
-    elbo.check_weight("kl_structure", bayes.kl_structure)
-    elbo.check_weight("kl_weights", bayes.kl_weights)
-    if not 0 <= bayes.kl_warmup <= 1:
-        raise ConfigError(f"kl_warmup must lie in [0, 1], got {bayes.kl_warmup}; it is a share of the search.")
-    if not 0 < bayes.weight_prior_sd < float("inf"):
-        raise ConfigError(f"weight_prior_sd must be above 0, got {bayes.weight_prior_sd}; 1 is usual.")
-    if bayes.weights == "point":
-        for name in ("dependence", "kl_weights", "weight_prior", "weight_prior_sd", "rho", "estimator"):
-            value, usual = getattr(bayes, name), getattr(BayesOptions, name)
-            if value != usual:
-                raise ConfigError(
-                    f"weights that are points depend on nothing and have no divergence, got {name} {value!r}; "
-                    "set weights='variational', or leave it out."
-                )
-    if bayes.accumulate and (bayes.scheme == "bilevel" or bayes.weight_hypernet != "constant"):
-        raise ConfigError(
-            "accumulate is of the two halves of a single level whose weights do not depend on lambda, got scheme "
-            f"{bayes.scheme!r} and weight_hypernet {bayes.weight_hypernet!r}; leave it out."
-        )
-    if bayes.weight_hypernet not in KINDS:
-        raise ConfigError(f"weight_hypernet must be one of {', '.join(KINDS)}, got {bayes.weight_hypernet!r}.")
-    if bayes.weight_hypernet != "constant":
-        _check_joint(bayes, lambda_range, complexity)
-    elif (complexity != "none") != (lambda_range is not None):
-        raise ConfigError(
-            f"complexity and lambda_range belong together, got complexity {complexity!r} and range {lambda_range!r}; "
-            "give both, or neither."
-        )
-
-
-def _check_joint(bayes: BayesOptions, lambda_range: Any, complexity: str) -> None:
-    """Of weights that depend on lambda."""
-    kind = bayes.weight_hypernet
-    if lambda_range is None or bayes.weights == "point" or bayes.scheme == "bilevel":
-        raise ConfigError(
-            f"weights that depend on lambda have a range of it, and one bound with the structure, got weight_hypernet "
-            f"{kind!r}, lambda_range {lambda_range!r}, weights {bayes.weights!r} and scheme {bayes.scheme!r}; set "
-            "lambda_range, weights='variational' and scheme='single_level'."
-        )
-    if complexity == "target":
-        raise ConfigError(
-            f"lambda weighs the divergences where weights depend on it, got weight_hypernet {kind!r} and complexity "
-            "'target', where it is but an index of sizes; set complexity to none or penalty."
-        )
 
 
 __all__ = ["DirichletDARTS", "Family"]

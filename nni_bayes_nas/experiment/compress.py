@@ -27,6 +27,9 @@ from nni_bayes_nas.experiment.pruned import calibration, every_batch, log_likeli
 from nni_bayes_nas.experiment.retrained import save
 from nni_bayes_nas.experiment.stopwatch import Stopwatch
 
+# Where the network lies beside the standardization that is taken back.
+_STANDARDIZED = "1."
+
 
 def run_compress(
     config: Config, parameters: dict[str, Any], directory: Path, report: Callable[[dict[str, Any]], None]
@@ -102,7 +105,7 @@ def build_model(config: Config, data: DataSplits, parameters: dict[str, Any]) ->
     Raises:
         ConfigError: Options that cannot be.
     """
-    settings = config.compress
+    settings, raw = config.compress, config.compress.inputs == "raw"
     direct = parameters.get("lambda")
     return HyperVariational(
         build_network(config, data, int(parameters["seed"])),
@@ -113,6 +116,7 @@ def build_model(config: Config, data: DataSplits, parameters: dict[str, Any]) ->
         lambda_range=settings.lambda_range if direct is None else float(direct),
         axis=settings.axis,
         rho=settings.rho,
+        skip=[_STANDARDIZED + name for name in settings.skip or ()] if raw else settings.skip or (),
         knots=settings.knots,
         rank=settings.rank,
         hidden=settings.hidden,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from nni_bayes_nas.coercion import closest
 from nni_bayes_nas.config import Config, load_config
 from nni_bayes_nas.errors import ConfigError, SpaceError
 from nni_bayes_nas.experiment.retrained import read_summary, saved_data
+from nni_bayes_nas.variants import varied
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,6 +50,7 @@ class Compressed:
         point: The point in its curve.
         directory: `RUN/trials/NAME`, which holds data.json and the file of the point.
         choices: Of the architecture, where a search has found it with its weights.
+        changes: What of the configuration is this search's own.
     """
 
     config: Config
@@ -57,6 +59,12 @@ class Compressed:
     point: dict[str, Any]
     directory: Path
     choices: dict[str, Any] | None = None
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def measured(self) -> bool:
+        """Whether it lies in the curve; else it is made of the weights as functions of lambda when it is asked for."""
+        return "file" in self.point
 
     @property
     def name(self) -> str:
@@ -66,6 +74,12 @@ class Compressed:
     @property
     def words(self) -> str:
         """What it is, for the user."""
+        if not self.measured:
+            share = f"{self.point['fraction']:.1%}"
+            return (
+                f"{self.row['name']} at lambda {self.lam:g}, {share} of the weights left out; read off now, neither "
+                "trained further nor measured"
+            )
         scores = self.point.get("finetuned") or self.point
         tuned = " and trained further" if "finetuned" in self.point else ""
         return (
@@ -80,11 +94,15 @@ def find_compressed(run: Path, name: str, lam: float | None = None, fraction: fl
     Args:
         run: The run folder.
         name: Of the compression in summary.json.
-        lam: One of its lambda; None where there is one alone.
-        fraction: One of the shares of weights that were left out; None where there is one alone.
+        lam: Any in its range; None where it was read off at one alone.
+        fraction: Share of the weights that is left out, in [0, 1); None where its curve has one alone.
+
+    Returns:
+        The point of the curve, up to a rounding of lambda and share; one that is not measured where there is none.
 
     Raises:
-        ConfigError: The folder holds no compressions, or not this one; or one of its files is not there.
+        ConfigError: The folder holds no compressions, or not this one; lambda lies outside its range, or the share
+            outside [0, 1); or one of its files is not there.
     """
     summary = read_summary(run)
     rows = {str(row["name"]): row for row in summary.get("compression") or []}
@@ -97,42 +115,54 @@ def find_compressed(run: Path, name: str, lam: float | None = None, fraction: fl
     if name not in rows:
         raise ConfigError(f"`{run}` has no compression `{name}`, {closest(name, rows)}")
     row = rows[name]
-    at = _one("--lambda", lam, {float(one["lambda"]): one for one in row["rows"]}, 0.0)
-    point = _one("--fraction", fraction, {float(one["fraction"]): one for one in at["curve"]}, _SAME)
     directory = run / "trials" / name
-    for path in (directory / "networks" / str(point.get("file")), directory / "data.json"):
+    config = load_config(run / "config.yaml")
+    searches = {f"search-{one['id']}": one for one in summary.get("searches") or []}
+    searched = searches.get(name, {})
+    at = _near("--lambda", lam, {float(one["lambda"]): one for one in row["rows"]}, 0.0)
+    curve = (at or row["rows"][0])["curve"]
+    point = _near("--fraction", fraction, {float(one["fraction"]): one for one in curve}, _SAME)
+    if at is None or point is None:
+        point = {"fraction": point["fraction"] if point else fraction}
+        low, high = searched.get("lambda_range") or config.compress.lambda_range
+        if row["lambda"] is not None:
+            low = high = float(row["lambda"])
+        if at is None and not low <= float(lam or 0.0) <= high:
+            raise ConfigError(
+                f"`--lambda` must lie in the range of `{name}`, {low:g} to {high:g}, got {lam:g}; nothing is trained "
+                "outside it"
+            )
+        if not 0 <= point["fraction"] < 1:
+            raise ConfigError(f"`--fraction` must lie in [0, 1), got {fraction:g}; 0.9 leaves one weight in ten")
+    at = at or {"lambda": lam}
+    file = f"networks/{point['file']}" if "file" in point else "model.pt"
+    for path in (directory / file, directory / "data.json"):
         if not path.is_file():
             raise ConfigError(
                 f"`{name}` needs the file {path}, which is not there: the trial ran where this folder is not visible, "
                 f"or its files were removed\ncopy trials/{name} from the machine that ran it, or run it again"
             )
-    return Compressed(load_config(run / "config.yaml"), row, float(at["lambda"]), point, directory, at.get("choices"))
+    changes = searched.get("changes") or {}
+    return Compressed(config, row, float(at["lambda"]), point, directory, at.get("choices"), changes)
 
 
 def rebuild(found: Compressed) -> tuple[nn.Module, DataSplits]:
     """The network, packed where that is smaller, in evaluation mode on the CPU; and the data of its training.
 
-    Where whole neurons and filters went, and the network is a chain, it is the smaller dense one.
+    What is no point of the curve is read off the weights as functions of lambda, see `read_off`. Where whole neurons
+    and filters went, and the network is a chain, it is the smaller dense one.
 
     Raises:
         ConfigError: A file of the trial cannot be read, or is that of another network.
     """
-    import torch
-
-    from nni_bayes_nas.compression.packing import load_packed, pack
+    from nni_bayes_nas.compression.packing import pack
     from nni_bayes_nas.compression.shrink import shrink
-    from nni_bayes_nas.experiment.build import build_space
-    from nni_bayes_nas.experiment.compress import build_network
+    from nni_bayes_nas.experiment.read_off import read_off
 
     data = saved_data(found.directory / "data.json")
-    path = found.directory / "networks" / found.point["file"]
+    path = found.directory / ("networks/" + found.point["file"] if found.measured else "model.pt")
     try:
-        state, seed = torch.load(path, map_location="cpu", weights_only=True), int(found.row["seed"])
-        if found.choices is None:
-            network = build_network(found.config, data, seed)
-        else:
-            network = Architecture(found.choices).build(build_space(found.config, data, seed))
-        network = load_packed(network, state)
+        network = _load(found, data, path) if found.measured else read_off(found)
     except Exception as error:
         said = " ".join(str(error).split())[:200]
         raise ConfigError(
@@ -145,13 +175,28 @@ def rebuild(found: Compressed) -> tuple[nn.Module, DataSplits]:
     return pack(network).eval(), data
 
 
-def _one(option: str, value: float | None, every: dict[float, dict[str, Any]], slack: float) -> dict[str, Any]:
+def _load(found: Compressed, data: DataSplits, path: Path) -> nn.Module:
+    import torch
+
+    from nni_bayes_nas.compression.packing import load_packed
+    from nni_bayes_nas.experiment.build import build_space
+    from nni_bayes_nas.experiment.compress import build_network
+
+    state, seed = torch.load(path, map_location="cpu", weights_only=True), int(found.row["seed"])
+    config = varied(found.config, found.changes)
+    if found.choices is None:
+        network = build_network(config, data, seed)
+    else:
+        network = Architecture(found.choices).build(build_space(config, data, seed))
+    return load_packed(network, state)
+
+
+def _near(option: str, value: float | None, every: dict[float, dict[str, Any]], slack: float) -> dict[str, Any] | None:
     """The row of a value, up to rounding; of the only one where none is given."""
-    if value is None and len(every) == 1:
-        return next(iter(every.values()))
-    if value is not None:
-        near = min(every, key=lambda known: abs(known - value))
-        if math.isclose(near, value, abs_tol=slack, rel_tol=_SAME):
-            return every[near]
-    known = ", ".join(f"{one:.4g}" for one in every)
-    raise ConfigError(f"`{option}` must be one of {known}, got {'none' if value is None else f'{value:g}'}")
+    if value is None:
+        if len(every) == 1:
+            return next(iter(every.values()))
+        known = ", ".join(f"{one:.4g}" for one in every)
+        raise ConfigError(f"`{option}` must be given, measured are {known}; others can be read off too")
+    near = min(every, key=lambda known: abs(known - value))
+    return every[near] if math.isclose(near, value, abs_tol=slack, rel_tol=_SAME) else None

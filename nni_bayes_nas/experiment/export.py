@@ -135,8 +135,8 @@ def export_compressed(
         run: The folder of a run of `nni-bayes-nas compress`.
         name: Of the compression in summary.json.
         format: See `export`.
-        lam: Lambda, one of those that the compression was read off at.
-        fraction: Share of the weights that is left out, one of its curve.
+        lam: Lambda, see `find_compressed`.
+        fraction: Share of the weights that is left out, see there.
         output: The file; `RUN/export/NAME-lambdaL-fractionF.FORMAT` if None.
         standardized: See `export`.
         tolerance: See `export`.

@@ -29,7 +29,7 @@ def joint_rows(
 ) -> list[dict[str, Any]]:
     """The derived network at every lambda with its weights there, and with ever fewer of them.
 
-    The weights as functions of lambda are left in model.pt, the networks of the curves in networks/.
+    Structure and weights as functions of lambda are left in model.pt, the networks of the curves in networks/.
 
     Args:
         strategy: The one that has searched; its weights depend on lambda.
@@ -71,5 +71,5 @@ def joint_rows(
         row = {"lambda": lam, "choices": found["choices"], "params": found["params"]}
         row |= {name: round(value, 3) for name, value in terms.items()}
         rows.append(row | look_at(network, f"lambda{lam}", data, config.compress, seed, directory / "networks", tuning))
-    save(strategy.lambda_weights.cpu(), data, directory)
+    save(strategy.searched, data, directory)
     return rows

@@ -126,6 +126,19 @@ def test_one_lambda(tmp_path, weights):
     assert row["lambda"] == 0.5 and ("predictive" in row) == (weights == "variational")
 
 
+@pytest.mark.parametrize("inputs", ["raw", "standardized"])
+def test_modules_that_stay_whole(inputs):
+    settings = config(inputs=inputs)
+    data = load_data(settings.data)
+    last = list(dict(build_network(settings, data, 0).named_modules()))[-1]
+    model = build_model(
+        config(inputs=inputs, skip=[last.removeprefix("1.") if inputs == "raw" else last]),
+        data,
+        {"hypernet": "linear", "seed": 0},
+    )
+    assert len(model.prunable) == 1 and f"{last}.weight" not in model.prunable
+
+
 def test_objects_as_they_are_stored():
     """Pixels that never vary are zero to the network, so that weights behind them say nothing."""
     settings = config()
@@ -187,6 +200,8 @@ def test_networks_by_name_and_from_a_search(tmp_path):
         ({"shared_until": 1.0}, "compress.shared_until` must be below 1"),
         ({"gradient_clip": 1.0, "gradient_clip_value": 1.0}, "compress.gradient_clip_value` must be null beside"),
         ({"gradient_clip_value": 0.0}, "compress.gradient_clip_value` must be positive"),
+        ({"skip": ["9"]}, r"skip must name modules of the model, got \['1.9'\]"),
+        ({"skip": ["3"], "weights": "point", "priors": ["fixed"]}, "compress.skip` must be left out for weights that"),
     ],
 )
 def test_settings_that_cannot_be(compress, match):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,11 @@ import yaml
 from nni_bayes_nas.cli import main
 from nni_bayes_nas.compression.networks import mlp
 from nni_bayes_nas.compression.packing import pack
-from nni_bayes_nas.compression.pruning import mean_network, prune
+from nni_bayes_nas.compression.pruning import kept, mean_network, prune
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.experiment.compress import run_compress
-from nni_bayes_nas.experiment.compressed import find_compressed, rebuild
+from nni_bayes_nas.experiment.compressed import Compressed, find_compressed, rebuild
 from nni_bayes_nas.experiment.data import load_data
 from nni_bayes_nas.experiment.export import export_compressed
 from nni_bayes_nas.experiment.plan import Ledger
@@ -117,6 +118,35 @@ def test_every_point_can_be_had(made):
                 assert accuracy == pytest.approx(found.point["finetuned"]["test_accuracy"], abs=1e-9)
 
 
+def as_read_off(found: Compressed) -> Compressed:
+    """The point of a curve, as if it were none."""
+    return replace(found, point={"fraction": found.point["fraction"]})
+
+
+@pytest.mark.parametrize("name, lam", [(NAMES[0], 3.0), (NAMES[1], None)])
+def test_what_is_read_off_later_is_what_was_read_off(name, lam, made):
+    """Of a point of the curve, before it was trained further."""
+    x, y = load_data(Config.from_dict({}).data).test.tensors
+    for fraction in (0.0, 0.95):
+        found = find_compressed(made, name, lam, fraction)
+        network, _ = rebuild(as_read_off(found))
+        with torch.no_grad():
+            accuracy = float((network(x).argmax(1) == y).double().mean())
+        assert accuracy == pytest.approx(found.point["test_accuracy"], abs=1e-9)
+        assert accuracy != found.point["finetuned"]["test_accuracy"]
+
+
+def test_any_lambda_and_share_can_be_exported(made, tmp_path, capsys):
+    """Between the lambda of the curves too; it keeps as many weights as asked."""
+    options = ["--lambda", "0.7", "--fraction", "0.9", "--output", str(tmp_path / "net.pt2")]
+    assert main(["export", str(made), "--compressed", NAMES[0], *options]) == 0
+    said = "at lambda 0.7, 90.0% of the weights left out; read off now, neither trained further nor measured"
+    assert said in capsys.readouterr().out
+    network, _ = rebuild(find_compressed(made, NAMES[0], 0.7, 0.9))
+    weights = 64 * 200 + 200 * 32 + 320
+    assert kept(network) == weights - round(0.9 * weights)
+
+
 @pytest.mark.slow
 def test_whole_neurons_make_a_dense_network_that_is_smaller(tmp_path):
     run = compressed(tmp_path / "run", structured=True, fractions=[0.5], direct=[], lambdas=[1.0])
@@ -130,11 +160,14 @@ def test_whole_neurons_make_a_dense_network_that_is_smaller(tmp_path):
 
 BAD = {
     "no compression": (["--compressed", "compress-mlp-seed0"], "has no compression `compress-mlp-seed0`"),
-    "no lambda": (["--compressed", NAMES[0], "--fraction", "0"], "`--lambda` must be one of 0.1, 3, got none"),
-    "other lambda": (["--compressed", NAMES[0], "--lambda", "1"], "`--lambda` must be one of 0.1, 3, got 1"),
-    "near lambda": (["--compressed", NAMES[0], "--lambda", "0.1008"], "`--lambda` must be one of 0.1, 3, got 0.1008"),
-    "no fraction": (["--compressed", NAMES[1]], "`--fraction` must be one of 0, 0.95, got none"),
-    "other fraction": (["--compressed", NAMES[1], "--fraction", "0.9"], "must be one of 0, 0.95, got 0.9"),
+    "no lambda": (["--compressed", NAMES[0], "--fraction", "0"], "`--lambda` must be given, measured are 0.1, 3"),
+    "lambda outside": (
+        ["--compressed", NAMES[0], "--lambda", "4", "--fraction", "0"],
+        "`--lambda` must lie in the range of `compress-piecewise_linear-seed0`, 0.1 to 3, got 4",
+    ),
+    "direct lambda": (["--compressed", NAMES[1], "--lambda", "2", "--fraction", "0"], "1 to 1, got 2"),
+    "no fraction": (["--compressed", NAMES[1]], "`--fraction` must be given, measured are 0, 0.95"),
+    "no such fraction": (["--compressed", NAMES[1], "--fraction", "1"], "`--fraction` must lie in [0, 1), got 1"),
     "seed": (["--compressed", NAMES[1], "--seed", "1"], "`--seed` must go with --architecture, got it with --compress"),
     "architecture": (["--architecture", "a", "--lambda", "1"], "`--lambda` must go with --compressed"),
     "both": (["--architecture", "a", "--compressed", "b"], "not allowed with"),
@@ -190,8 +223,12 @@ def test_what_a_search_has_found_with_its_weights(tmp_path, capsys):
     x, y = data.test.tensors
     for one in row["rows"]:
         for point in one["curve"]:
-            network, _ = rebuild(find_compressed(run, "search-s0", one["lambda"], point["fraction"]))
-            with torch.no_grad():
-                accuracy = float((network(x).argmax(1) == y).double().mean())
-            assert accuracy == pytest.approx(point["test_accuracy"], abs=1e-9)
+            found = find_compressed(run, "search-s0", one["lambda"], point["fraction"])
+            for as_asked in (found, as_read_off(found)):
+                network, _ = rebuild(as_asked)
+                with torch.no_grad():
+                    accuracy = float((network(x).argmax(1) == y).double().mean())
+                assert accuracy == pytest.approx(point["test_accuracy"], abs=1e-9)
+    between = find_compressed(run, "search-s0", 0.5, 0.8)
+    assert not between.measured and rebuild(between)[0](x[:3]).shape == (3, 10)
     assert "search-s0" in (run / "report.html").read_text() or "joint" in (run / "report.html").read_text()

@@ -9,6 +9,7 @@ from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.experiment.search import run_search
 from nni_bayes_nas.layers.normalization import batch_statistics
 from nni_bayes_nas.layers.variational import to_variational, variational_layers
+from nni_bayes_nas.search_spaces.chain import ChainSpace
 from nni_bayes_nas.strategies import DirichletDARTS
 
 JOINT = {
@@ -95,7 +96,7 @@ def test_what_a_search_gives(searched):
     # Weights and standard deviations learned, each with lambda.
     hyper = torch.load(folder / "model.pt")
     for part in ("means", "rhos"):
-        vectors = [hyper[f"{part}.vectors.{i}"] for i in range(3)]
+        vectors = [hyper[f"weights.{part}.vectors.{i}"] for i in range(3)]
         assert all(bool(v.any()) for v in vectors) and not torch.equal(vectors[0], vectors[2])
 
 
@@ -132,6 +133,11 @@ def test_the_network_of_its_own_is_a_part_of_the_supernet(searched):
         ({"scheme": "bilevel"}, "and scheme 'bilevel'"),
         ({"complexity": "target"}, "set complexity to none or penalty"),
         ({"weight_hypernet": "constant"}, "complexity and lambda_range belong together"),
+        (
+            {"weight_hypernet": "mlp", "weight_rank": 0},
+            "weight_rank and weight_hidden must be at least 1, got 0 and 32",
+        ),
+        ({"weight_rank": 2}, "are of weight_hypernet low_rank and mlp, got 2 and 32 with 'piecewise_linear'"),
     ],
 )
 def test_options_that_exclude_each_other(changes, said):
@@ -148,3 +154,11 @@ def test_what_joint_weights_cannot_do():
     made = DirichletDARTS(**JOINT)
     with pytest.raises(ConfigError, match="searches side by side have weights that do not depend on lambda"):
         made.check_beside()
+
+
+def test_the_size_of_the_weights_hypernetwork():
+    made = DirichletDARTS(**{**JOINT, "weight_hypernet": "low_rank"}, weight_rank=2, weight_hidden=3)
+    made._mutating = made.mutate_model(ChainSpace(width=4, depth=1))
+    made.module_options()
+    assert made.lambda_weights is not None
+    assert made.lambda_weights.means.rank == 2 and made.lambda_weights.means.slopes.shape == (3,)
