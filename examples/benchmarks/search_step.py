@@ -14,6 +14,7 @@ have L1 and the cost penalty on; NNI's has none. Images are random numbers but f
     fused, order 2      the same as fused with order=2, the exact second order; on a CPU
     Dirichlet           DirichletDARTS at its defaults, with weights that are points; and with Gaussian weights
     ..., in turn        the same with accumulate=True
+    ..., bilevel        with scheme="bilevel", the steps of `fused`: a batch for the structure, one for the weights
     fused, CUDA graphs  the same as fused with cuda_graphs=True, on a GPU; and in bf16
     fused, compiled     the same as fused with compile=True; on a GPU and the smallest space alone: it takes minutes
 
@@ -74,10 +75,10 @@ PRESETS = {
 }
 
 BAYESIAN = ("Dirichlet", "Dirichlet, Gaussian weights")
-BAYESIAN += tuple(f"{arm}, in turn" for arm in BAYESIAN)
-ON_CPU = ("NNI", "NNI channels_last", "plain", "fused", "fused, bf16", "fused, order 2", *BAYESIAN)
+BAYESIAN += tuple(f"{arm}, {how}" for how in ("in turn", "bilevel") for arm in BAYESIAN)
+ON_CPU = ("NNI", "NNI channels_last", "plain", "fused", "fused, bf16", "fused, order 2", *BAYESIAN[:4])
 ON_GPU = ("NNI", "plain", "fused", "fused, bf16", "fused, CUDA graphs", "fused, bf16, CUDA graphs")
-BAYESIAN_ALONE = ("NNI", "fused", *BAYESIAN)
+BAYESIAN_ALONE = {"single_level": ("NNI", "fused", *BAYESIAN[:4]), "bilevel": ("NNI", "fused", *BAYESIAN[4:])}
 BY_PRESET = {"smoke": ON_CPU, "cpu": ON_CPU, "gpu": ON_GPU}
 LAMBDA_ARMS = ("1 lambda", "2 lambda", "4 lambda", "lambda per object")
 
@@ -179,7 +180,7 @@ def quartiles(a: list[float], b: list[float]) -> list[float]:
 def bayesian_targets(space: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Seconds and memory of a step with a posterior, against those of `fused`; where they were measured."""
     found = []
-    for arm, seconds, memory in zip(BAYESIAN, 2 * (1.15, 2.3), 2 * (1.1, 2.2), strict=True):
+    for arm, seconds, memory in zip(BAYESIAN, 3 * (1.15, 2.3), 3 * (1.1, 2.2), strict=True):
         mine = [row for row in rows if arm in row["ms"]]
         for what, key, limit in (("seconds of a step", "ms", seconds), ("peak memory", "peak_mib", memory)):
             if mine:
@@ -245,7 +246,12 @@ def main() -> int:
     parser.add_argument("--preset", choices=PRESETS, default="smoke")
     parser.add_argument("--seeds", type=int, default=3, metavar="N")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch on the CPU (default: 1, steadiest)")
-    parser.add_argument("--bayesian", action="store_true", help="only NNI, fused and the posteriors; no growth")
+    parser.add_argument(
+        "--bayesian",
+        choices=BAYESIAN_ALONE,
+        metavar="SCHEME",
+        help="only NNI, fused and the posteriors with this scheme",
+    )
     parser.add_argument("--output", type=Path, metavar="FILE.json")
     options = parser.parse_args()
     if options.bayesian and options.preset == "gpu":
@@ -257,7 +263,7 @@ def main() -> int:
     if kept and (kept["preset"], kept["environment"]["threads"]) != (options.preset, torch.get_num_threads()):
         parser.error(f"{options.output} holds another preset or number of threads; give another --output")
     rows, grown, spent = (kept["rows"], kept["growth"], kept["seconds"]) if kept else ([], [], 0.0)
-    started, names = time.perf_counter(), BAYESIAN_ALONE if options.bayesian else BY_PRESET[options.preset]
+    started, names = time.perf_counter(), BAYESIAN_ALONE.get(options.bayesian, BY_PRESET[options.preset])
     device = "gpu" if options.preset == "gpu" else "cpu"
 
     def keep() -> dict[str, Any]:

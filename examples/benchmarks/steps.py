@@ -96,6 +96,8 @@ ARMS: dict[str, Callable[[int], Any]] = {
     "Dirichlet, Gaussian weights": bayesian(weights="variational"),
     "Dirichlet, in turn": bayesian(accumulate=True),
     "Dirichlet, Gaussian weights, in turn": bayesian(weights="variational", accumulate=True),
+    "Dirichlet, bilevel": bayesian(scheme="bilevel"),
+    "Dirichlet, Gaussian weights, bilevel": bayesian(scheme="bilevel", weights="variational"),
     **{f"{n} lambda": lambdas(n) for n in (1, 2, 4)},
     "lambda per object": lambdas(0),
 }

@@ -14,12 +14,13 @@ from torch import nn
 from nni_bayes_nas import registry
 from nni_bayes_nas.architecture import Architecture
 from nni_bayes_nas.bayes import law
+from nni_bayes_nas.complexity.measure import count_parameters
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.errors import ConfigError, DataError, NniBayesNasError, SpaceError
 from nni_bayes_nas.experiment.augment import check_augmentation
-from nni_bayes_nas.experiment.data import DataSplits, data_arguments, halves, load_data
+from nni_bayes_nas.experiment.data import DataSplits, batches, data_arguments, halves, load_data, steps_per_epoch
 from nni_bayes_nas.experiment.evaluator import pick_device
-from nni_bayes_nas.experiment.selection import selection_arguments
+from nni_bayes_nas.experiment.selection import check_amounts, selection_arguments
 from nni_bayes_nas.experiment.tasks import evaluation_module, task_of
 from nni_bayes_nas.layers.replicas import check_stackable
 from nni_bayes_nas.variants import varied
@@ -232,6 +233,8 @@ def _check_search(config: Config, data: DataSplits, space: Any) -> None:
                 f"weights that depend on lambda are read off for classes, but data `{config.data.name}` are a "
                 f"{data.task}; leave weight_hypernet out."
             )
+    steps = steps_per_epoch(data.train, config.search.structure_fraction, config.search.batch_size)
+    check_amounts(config, "search", count_parameters(supernet), config.search.epochs * steps)
     strategy.measure(supernet, data.shape)
     _check_refinement(config, strategy)
     strategy.check_order(supernet, data.shape)
@@ -344,9 +347,12 @@ def _check_retraining(config: Config, data: DataSplits, space: Any) -> None:
     evaluation_module(
         data, settings, label_smoothing=settings.label_smoothing, auxiliary_weight=settings.auxiliary_weight
     )
+    steps = settings.epochs * len(batches(data.train, settings.batch_size, seed=0))
     if settings.replicas == 1 and not settings.space and not settings.drop_path:
+        check_amounts(config, "retrain", count_parameters(space), steps)
         return
     other = build_space(config, data, config.seed, retraining=True)
+    check_amounts(config, "retrain", count_parameters(other), steps)
     parts = [name for name in getattr(other, "training_parts", ()) if name != "drop_path"]
     if settings.replicas > 1 and parts:
         raise ConfigError(

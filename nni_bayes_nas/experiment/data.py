@@ -321,3 +321,8 @@ def halves(data: TensorDataset, fraction: float, seed: int) -> tuple[TensorDatas
         raise DataError(f"search.structure_fraction must leave objects for both steps, got {fraction} of {len(data)}.")
     first, second = (part_of(data, part) for part in parts)
     return first, second
+
+
+def steps_per_epoch(data: TensorDataset, fraction: float, batch_size: int) -> int:
+    """Of a search, whose smaller part begins anew where it ends; see `halves`."""
+    return max(len(batches(part, batch_size, seed=0)) for part in halves(data, fraction, 0))

@@ -23,7 +23,7 @@ from nni_bayes_nas.experiment import evaluator as evaluation
 from nni_bayes_nas.experiment.build import build_space, build_strategy, effective
 from nni_bayes_nas.experiment.callbacks import EpochLog, last_terms, mean_over_loaders
 from nni_bayes_nas.experiment.collapse_watch import CollapseWatch, stopped
-from nni_bayes_nas.experiment.data import DataSplits, batches, halves, load_data_on
+from nni_bayes_nas.experiment.data import DataSplits, batches, halves, load_data_on, steps_per_epoch
 from nni_bayes_nas.experiment.derived import SharedWeights
 from nni_bayes_nas.experiment.deriving import best_of, by_perturbation
 from nni_bayes_nas.experiment.joint import joint_rows
@@ -113,7 +113,8 @@ def run_search(
             **({"stopped": ended} if ended else {}),
             "seconds": round(time.perf_counter() - started, 2),
             "reading_seconds": round(time.perf_counter() - searched, 2),
-            "steps": int(module.trainer.current_epoch) * int(_steps_per_epoch(config, data)),
+            "steps": int(module.trainer.current_epoch)
+            * int(steps_per_epoch(data.train, config.search.structure_fraction, config.search.batch_size)),
             "optimizer_steps_after_search": after.steps,
             score: terms.get(score),
             "terms": terms,
@@ -178,12 +179,6 @@ def _found(structure: Any) -> dict[str, Any]:
     """Whether the search found out what lambda costs, and between which values lambda decides."""
     points = structure.found
     return {"lambda_found": bool(points), "lambda_decides": [points[0][0], points[-1][0]] if points else None}
-
-
-def _steps_per_epoch(config: Config, data: DataSplits) -> int:
-    weights, structure = halves(data.train, config.search.structure_fraction, 0)
-    size = config.search.batch_size
-    return max(len(batches(weights, size, seed=0)), len(batches(structure, size, seed=0)))
 
 
 def _weight_rows(module: Any) -> list[dict[str, Any]]:

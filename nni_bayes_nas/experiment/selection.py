@@ -99,6 +99,27 @@ def selection_arguments(config: Config, section: Section) -> dict[str, Any] | No
     return args
 
 
+def check_amounts(config: Config, section: Section, total: int, steps: int) -> None:
+    """Refuse numbers of parameters and steps that there are not, before any trial.
+
+    Args:
+        config: The configuration.
+        section: Whose `selection`; without one nothing happens.
+        total: Parameters that it chooses from, at most.
+        steps: That are planned.
+
+    Raises:
+        ConfigError: Names the section.
+    """
+    chosen = selective(config, 0) if section == "retrain" else selective_search(config, 0, 1)
+    if chosen is None:
+        return
+    try:
+        chosen.plan(total, steps)
+    except ConfigError as error:
+        raise ConfigError(f"`{section}.selection` does not fit: {error}") from error
+
+
 def _check_search(config: Config, args: dict[str, Any]) -> None:
     if unknown := [name for name in _CACHE if name in args]:
         raise ConfigError(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -86,3 +87,49 @@ def best_cut(gains: Sequence[float], costs: Sequence[float], saved: float = 1.0)
         if at > value:
             best, value = i + 1, at
     return best
+
+
+def costs_of_groups(parameters: Mapping[str, Tensor], ids: Mapping[str, Tensor], places: Mapping[str, int]) -> Tensor:
+    """Multiply-accumulates that the gradients of every group take for an object: of an entry as many as places.
+
+    Args:
+        parameters: By name.
+        ids: Of `selection.groups`.
+        places: Of `LayerCosts`.
+
+    Returns:
+        By the number of a group, at least 1.
+    """
+    every = torch.cat([ids[name].flatten() for name in parameters]).cpu()
+    weights = [
+        torch.full((p.numel(),), float(places.get(name.rpartition(".")[0], 1))) for name, p in parameters.items()
+    ]
+    return torch.bincount(every, torch.cat(weights)).clamp_min(1.0)
+
+
+def entries_behind_cut(
+    parameters: Mapping[str, Tensor],
+    values: Mapping[str, Tensor],
+    ids: Mapping[str, Tensor],
+    costs: LayerCosts,
+    saved: float,
+) -> int:
+    """Parameters behind the best cut of the network, see `best_cut`.
+
+    Args:
+        parameters: By name.
+        values: Their scores.
+        ids: Of `selection.groups`, by layers.
+        costs: What the layers were measured to take; on an accelerator passes end before the work is done, and
+            multiply-accumulates are counted instead.
+        saved: See `best_cut`.
+    """
+    n = 1 + max(int(ids[name].max()) for name in parameters)
+    gains, seconds, sizes = [0.0] * n, [0.0] * n, [0] * n
+    for name, p in parameters.items():
+        layer, owner = int(ids[name].flatten()[0]), name.rpartition(".")[0]
+        gains[layer] += float(values[name].sum())
+        sizes[layer] += p.numel()
+        counted = p.numel() * costs.places.get(owner, 1)
+        seconds[layer] = seconds[layer] + counted if p.is_cuda else costs.seconds.get(owner, 0.0)
+    return sum(sizes[best_cut(gains, seconds, saved) :])

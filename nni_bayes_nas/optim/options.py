@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -10,6 +10,7 @@ from nni_bayes_nas.coercion import require
 from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.optim.selection import GRANULARITIES, KEEPING, check_criterion
 
+Gradients = Literal["steps", "optimizer"]
 # Optimizers whose step of an entry depends on others.
 _COUPLED = ("lbfgs", "adafactor", "muon", "shampoo", "lars", "lamb")
 
@@ -20,6 +21,7 @@ def check_options(
     granularity: str,
     start: Any,
     window: int,
+    gradients: str,
     thaw_every: int | None,
     probe: int,
     kept: Any,
@@ -36,6 +38,7 @@ def check_options(
         ("granularity", granularity, GRANULARITIES),
         ("keep_by", keep_by, tuple(KEEPING)),
         ("zero_at", zero_at, ("selection", "end")),
+        ("gradients", gradients, get_args(Gradients)),
     ):
         require(value in known, name, f"must be one of {', '.join(known)}", value, f"{known[0]} say")
     whole = active != "auto" or (granularity == "prefix" and criterion not in ("random", "gain_per_flop"))
@@ -49,6 +52,13 @@ def check_options(
         require(amount >= 0 and share, name, "must be a number, or a float in [0, 1], a share", amount, "0.2 say")
     for name, least, n in (("window", 2, window), ("probe", 2, probe), ("thaw_every", 1, thaw_every or 1)):
         require(n >= least, name, f"must be at least {least} steps", n, "100 say")
+    moments = gradients == "steps" or criterion in ("snr", "preconditioner", "gain", "gain_per_flop")
+    rule = "must be snr, preconditioner, gain or gain_per_flop by the optimizer's own moments of gradients"
+    require(moments, "criterion", rule, criterion, "gain say")
+    once = gradients == "steps" or thaw_every is None
+    require(
+        once, "gradients", "must be steps where it is chosen anew: what is frozen has no moments", gradients, "steps"
+    )
     longer = thaw_every is None or thaw_every > probe
     measures = thaw_every is None or criterion != "effective_perturbation"
     require(measures, "criterion", "must be one of gradients where it is chosen anew", criterion, "gain say")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.optim.moments import AdamMoments
 from nni_bayes_nas.optim.statistics import GradientStatistics, Part
 
 Criterion = Literal["random", "gradient", "preconditioner", "snr", "effective_perturbation", "gain", "gain_per_flop"]
@@ -36,7 +37,9 @@ _TINY = 1e-30
 _LEAST_VARIANCE = 1e-3
 
 
-def scores(criterion: Criterion, statistics: GradientStatistics, generator: torch.Generator) -> dict[str, Tensor]:
+def scores(
+    criterion: Criterion, statistics: GradientStatistics | AdamMoments, generator: torch.Generator
+) -> dict[str, Tensor]:
     """How much is to be expected of optimizing each single parameter further; larger: go on.
 
     - `random`: uniform numbers;
@@ -50,7 +53,8 @@ def scores(criterion: Criterion, statistics: GradientStatistics, generator: torc
 
     Args:
         criterion: One of these.
-        statistics: Of some steps.
+        statistics: Of some steps; or Adam's own moments, of which there is neither `gradient` nor
+            `effective_perturbation`.
         generator: Of `random`.
 
     Raises:
@@ -59,10 +63,10 @@ def scores(criterion: Criterion, statistics: GradientStatistics, generator: torc
     check_criterion(criterion)
     if criterion == "random":
         return {n: torch.rand(p.shape, generator=generator).to(p) for n, p in statistics.parameters.items()}
-    if criterion == "effective_perturbation":
-        return statistics.effective_perturbation()
-    if criterion == "gradient":
-        return statistics.absolute()
+    if criterion in ("effective_perturbation", "gradient"):
+        if isinstance(statistics, AdamMoments):
+            raise ConfigError(f"{criterion} is none of moments of gradients; give statistics of steps.")
+        return statistics.absolute() if criterion == "gradient" else statistics.effective_perturbation()
     mean = statistics.mean()
     if criterion in ("gain", "gain_per_flop"):
         squares = statistics.second_moment()

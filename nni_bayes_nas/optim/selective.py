@@ -17,8 +17,9 @@ from nni_bayes_nas.optim.amounts import amount_of, planned_steps, within
 from nni_bayes_nas.optim.cache import ActivationCache, BatchIndices, chain_of, watch_indices, why_not
 from nni_bayes_nas.optim.freeze_report import by_layer, multiply_accumulates, state_bytes
 from nni_bayes_nas.optim.holding import Holding, are_of_rows
-from nni_bayes_nas.optim.layer_cost import BACKWARD, LayerCosts, best_cut
-from nni_bayes_nas.optim.options import check_optimizer, check_options
+from nni_bayes_nas.optim.layer_cost import BACKWARD, LayerCosts, costs_of_groups, entries_behind_cut
+from nni_bayes_nas.optim.moments import AdamMoments, fill_moments
+from nni_bayes_nas.optim.options import Gradients, check_optimizer, check_options
 from nni_bayes_nas.optim.selection import (
     KEEPING,
     NEEDS,
@@ -48,6 +49,8 @@ class SelectiveOptimization(pl.Callback):
         granularity: What is frozen together, see `groups`.
         start: Steps before the choice: a number, or as a float a share of the planned ones.
         window: Steps before the choice whose gradients count.
+        gradients: Whose averages the criterion takes: of the "steps" of the window, or those that the "optimizer" keeps
+            itself, of Adam and its kin (`AdamMoments`), which cost nothing and remember less.
         thaw_every: Steps after which it is chosen anew, by the gradients of `probe` steps in which frozen parameters
             have gradients and do not move; None: chosen once.
         probe: See there.
@@ -78,6 +81,7 @@ class SelectiveOptimization(pl.Callback):
         granularity: Granularity = "neuron",
         start: int | float = 0.2,
         window: int = 100,
+        gradients: Gradients = "steps",
         thaw_every: int | None = None,
         probe: int = 20,
         always: Sequence[str] = (),
@@ -89,10 +93,12 @@ class SelectiveOptimization(pl.Callback):
         cache_limit: int = 2**30,
         seed: int = 0,
     ) -> None:
-        check_options(active, criterion, granularity, start, window, thaw_every, probe, kept, keep_by, zero_at)
+        check_options(
+            active, criterion, granularity, start, window, gradients, thaw_every, probe, kept, keep_by, zero_at
+        )
         self.share, self.kept_share = active, kept
         self.criterion, self.granularity, self.start, self.window = criterion, granularity, start, window
-        self.thaw_every, self.probe, self.always = thaw_every, probe, tuple(always)
+        self.gradients, self.thaw_every, self.probe, self.always = gradients, thaw_every, probe, tuple(always)
         self.keep_by, self.zero_at, self.batch_size, self.seed = keep_by, zero_at, batch_size, seed
         self.active: dict[str, Tensor] = {}
         self.kept: dict[str, Tensor] = {}
@@ -121,6 +127,30 @@ class SelectiveOptimization(pl.Callback):
         """Steps of these that are over."""
         return int(trainer.global_step)
 
+    def plan(self, total: int, planned: int | None) -> None:
+        """How many parameters go on and are kept, and after how many steps it is chosen.
+
+        Args:
+            total: Parameters.
+            planned: Steps of the training; None where nobody knows.
+
+        Raises:
+            ConfigError: A number that there is not.
+        """
+        self.n_active = sum(int(mask.sum()) for mask in self.active.values())  # of "auto", where it goes on
+        if self.share != "auto":
+            self.n_active = amount_of("active", self.share, total, "parameters")
+        self.n_kept = total if self.kept_share is None else amount_of("kept", self.kept_share, total, "parameters")
+        if planned is None and isinstance(self.start, float):
+            raise ConfigError(f"start must be a number of steps where none are planned, got the share {self.start}.")
+        self.at = int(self.start) if planned is None else amount_of("start", self.start, planned, "planned steps")
+        least = 2 if self._needs() or self.gradients == "optimizer" else 0
+        if not least <= self.at < (self.at + 1 if planned is None else planned):
+            most = "" if planned is None else f" to {planned - 1} of {planned} planned steps"
+            raise ConfigError(f"start must be from {least}{most}, got {self.at}.")
+        if self.n_kept < self.n_active:
+            raise ConfigError(f"what goes on must be kept: active {self.n_active} of kept {self.n_kept} parameters.")
+
     # -- what Lightning calls ----------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -137,19 +167,7 @@ class SelectiveOptimization(pl.Callback):
             n: p for n, p in pl_module.named_parameters() if id(p) in moved and (p.requires_grad or n in self.active)
         }
         total, planned = sum(p.numel() for p in self._parameters.values()), planned_steps(trainer)
-        self.n_active = sum(int(mask.sum()) for mask in self.active.values())  # of "auto", where it goes on
-        if self.share != "auto":
-            self.n_active = amount_of("active", self.share, total, "parameters")
-        self.n_kept = total if self.kept_share is None else amount_of("kept", self.kept_share, total, "parameters")
-        if planned is None and isinstance(self.start, float):
-            raise ConfigError(f"start must be a number of steps where none are planned, got the share {self.start}.")
-        self.at = int(self.start) if planned is None else amount_of("start", self.start, planned, "planned steps")
-        least = 2 if self._needs() else 0
-        if not least <= self.at < (self.at + 1 if planned is None else planned):
-            most = "" if planned is None else f" to {planned - 1} of {planned} planned steps"
-            raise ConfigError(f"start must be from {least}{most}, got {self.at}.")
-        if self.n_kept < self.n_active:
-            raise ConfigError(f"what goes on must be kept: active {self.n_active} of kept {self.n_kept} parameters.")
+        self.plan(total, planned)
         known = {*self._parameters, *(name for name, _ in pl_module.named_modules())}
         if unknown := [name for name in self.always if name not in known]:
             raise ConfigError(f"always must name modules or parameters of the network, got {unknown[0]!r}.")
@@ -185,7 +203,7 @@ class SelectiveOptimization(pl.Callback):
             return
         step = self.steps_done(trainer)
         gathers = self._probes(step) if self.active else self.at - self.window <= step < self.at
-        if gathers and self._needs():
+        if gathers and (self._needs() or self.active):
             self._gathered().update()
         if self._holding is not None:
             self._holding.before_step()
@@ -273,17 +291,17 @@ class SelectiveOptimization(pl.Callback):
     # -- choices -----------------------------------------------------------------------------------------------------
 
     def _needs(self) -> list[Any]:
-        """Statistics."""
-        parts = list(NEEDS[self.criterion])
+        """Statistics for the choice."""
+        parts = list(NEEDS[self.criterion]) if self.gradients == "steps" else []
         if self.kept_share is not None:
             parts += [part for part in KEEPING[self.keep_by] if part not in parts]
         return parts
 
     def _gathered(self) -> GradientStatistics:
         if self._statistics is None:
-            self._statistics = GradientStatistics(
-                self._parameters.items(), batch_size=self.batch_size, gather=self._needs()
-            )
+            # Moments of what is thawed, too.
+            parts = [*self._needs(), *(["moments"] if self.thaw_every and "moments" not in self._needs() else [])]
+            self._statistics = GradientStatistics(self._parameters.items(), batch_size=self.batch_size, gather=parts)
             if self._loaded is not None:
                 self._statistics.load_state_dict(self._loaded)
                 self._loaded = None
@@ -305,21 +323,29 @@ class SelectiveOptimization(pl.Callback):
             self._kept_scores = keeping_scores(self.keep_by, found, generator)
             if self.zero_at == "selection":
                 self._keep()
-        values = scores(self.criterion, found, generator)
+        source: GradientStatistics | AdamMoments = found
+        if self.gradients == "optimizer":
+            source = AdamMoments(self._optimizers, self._parameters, self.batch_size)
+        values = scores(self.criterion, source, generator)
         ids = groups(pl_module, self.granularity)
         self._costs.remove()
         if self.share == "auto":
             kept = self._indices is not None and chain_of(pl_module) is not None
-            self.n_active = min(self.n_kept, self._automatic(values, ids, 1.0 if kept else BACKWARD))
+            saved = 1.0 if kept else BACKWARD
+            self.n_active = min(self.n_kept, entries_behind_cut(self._parameters, values, ids, self._costs, saved))
+        before_it, places = self.active, self._costs.places
         self.active = choose(
             self.n_active,
             values,
             {name: ids[name] for name in self._parameters},
             allowed=self.kept or None,
             always=[name for name in self._parameters if within(name, self.always)],
-            costs=self._cost_of_groups(ids) if self.criterion == "gain_per_flop" else None,
+            costs=costs_of_groups(self._parameters, ids, places) if self.criterion == "gain_per_flop" else None,
             in_order=self.granularity == "prefix",
         )
+        if before_it:
+            thawed = {name: mask & ~before_it[name].to(mask.device) for name, mask in self.active.items()}
+            fill_moments(self._optimizers, self._parameters, thawed, found.mean(), found.second_moment())
         found.reset()
         self._zero()
         before = state_bytes(self._optimizers)
@@ -339,28 +365,6 @@ class SelectiveOptimization(pl.Callback):
     def _zero(self) -> None:
         for name, mask in self.kept.items():
             self._parameters[name].data.mul_(mask.to(self._parameters[name]))
-
-    def _cost_of_groups(self, ids: dict[str, Tensor]) -> Tensor:
-        """Multiply-accumulates that the gradients of every group take for an object: of an entry as many as places."""
-        every = torch.cat([ids[name].flatten() for name in self._parameters]).cpu()
-        places = [
-            torch.full((p.numel(),), float(self._costs.places.get(name.rpartition(".")[0], 1)))
-            for name, p in self._parameters.items()
-        ]
-        return torch.bincount(every, torch.cat(places)).clamp_min(1.0)
-
-    def _automatic(self, values: dict[str, Tensor], ids: dict[str, Tensor], saved: float) -> int:
-        """Parameters behind the best cut of the network, see `best_cut`."""
-        n = 1 + max(int(ids[name].max()) for name in self._parameters)
-        gains, costs, sizes = [0.0] * n, [0.0] * n, [0] * n
-        for name, p in self._parameters.items():
-            layer, owner = int(ids[name].flatten()[0]), name.rpartition(".")[0]
-            gains[layer] += float(values[name].sum())
-            sizes[layer] += p.numel()
-            # On an accelerator passes end before the work is done: multiply-accumulates are counted there.
-            counted = p.numel() * self._costs.places.get(owner, 1)
-            costs[layer] = costs[layer] + counted if p.is_cuda else self._costs.seconds.get(owner, 0.0)
-        return sum(sizes[best_cut(gains, costs, saved) :])
 
     def _look_back(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """What the report says, while everything is still held."""

@@ -115,6 +115,12 @@ def test_defaults_are_filled_in() -> None:
         ({"active": 0.1, "criterion": "effective_perturbation", "thaw_every": 50}, {}, r"must be one of gradients"),
         ({"active": 0.1, "always": "net"}, {}, r"retrain.selection.always"),
         ({"active": 0.1}, {"replicas": 2, "repeats": 2}, r"`retrain.replicas` has 2 side by side"),
+        ({"active": 10**6}, {}, r"`retrain.selection` does not fit: active must be at most the \d+ parameters"),
+        ({"active": 0.1, "start": 10**4}, {}, r"`retrain.selection` does not fit: start must be at most the \d+ pla"),
+        ({"active": 0.1, "start": 1}, {}, r"`retrain.selection` does not fit: start must be from 2 to \d+ of"),
+        ({"active": 0.5, "kept": 0.2}, {}, r"`retrain.selection` does not fit: what goes on must be kept"),
+        ({"active": 0.1, "gradients": "optimizer", "criterion": "gradient"}, {}, r"by the optimizer's own moments"),
+        ({"active": 0.1, "gradients": "optimizer", "thaw_every": 90}, {}, r"must be steps where it is chosen anew"),
     ],
 )
 def test_mistakes_are_refused_before_time_is_spent(selection: Any, retrain: Any, message: str) -> None:
@@ -230,6 +236,7 @@ def test_some_weights_go_on(active: float, tmp_path: Path) -> None:
         ({"active": 0.1, "cache": True}, "first order", {}, r"keeps no outputs of layers, but it has `cache`"),
         ({"active": 0.1}, "first order", {"replicas": 2, "searches": 2}, r"`search.replicas` has 2 side by side"),
         ({"active": 2.5}, "first order", {}, r"`active` must be a number"),
+        ({"active": 0.1, "start": 99}, "first order", {}, r"`search.selection` does not fit: start must be at most"),
     ],
 )
 def test_mistakes_of_a_search_are_refused(selection: Any, strategy: str, search: Any, message: str) -> None:

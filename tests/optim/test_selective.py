@@ -184,7 +184,7 @@ RESUMED = {
 @pytest.mark.parametrize("name", RESUMED)
 def test_rows_and_automatic_choices_go_on(name, make, tmp_path, monkeypatch):
     """Moments of rows in a checkpoint, before a pass that needs those of the whole; a number that was found."""
-    monkeypatch.setattr("nni_bayes_nas.optim.selective.best_cut", lambda *_: 2)
+    monkeypatch.setattr("nni_bayes_nas.optim.layer_cost.best_cut", lambda *_: 2)
     options, epochs = RESUMED[name]
     first = selective(**options)
     whole = fit(Model(OPTIMIZERS[make]), first)
@@ -305,3 +305,13 @@ BAD_RUNS = {
 def test_what_a_run_cannot_have(options, model, match):
     with pytest.raises(ConfigError, match=match):
         fit(model, selective(**options))
+
+
+def test_by_what_the_optimizer_has():
+    """Adam's moments pick as many, and nothing is gathered."""
+    callback = selective(active=0.25, gradients="optimizer")
+    fit(Model(), callback)
+    assert sum(int(mask.sum()) for mask in callback.active.values()) == round(0.25 * TOTAL)
+    assert callback._statistics is not None and callback._statistics.gather == ()
+    with pytest.raises(ConfigError, match="must be those of Adam"):
+        fit(Model(OPTIMIZERS["sgd"]), selective(active=0.25, gradients="optimizer"))
