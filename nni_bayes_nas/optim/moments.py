@@ -121,4 +121,4 @@ def _names(group: dict[str, Any], parameters: Mapping[str, Tensor]) -> list[str]
 def _steps_in_mean(beta: float, steps: float) -> float:
     """1 / sum of the squared weights that an exponential average gives to so many values."""
     squares = (1 - beta) ** 2 * (1 - beta ** (2 * steps)) / (1 - beta**2)
-    return (1 - beta**steps) ** 2 / squares
+    return float((1 - beta**steps) ** 2 / squares)

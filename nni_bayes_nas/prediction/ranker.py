@@ -14,7 +14,7 @@ from torch import Tensor
 from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.prediction.inner_search import train_all
 from nni_bayes_nas.prediction.many import Training
-from nni_bayes_nas.prediction.relevance import separation
+from nni_bayes_nas.prediction.relevance import importance, separation
 from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture
 from nni_bayes_nas.prediction.tasks import TaskData
 
@@ -24,6 +24,7 @@ SHORT = Training(steps=40)
 NAMES = (
     *("connections", "depth", "narrowest", "widest", "tanh"),
     *("features seen", "separation seen", "separation of connections", "most of a feature"),
+    *("importance seen", "importance of connections"),
     *("least sources", "mean sources", "sources of outputs", "least of an output"),
     *("seen by outputs", "least seen by an output", "own separation", "least own separation"),
     *("short loss", "short accuracy"),
@@ -42,12 +43,12 @@ def describe(nets: Sequence[SparseArchitecture], data: TaskData, seed: int, shor
         seed: Of the short training.
         short: See above.
     """
-    whole = separation(data.x, data.y).float()
+    whole, together = separation(data.x, data.y).float(), importance(data.x, data.y).float()
     own = torch.stack([separation(data.x, (data.y == each).long()) for each in range(nets[0].n_outputs)]).float()
     trained = TaskData(data.x, data.y, data.x, data.y)
     results = train_all(nets, [seed + i for i in range(len(nets))], trained, short)
     return np.array(
-        [[*_shape(net), *_seen(net, whole, own), *result] for net, result in zip(nets, results, strict=True)]
+        [[*_shape(net), *_seen(net, whole, together, own), *result] for net, result in zip(nets, results, strict=True)]
     )
 
 
@@ -56,7 +57,7 @@ def _shape(net: SparseArchitecture) -> list[float]:
     return [np.log(net.n_connections), len(net.widths), np.log(min(net.widths)), np.log(max(net.widths)), tanh]
 
 
-def _seen(net: SparseArchitecture, whole: Tensor, own: Tensor) -> list[float]:
+def _seen(net: SparseArchitecture, whole: Tensor, together: Tensor, own: Tensor) -> list[float]:
     used = torch.zeros(net.n_inputs)
     for a, _ in net.edges[0]:
         used[a] += 1
@@ -71,6 +72,8 @@ def _seen(net: SparseArchitecture, whole: Tensor, own: Tensor) -> list[float]:
         float(whole[seen].sum()) / total,
         float((whole * used).sum()) / float(used.sum()),
         float(used.max()),
+        float(together[seen].sum()),
+        float((together * used).sum()) / float(used.sum()),
         min(n_sources),
         sum(n_sources) / len(n_sources),
         sum(of_outputs) / len(of_outputs),

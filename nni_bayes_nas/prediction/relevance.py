@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from sklearn.ensemble import ExtraTreesClassifier
 from torch import Tensor
 
 _TOGETHER = 4096
+_TREES, _OBJECTS, _LEAF = 100, 1000, 2
 
 
 def separation(x: Tensor, y: Tensor) -> Tensor:
@@ -22,17 +25,33 @@ def separation(x: Tensor, y: Tensor) -> Tensor:
     return torch.where(total > 1e-12, between / total.clamp_min(1e-12), 0.0)
 
 
+def importance(x: Tensor, y: Tensor) -> Tensor:
+    """How much every feature does for telling classes apart, alone or with others, `(features,)`, of sum 1.
+
+    The decrease of Gini's impurity by the feature in extremely randomized trees (Geurts, Ernst & Wehenkel, 2006), which
+    see what features say together: of a parity no feature has a `separation`. All 0 where nothing is to be told apart.
+
+    Args:
+        x: `(objects, features)`; of many objects some are looked at.
+        y: Their classes.
+    """
+    seen = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))[:_OBJECTS].sort().values
+    trees = ExtraTreesClassifier(_TREES, min_samples_leaf=_LEAF, random_state=0)
+    trees.fit(np.asarray(x[seen].float()), np.asarray(y[seen]))
+    return torch.from_numpy(trees.feature_importances_)
+
+
 def order_of_features(x: Tensor, y: Tensor) -> Tensor:
     """Features by relevance less redundancy (Peng, Long & Ding, 2005), the first one first.
 
-    Each next feature is that of the largest separation, times one less its mean absolute correlation with those before.
+    Each next feature is that of the largest importance, times one less its mean absolute correlation with those before.
     Ties are broken by the number of the feature.
 
     Args:
         x: `(objects, features)`.
         y: Their classes.
     """
-    relevance = separation(x, y)
+    relevance = importance(x, y)
     centred = x.double() - x.double().mean(0)
     norm = centred.norm(dim=0)
     unit = torch.where(norm > 1e-12, centred / norm.clamp_min(1e-12), 0.0)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nni_bayes_nas.errors import ConfigError
-from nni_bayes_nas.prediction.relevance import order_of_features, separation
+from nni_bayes_nas.prediction.relevance import importance, order_of_features, separation
 from nni_bayes_nas.prediction.tasks import Source, Task, data_of, draw_tasks
 
 SOURCES = [Source("a", 1500, 8, 5), Source("b", 120, 13, 3)]
@@ -89,6 +89,16 @@ def test_features_that_separate_come_first_and_copies_last():
     assert found[4] == 0 and found[1] > 0.9 and found[0] < 0.05
     exact = separation(torch.tensor([[0.0], [2.0], [4.0], [6.0]]), torch.tensor([0, 0, 1, 1]))
     assert exact.item() == pytest.approx(16 / 20)
+
+
+def test_features_that_say_something_together_come_first():
+    """The product of two signs: neither says anything alone."""
+    x = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 2] * x[:, 5] > 0).long()
+    found = importance(x, y)
+    assert set(found.argsort(descending=True)[:2].tolist()) == {2, 5} == set(order_of_features(x, y).tolist()[:2])
+    assert float(found.sum()) == pytest.approx(1) and float(separation(x, y).max()) < 0.03
+    assert not importance(x, torch.zeros(400)).any()
 
 
 @pytest.mark.parametrize(
