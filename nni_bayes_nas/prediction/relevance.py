@@ -30,15 +30,22 @@ def importance(x: Tensor, y: Tensor) -> Tensor:
 
     The decrease of Gini's impurity by the feature in extremely randomized trees (Geurts, Ernst & Wehenkel, 2006), which
     see what features say together: of a parity no feature has a `separation`. All 0 where nothing is to be told apart.
+    The same trees grow whatever the order of features and objects, up to ties.
 
     Args:
         x: `(objects, features)`; of many objects some are looked at.
         y: Their classes.
     """
-    seen = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))[:_OBJECTS].sort().values
+    columns = separation(x, y).argsort(descending=True, stable=True)
+    by_values = x[:, columns[0]].argsort(stable=True)
+    rows = by_values[y[by_values].argsort(stable=True)]
+    if len(rows) > _OBJECTS:
+        rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:_OBJECTS]]
     trees = ExtraTreesClassifier(_TREES, min_samples_leaf=_LEAF, random_state=0)
-    trees.fit(np.asarray(x[seen].float()), np.asarray(y[seen]))
-    return torch.from_numpy(trees.feature_importances_)
+    trees.fit(np.asarray(x[rows][:, columns].float()), np.asarray(y[rows]))
+    found = torch.empty(x.shape[1], dtype=torch.float64)
+    found[columns] = torch.from_numpy(trees.feature_importances_)
+    return found
 
 
 def order_of_features(x: Tensor, y: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ def test_features_that_separate_come_first_and_copies_last():
         ],
         1,
     )
-    assert order_of_features(x, y).tolist()[:2] == [1, 3]
+    assert set(order_of_features(x, y).tolist()[:2]) in ({1, 3}, {2, 3})
     assert order_of_features(x, y).tolist()[-1] in (4, 0)
     assert sorted(order_of_features(x, y).tolist()) == list(range(5))
     found = separation(x, y)
@@ -99,6 +99,8 @@ def test_features_that_say_something_together_come_first():
     assert set(found.argsort(descending=True)[:2].tolist()) == {2, 5} == set(order_of_features(x, y).tolist()[:2])
     assert float(found.sum()) == pytest.approx(1) and float(separation(x, y).max()) < 0.03
     assert not importance(x, torch.zeros(400)).any()
+    rows, columns = torch.randperm(400), torch.randperm(8)
+    torch.testing.assert_close(importance(x[rows][:, columns], y[rows]), found[columns])
 
 
 @pytest.mark.parametrize(
