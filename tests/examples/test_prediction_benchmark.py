@@ -79,3 +79,25 @@ def test_prediction(tmp_path: Path) -> None:
     assert all(row["connections"] <= row["budget"] for row in rows if row["arm"] != "dense")
     assert result["rows"][0]["entries"] == 18 and "s a data set: the bank" in said
     assert run("prediction", tmp_path / "prediction.json", 2)[1]["rows"] == result["rows"]
+
+
+def test_gaps_of_cells_by_hand() -> None:
+    """The mean over lambda, by seed; what has no counterpart does not count."""
+    script = module("prediction_cells")
+    head = {"data": "a", "val_accuracy": 0.5}
+    found = [
+        {**head, "seed": seed, "arm": arm, "lambda": lam, "test_accuracy": accuracy + 0.01 * seed * (arm == "random")}
+        for seed in (0, 1)
+        for arm, lam, accuracy in (("predicted", 0.1, 0.9), ("predicted", 1.0, 0.7), ("random", 0.1, 0.8))
+    ]
+    found += [{**head, "seed": 0, "arm": "random", "lambda": 1.0, "test_accuracy": 0.72}, {"data": "a", "arm": "x"}]
+    assert script.gaps(found, "a", "random") == pytest.approx([(10 - 2) / 2, 9])
+    assert script.gaps(found, "b", "random") == []
+
+
+@pytest.mark.slow
+def test_prediction_of_cells(tmp_path: Path) -> None:
+    said, result = run("prediction_cells", tmp_path / "cells.json", 2)
+    arms = {row["arm"] for row in result["rows"]}
+    assert {"predicted", "constant", "random", "searched", "bank", "prediction"} == arms and result["complete"]
+    assert "predicted - random" in said and all(row["tried"] <= 2 for row in result["rows"] if "tried" in row)
