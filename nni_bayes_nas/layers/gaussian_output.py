@@ -37,11 +37,11 @@ def noisy_output(
     output = apply(x, mean, bias)
     if estimator == "local":
         # Without the bias, which has no variance.
-        variance = apply(x.square(), sd.square(), None)
         noise = gaussian_like(output)
         if torch._C._are_functorch_transforms_active():
+            variance = apply(x.square(), sd.square(), None)
             return output + variance.clamp_min(_LEAST_VARIANCE).sqrt() * noise
-        noisy: Tensor = _AddNoise.apply(output, variance, noise)
+        noisy: Tensor = _AddNoise.apply(output, _of_squares(x, apply, sd.square()), noise)
         return noisy
     noise = apply(x * _signs(x, mean.dim()), sd * torch.randn_like(sd), None)
     return output + noise * _signs(noise, mean.dim())
@@ -73,6 +73,21 @@ def _quantiles(dtype: torch.dtype) -> Tensor:
     quantiles = torch.special.ndtri(levels)
     result: Tensor = (quantiles / quantiles.square().mean().sqrt()).to(dtype)
     return result
+
+
+def _of_squares(x: Tensor, apply: Apply, weight: Tensor) -> Tensor:
+    """apply(x^2, weight), which keeps x in place of x^2: x is kept anyway, by what gives the mean."""
+    squares, source = x.square(), x.detach()
+    at = squares.data_ptr(), squares.shape, squares.stride()
+
+    def pack(kept: Tensor) -> Tensor | None:
+        return None if (kept.data_ptr(), kept.shape, kept.stride()) == at else kept
+
+    def unpack(kept: Tensor | None) -> Tensor:
+        return source.square() if kept is None else kept
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        return apply(squares, weight, None)
 
 
 class _AddNoise(torch.autograd.Function):

@@ -2,6 +2,8 @@
 
 import copy
 import math
+import resource
+from pathlib import Path
 
 import pytest
 import torch
@@ -340,3 +342,43 @@ def test_options_that_cannot_be(options, match):
     with pytest.raises(ConfigError, match=match):
         to_variational(model, **options)
     assert not variational_layers(model)
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="looks at the memory of the process")
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_what_is_kept_for_the_backward_pass(order):
+    """Beside output and input variance and noise; no squares of the input.
+
+    Tensors are so large that the allocator gives them back at once.
+    """
+    layer = to_variational(nn.Conv2d(16, 16, 1, bias=False).to(memory_format=order)).train()
+    layer(torch.randn(1, 16, 8, 8)).sum().backward()  # what is made once
+    x = torch.randn(32, 16, 150, 150).to(memory_format=order).requires_grad_()
+    before = resident()
+    output = layer(x)
+    kept = (resident() - before) / (4 * output.numel())
+    assert 2.9 < kept < 3.3, kept
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_gradients_are_those_of_the_same_noise(order):
+    torch.manual_seed(0)
+    layer = to_variational(nn.Conv2d(3, 4, 3, padding=1).double().to(memory_format=order), rho=-1.0).train()
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64).to(memory_format=order).requires_grad_()
+    tensors = (x, layer.weight, layer.rho, layer.bias)
+    torch.manual_seed(1)
+    output = layer(x)
+    upward = torch.randn_like(output)
+    found = torch.autograd.grad((output * upward).sum(), tensors)
+    torch.manual_seed(1)
+    mean = torch.nn.functional.conv2d(x, layer.weight, layer.bias, padding=1)
+    noise = gaussian_like(mean)
+    variance = torch.nn.functional.conv2d(x.square(), layer.rho.exp().square(), padding=1)
+    expected = torch.autograd.grad(((mean + variance.sqrt() * noise) * upward).sum(), tensors)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
