@@ -76,7 +76,7 @@ def main() -> int:
     """Run, say what came out, draw it."""
     options = parser.parse_args()
     folder = options.output.resolve()
-    config = load_config(options.config, options.set)
+    config = load_config(options.config, [*options.set, "experiment.plan=architecture_prediction"])
     code = run(config, output=folder, resume=False, command=" ".join(sys.argv), code_directory=Path.cwd())
     if code:
         return code

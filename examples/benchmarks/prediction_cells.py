@@ -7,11 +7,12 @@ in turn is left out: the second head of predictions learns from the parts of the
 probable cells for all of its data at every lambda (`--data digits`: of the parts of the digits, for all of them). Of
 its cells at a lambda validation data choose one; test data are read once. Beside it, as often:
 
-    constant    what the searches on those parts chose most often at that lambda, label by label: what does not depend
-                on the data; a head that is not better has learned nothing of them
-    random      as many random cells as were tried, each as near in parameters as any of a few hundred, of which
-                validation data choose one
-    searched    a search on the data themselves, at that lambda
+    constant    as many cells, the most probable ones by how often the searches on those parts chose each value of each
+                label at that lambda: what does not depend on the data; a head that is not better has learned nothing
+                of them
+    random      as many random cells (of different inputs, as searches find them), each as near in parameters as any of
+                a few hundred
+    searched    a search on the data themselves, at that lambda: one cell alone
 
 Seeds are of the fit, of that search and of all trainings; the bank is one. Named before the first run: the mean over
 lambda of predicted less random, and of predicted less constant, in test accuracy, with Student's 95 % interval over
@@ -22,7 +23,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import heapq
+import itertools
 import json
+import math
 import statistics
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -118,54 +122,57 @@ def predicted(config: Any, parameters: dict[str, Any], directory: Path, report: 
     result = run_predict_cells(config, {"banks": [_BANK], "seed": seed}, directory / "predict", report)
     cells = result["architectures"]
     found = {
-        "predicted": [{"lambda": one["lambda"], "choices": one["choices"]} for one in cells],
-        "constant": _most_common(rows),
+        "predicted": [{"lambda": lam, "choices": one["choices"]} for one in cells for lam in one["lambdas"]],
+        "constant": _most_common(rows, config.predict.cell_draws),
         "random": _of_equal_size(config, cells, int(parameters["drawn"]), seed),
     }
     keys = ("default", "seconds_predict")
     return {**{key: result[key] for key in keys}, "examples": result["search"]["examples"], "cells": found}
 
 
-def _most_common(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """By lambda, what most searches chose for every label."""
+def _most_common(rows: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:
+    """At every lambda the n most probable cells by how often searches chose each value of each label."""
     chosen: dict[float, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
     for row in rows:
         for one in (each for search in row["searches"] for each in search):
             for label, value in one["choices"].items():
                 chosen[one["lambda"]][label][json.dumps(value, sort_keys=True)] += 1
-    return [
-        {"lambda": lam, "choices": {label: json.loads(n.most_common(1)[0][0]) for label, n in labels.items()}}
-        for lam, labels in chosen.items()
-    ]
+    found = []
+    for lam, labels in chosen.items():
+        best: list[tuple[float, tuple[str, ...]]] = [(0.0, ())]
+        for counts in labels.values():
+            grown = [(p + math.log(k), (*at, word)) for (p, at), (word, k) in itertools.product(best, counts.items())]
+            best = heapq.nlargest(n, grown)
+        for _, words in best:
+            found.append({"lambda": lam, "choices": dict(zip(labels, map(json.loads, words), strict=True))})
+    return found
 
 
 def _of_equal_size(config: Any, cells: list[dict[str, Any]], n: int, seed: int) -> list[dict[str, Any]]:
-    """For every cell the one of n random ones that is nearest in parameters and not taken yet."""
+    """For every cell and lambda the one of n random ones that is nearest in parameters and not taken yet."""
     import torch
 
     from nni_bayes_nas.architecture import Architecture
+    from nni_bayes_nas.bayes.posterior import ArchitecturePosterior
     from nni_bayes_nas.complexity.measure import count_parameters
-    from nni_bayes_nas.experiment.build import build_network, build_space
+    from nni_bayes_nas.experiment.build import build_network, build_space, build_strategy
     from nni_bayes_nas.experiment.data import load_data
 
-    data, drawn = load_data(config.data), dict[str, tuple[dict[str, Any], int]]()
-    torch.manual_seed(seed)
-    import random
-
-    random.seed(seed)
-    space = build_space(config, data, seed)
-    for _ in range(n):
-        memo: dict[str, Any] = {}
-        space.random(memo=memo)
-        choices = Architecture(memo).canonical()
-        drawn[json.dumps(choices, sort_keys=True)] = (
-            choices,
-            count_parameters(build_network(config, data, seed, Architecture(choices))),
-        )
+    data = load_data(config.data)
+    strategy = build_strategy(config, data, seed)
+    strategy.mutate_model(build_space(config, data, seed))
+    units = strategy.structure.units
+    even = [torch.full(unit.shape, 1.0 / unit.shape[1], dtype=torch.float64) for unit in units]
+    generator, drawn = torch.Generator().manual_seed(seed), dict[str, tuple[dict[str, Any], int]]()
+    for sample in ArchitecturePosterior(units, even).sample(n, generator):
+        choices = Architecture(sample).canonical()
+        size = count_parameters(build_network(config, data, seed, Architecture(choices)))
+        drawn[json.dumps(choices, sort_keys=True)] = choices, size
     found = []
     for cell in cells:
-        key = min(drawn, key=lambda k: abs(drawn[k][1] - cell["params"]))
-        found.append({"lambda": cell["lambda"], "choices": drawn.pop(key)[0]})
+        for lam in cell["lambdas"]:
+            key = min(drawn, key=lambda k: abs(drawn[k][1] - cell["params"]))
+            found.append({"lambda": lam, "choices": drawn.pop(key)[0]})
     return found
 
 
@@ -287,7 +294,10 @@ def main() -> int:
             intervals.append({"data": target, "other": other, "mean": mean, "half_width": half, "values": values})
     slowest = max((row["seconds_predict"] for row in heads), default=None)
     goals.append(Target("2", "seconds of a prediction", slowest, 1.0, "lower"))
-    complete = not failed and all("error" not in row for row in rows)
+    lams = {row["lambda"] for row in rows if "lambda" in row}
+    have = {(row["data"], row["seed"], row["lambda"]) for row in rows if row.get("arm") == "predicted"}
+    whole = len(have) == len(lams) * options.seeds * len(sources(options))
+    complete = whole and not failed and all("error" not in row for row in rows)
     write_result(
         options,
         NAME,

@@ -262,6 +262,8 @@ def main() -> int:
     kept = json.loads(options.output.read_text()) if options.output and options.output.exists() else None
     if kept and (kept["preset"], kept["environment"]["threads"]) != (options.preset, torch.get_num_threads()):
         parser.error(f"{options.output} holds another preset or number of threads; give another --output")
+    if kept and any(arm not in row["ms"] for row in kept["rows"] for arm in BAYESIAN_ALONE.get(options.bayesian, ())):
+        parser.error(f"{options.output} holds other arms than those of {options.bayesian}; give another --output")
     rows, grown, spent = (kept["rows"], kept["growth"], kept["seconds"]) if kept else ([], [], 0.0)
     started, names = time.perf_counter(), BAYESIAN_ALONE.get(options.bayesian, BY_PRESET[options.preset])
     device = "gpu" if options.preset == "gpu" else "cpu"

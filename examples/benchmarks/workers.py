@@ -71,7 +71,7 @@ class Job:
             unused |= {"strategy", "search", "retrain"}
         else:
             unused |= {"compress", *(("strategy", "search") if self.kind == "retrain" else ())}
-        if self.kind not in _PREDICT and not self.kind.startswith("prediction:"):
+        if self.kind not in _PREDICT and not self.kind.startswith("prediction"):
             unused.add("predict")
         config = {name: _given(section) for name, section in config.items() if name not in unused}
         parameters = {name: value for name, value in self.parameters.items() if name != "trial"}

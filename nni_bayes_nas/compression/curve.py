@@ -49,7 +49,7 @@ def accuracy_pruning_curve(
     found, inputs = scores(network), list(calibration)
     total = sum(layer.weight.numel() for layer in prunable(network).values())
     if structured:
-        del found[list(found)[-1]]
+        found.pop(list(prunable(network))[-1], None)
         if not found:
             raise SpaceError(
                 "whole neurons can go only before the last layer, but the network has no other; set structured to false"

@@ -227,14 +227,15 @@ def _check_search(config: Config, data: DataSplits, space: Any) -> None:
     _check_outputs(config, data, space)
     _check_batches(config, data, space, min(map(len, parts)))
     _check_samples(config, strategy)
-    if getattr(strategy, "bayes", None) is not None and strategy.bayes.weight_hypernet != "constant":
-        if data.task != "classification":
-            raise ConfigError(
-                f"weights that depend on lambda are read off for classes, but data `{config.data.name}` are a "
-                f"{data.task}; leave weight_hypernet out."
-            )
+    of_lambda = getattr(strategy, "bayes", None) is not None and strategy.bayes.weight_hypernet != "constant"
+    if of_lambda and data.task != "classification":
+        raise ConfigError(
+            f"weights that depend on lambda are read off for classes, but data `{config.data.name}` are a "
+            f"{data.task}; leave weight_hypernet out."
+        )
     steps = steps_per_epoch(data.train, config.search.structure_fraction, config.search.batch_size)
-    check_amounts(config, "search", count_parameters(supernet), config.search.epochs * steps)
+    total = None if of_lambda else count_parameters(supernet)
+    check_amounts(config, "search", total, config.search.epochs * steps)
     strategy.measure(supernet, data.shape)
     _check_refinement(config, strategy)
     strategy.check_order(supernet, data.shape)

@@ -97,7 +97,8 @@ def run_predict_cells(
         report: Called once.
 
     Returns:
-        As of a search: "architectures", the most probable cells at every lambda, whose "origin" is predicted; "default"
+        As of a search: "architectures", the most probable cells at every lambda, each once, at the first one of the
+        "lambdas" that it is predicted for; their "origin" is predicted; "default"
         is minus the loss of the fit, in nats for each example. "seconds_predict": of the prediction alone.
 
     Raises:
@@ -127,9 +128,10 @@ def run_predict_cells(
     for lam in lams:
         for choices, log_prob in model.predict(condition, lam, config.predict.cell_draws):
             cell = Architecture(choices).canonical()
-            row = {"choices": cell, "lambda": lam, "log_prob": log_prob, "origin": "predicted"}
+            row = {"choices": cell, "lambda": lam, "log_prob": log_prob, "origin": "predicted", "lambdas": []}
             if (word := json.dumps(cell)) not in found:
                 found[word] = {**row, **_size(config, data, cell, seed)}
+            found[word]["lambdas"].append(lam)
     predicted = time.perf_counter() - fitted
     architectures = list(found.values())
     write_json(directory / "cells.json", architectures)

@@ -13,8 +13,10 @@ from torch import nn
 
 from nni_bayes_nas import registry
 from nni_bayes_nas.architecture import Architecture
+from nni_bayes_nas.coercion import closest
 from nni_bayes_nas.compression.hyper_variational import HyperVariational
 from nni_bayes_nas.compression.networks import Stored
+from nni_bayes_nas.compression.pruning import prunable
 from nni_bayes_nas.compression.training import HyperVariationalModule
 from nni_bayes_nas.config import CompressConfig, Config
 from nni_bayes_nas.errors import ConfigError
@@ -107,8 +109,15 @@ def build_model(config: Config, data: DataSplits, parameters: dict[str, Any]) ->
     """
     settings, raw = config.compress, config.compress.inputs == "raw"
     direct = parameters.get("lambda")
+    network = build_network(config, data, int(parameters["seed"]))
+    skip = [_STANDARDIZED + name if raw else name for name in settings.skip or ()]
+    known = [name for name, _ in network.named_modules()]
+    if unknown := [name for name in skip if name not in known]:
+        names = [name.removeprefix(_STANDARDIZED) if raw else name for name in known if name]
+        given = unknown[0].removeprefix(_STANDARDIZED)
+        raise ConfigError(f"`compress.skip` must name modules of the network, {closest(given, names)}")
     return HyperVariational(
-        build_network(config, data, int(parameters["seed"])),
+        network,
         kind=parameters["hypernet"],
         weights=settings.weights,
         prior=parameters.get("prior", settings.priors[0]),
@@ -116,7 +125,7 @@ def build_model(config: Config, data: DataSplits, parameters: dict[str, Any]) ->
         lambda_range=settings.lambda_range if direct is None else float(direct),
         axis=settings.axis,
         rho=settings.rho,
-        skip=[_STANDARDIZED + name for name in settings.skip or ()] if raw else settings.skip or (),
+        skip=skip,
         knots=settings.knots,
         rank=settings.rank,
         hidden=settings.hidden,
@@ -170,6 +179,12 @@ def check(config: Config, data: DataSplits) -> None:
     runs += [{"hypernet": "constant", "lambda": lam} for lam in settings.direct]
     for prior, parameters in itertools.product(settings.priors, runs):
         model = build_model(config, data, {**parameters, "prior": prior, "seed": config.seed}).eval()
+        layers = list(prunable(model.network))
+        if settings.structured and not any(f"{name}.weight" in model.prunable for name in layers[:-1]):
+            raise ConfigError(
+                "`compress.structured` must have a layer before the last one whose neurons can go, but there is none\n"
+                "set it to false, or leave compress.skip out"
+            )
         HyperVariationalModule(model, n_objects=len(data.train), **module_options(settings))
         with torch.no_grad():
             outputs = model(data.train[:2][0], model.single if model.axis is None else model.axis.low)

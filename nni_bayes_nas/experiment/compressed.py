@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,21 +70,24 @@ class Compressed:
     @property
     def name(self) -> str:
         """For messages and files."""
-        return f"{self.row['name']}-lambda{self.lam:g}-fraction{self.point['fraction']:.4g}"
+        return f"{self.row['name']}-lambda{self.lam:g}-fraction{self.point['fraction']:.8g}"
+
+    @property
+    def _share(self) -> str:
+        return f"{100 * self.point['fraction']:.8g} %"
 
     @property
     def words(self) -> str:
         """What it is, for the user."""
         if not self.measured:
-            share = f"{self.point['fraction']:.1%}"
             return (
-                f"{self.row['name']} at lambda {self.lam:g}, {share} of the weights left out; read off now, neither "
-                "trained further nor measured"
+                f"{self.row['name']} at lambda {self.lam:g}, {self._share} of the weights left out; read off now, "
+                "neither trained further nor measured"
             )
         scores = self.point.get("finetuned") or self.point
         tuned = " and trained further" if "finetuned" in self.point else ""
         return (
-            f"{self.row['name']} at lambda {self.lam:g}, {self.point['fraction']:.1%} of the weights left out{tuned}, "
+            f"{self.row['name']} at lambda {self.lam:g}, {self._share} of the weights left out{tuned}, "
             f"validation accuracy {scores['val_accuracy']:.4f}"
         )
 
@@ -119,9 +123,10 @@ def find_compressed(run: Path, name: str, lam: float | None = None, fraction: fl
     config = load_config(run / "config.yaml")
     searches = {f"search-{one['id']}": one for one in summary.get("searches") or []}
     searched = searches.get(name, {})
-    at = _near("--lambda", lam, {float(one["lambda"]): one for one in row["rows"]}, 0.0)
+    at = _near("--lambda", lam, {float(one["lambda"]): one for one in row["rows"]}, lambda value: value)
     curve = (at or row["rows"][0])["curve"]
-    point = _near("--fraction", fraction, {float(one["fraction"]): one for one in curve}, _SAME)
+    # Alike by the weights that are left.
+    point = _near("--fraction", fraction, {float(one["fraction"]): one for one in curve}, lambda value: 1 - value)
     if at is None or point is None:
         point = {"fraction": point["fraction"] if point else fraction}
         low, high = searched.get("lambda_range") or config.compress.lambda_range
@@ -157,18 +162,20 @@ def rebuild(found: Compressed) -> tuple[nn.Module, DataSplits]:
     """
     from nni_bayes_nas.compression.packing import pack
     from nni_bayes_nas.compression.shrink import shrink
-    from nni_bayes_nas.experiment.read_off import read_off
+    from nni_bayes_nas.experiment.read_off import gaussian_network, read_off
 
     data = saved_data(found.directory / "data.json")
     path = found.directory / ("networks/" + found.point["file"] if found.measured else "model.pt")
     try:
-        network = _load(found, data, path) if found.measured else read_off(found)
+        network = _load(found, data, path) if found.measured else gaussian_network(found, data)
     except Exception as error:
         said = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"{path} must hold the weights of the network that config.yaml describes, but loading failed:\n{said}\n"
             "use the code of the run, or compress again"
         ) from error
+    if not found.measured:
+        network = read_off(network, found)
     if found.config.compress.structured:
         with contextlib.suppress(SpaceError):
             network = shrink(network)
@@ -191,12 +198,14 @@ def _load(found: Compressed, data: DataSplits, path: Path) -> nn.Module:
     return load_packed(network, state)
 
 
-def _near(option: str, value: float | None, every: dict[float, dict[str, Any]], slack: float) -> dict[str, Any] | None:
-    """The row of a value, up to rounding; of the only one where none is given."""
+def _near(
+    option: str, value: float | None, every: dict[float, dict[str, Any]], scale: Callable[[float], float]
+) -> dict[str, Any] | None:
+    """The row of a value, up to a rounding of its scale; of the only one where none is given."""
     if value is None:
         if len(every) == 1:
             return next(iter(every.values()))
         known = ", ".join(f"{one:.4g}" for one in every)
         raise ConfigError(f"`{option}` must be given, measured are {known}; others can be read off too")
     near = min(every, key=lambda known: abs(known - value))
-    return every[near] if math.isclose(near, value, abs_tol=slack, rel_tol=_SAME) else None
+    return every[near] if math.isclose(scale(near), scale(value), rel_tol=_SAME) else None

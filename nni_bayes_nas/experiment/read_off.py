@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nni_bayes_nas.compression.curve import accuracy_pruning_curve
 from nni_bayes_nas.experiment.build import build_space, build_strategy
@@ -13,24 +11,49 @@ from nni_bayes_nas.experiment.compress import build_model
 from nni_bayes_nas.experiment.compressed import Compressed
 from nni_bayes_nas.experiment.data import DataSplits, load_data
 from nni_bayes_nas.experiment.pruned import calibration
+from nni_bayes_nas.layers.normalization import batch_norms, recalibrate
 from nni_bayes_nas.variants import varied
 
 
-def read_off(found: Compressed) -> nn.Module:
-    """The network of the means at a lambda, pruned; no step of an optimizer is taken.
+def gaussian_network(found: Compressed, data: DataSplits) -> nn.Module:
+    """The network at a lambda, with Gaussian layers, before its batch normalization is that of the lambda.
 
-    Running statistics of batch normalization are those of the training data of the configuration, which are loaded.
     Of a search the architecture is that of the posterior mean at lambda.
 
-    Raises:
-        ConfigError: Lambda lies outside the trained range.
+    Args:
+        found: No point of a curve.
+        data: Of the training; objects are not needed.
     """
-    config = varied(found.config, found.changes)
-    data, settings = load_data(config.data), config.compress
+    config, seed = varied(found.config, found.changes), int(found.row["seed"])
     state = torch.load(found.directory / "model.pt", map_location="cpu", weights_only=True)
-    gaussian = _of_a_search if found.row["hypernet"] == "joint" else _of_a_training
-    inputs = calibration(data, torch.device("cpu"))
-    network = gaussian(config, data, found, state, inputs)
+    if found.row["hypernet"] != "joint":
+        model = build_model(config, data, found.row)
+        model.load_state_dict(state)
+        return model.materialize(found.lam)
+    strategy = build_strategy(config, data, seed)
+    strategy.restore(build_space(config, data, seed), state)
+    network: nn.Module = strategy.materialize(found.lam, found.choices)
+    return network
+
+
+def read_off(network: nn.Module, found: Compressed) -> nn.Module:
+    """The network of the means, pruned; no step of an optimizer is taken.
+
+    Running statistics of batch normalization, where there is some, are those of the training data of the configuration,
+    which are loaded then.
+
+    Args:
+        network: Of `gaussian_network`.
+        found: What is wanted.
+
+    Raises:
+        ConfigError: The configuration has no such data any more.
+        DataError: They are not there.
+    """
+    settings, inputs = found.config.compress, list[Tensor]()
+    if batch_norms(network):
+        inputs = calibration(load_data(varied(found.config, found.changes).data), torch.device("cpu"))
+    recalibrate(network, inputs)
     kept: list[nn.Module] = []
     accuracy_pruning_curve(
         network.eval(),
@@ -42,17 +65,3 @@ def read_off(found: Compressed) -> nn.Module:
         keep=lambda row, pruned: kept.append(pruned),
     )
     return kept[0]
-
-
-def _of_a_training(config: Any, data: DataSplits, found: Compressed, state: Any, inputs: Any) -> nn.Module:
-    model = build_model(config, data, found.row)
-    model.load_state_dict(state)
-    return model.materialize(found.lam, inputs)
-
-
-def _of_a_search(config: Any, data: DataSplits, found: Compressed, state: Any, inputs: Any) -> nn.Module:
-    seed = int(found.row["seed"])
-    strategy = build_strategy(config, data, seed)
-    strategy.restore(build_space(config, data, seed), state)
-    network: nn.Module = strategy.materialize(found.lam, found.choices)
-    return network

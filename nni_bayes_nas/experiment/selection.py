@@ -86,6 +86,13 @@ def selection_arguments(config: Config, section: Section) -> dict[str, Any] | No
         return None
     given = (*_GIVEN, *_CACHE) if section == "search" else _GIVEN
     args = registry.fill_args(SelectiveOptimization, settings.selection, place, given=given)
+    adam = section == "search" and config.search.optimizer == "adam"
+    if args["gradients"] == "optimizer" and not adam:
+        has = f"search.optimizer is {config.search.optimizer}" if section == "search" else "a retraining has SGD"
+        raise ConfigError(
+            f"`{place}.gradients` must be steps unless the optimizer is Adam, which keeps moments, but {has}\n"
+            "leave it out"
+        )
     if section == "search":
         _check_search(config, args)
         SelectiveSearch(**args)
@@ -99,13 +106,13 @@ def selection_arguments(config: Config, section: Section) -> dict[str, Any] | No
     return args
 
 
-def check_amounts(config: Config, section: Section, total: int, steps: int) -> None:
+def check_amounts(config: Config, section: Section, total: int | None, steps: int) -> None:
     """Refuse numbers of parameters and steps that there are not, before any trial.
 
     Args:
         config: The configuration.
         section: Whose `selection`; without one nothing happens.
-        total: Parameters that it chooses from, at most.
+        total: Parameters that it chooses from, at most; None where nobody knows.
         steps: That are planned.
 
     Raises:
@@ -115,7 +122,7 @@ def check_amounts(config: Config, section: Section, total: int, steps: int) -> N
     if chosen is None:
         return
     try:
-        chosen.plan(total, steps)
+        chosen.plan(total, steps, exact=False)
     except ConfigError as error:
         raise ConfigError(f"`{section}.selection` does not fit: {error}") from error
 

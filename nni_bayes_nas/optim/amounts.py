@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import pytorch_lightning as pl
 
@@ -25,6 +26,46 @@ def amount_of(name: str, value: float, total: int, what: str) -> int:
     if not 0 <= n <= total:
         raise ConfigError(f"{name} must be at most the {total} {what}, got {n}.")
     return n
+
+
+def planned_amounts(
+    active: int | float | Literal["auto"],
+    kept: int | float | None,
+    start: int | float,
+    total: int | None,
+    planned: int | None,
+    least: int,
+    exact: bool,
+) -> tuple[int | None, int, int]:
+    """Parameters that go on, those that are kept, and steps before the choice, of a selective optimization.
+
+    Args:
+        active: A number or a share of parameters; "auto": not known yet.
+        kept: Likewise; None: all.
+        start: A number or a share of steps.
+        total: Parameters; None where nobody knows, and then the first two are None and 0.
+        planned: Steps of the training; None where nobody knows.
+        least: Steps at least.
+        exact: Whether `total` is their number, or there are at most so many.
+
+    Raises:
+        ConfigError: A number that there is not.
+    """
+    if planned is None and isinstance(start, float):
+        raise ConfigError(f"start must be a number of steps where none are planned, got the share {start}.")
+    at = int(start) if planned is None else amount_of("start", start, planned, "planned steps")
+    if not least <= at < (at + 1 if planned is None else planned):
+        most = "" if planned is None else f" to {planned - 1} of {planned} planned steps"
+        raise ConfigError(f"start must be from {least}{most}, got {at}.")
+    if total is None:
+        return None, 0, at
+    n_active = None if active == "auto" else amount_of("active", active, total, "parameters")
+    n_kept = total if kept is None else amount_of("kept", kept, total, "parameters")
+    # A share and a number cannot be compared where there may be fewer.
+    alike = exact or kept is None or isinstance(active, float) == isinstance(kept, float)
+    if n_active is not None and alike and n_kept < n_active:
+        raise ConfigError(f"what goes on must be kept: active {n_active} of kept {n_kept} parameters.")
+    return n_active, n_kept, at
 
 
 def within(name: str, places: Sequence[str]) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 from nni_bayes_nas.errors import ConfigError
 
 _MEAN, _SQUARE = "exp_avg", "exp_avg_sq"
+_KEPT = {_MEAN, _SQUARE, "step"}
 
 
 class AdamMoments:
@@ -30,7 +31,8 @@ class AdamMoments:
         batch_size: Objects of a mini-batch, over which gradients are means.
 
     Raises:
-        ConfigError: A parameter of which no optimizer has such moments.
+        ConfigError: An optimizer without such moments, or without a step. A parameter that has had no gradient yet has
+            moments of zero.
     """
 
     def __init__(
@@ -39,11 +41,13 @@ class AdamMoments:
         self.parameters, self.batch_size = dict(parameters), batch_size
         self._of: dict[str, tuple[dict[str, Any], tuple[float, float]]] = {}
         for optimizer in optimizers:
-            for group in optimizer.param_groups:
+            stepped = any(set(state) >= _KEPT for state in optimizer.state.values())
+            for group in optimizer.param_groups if stepped else ():
                 for name in _names(group, self.parameters):
-                    state = optimizer.state.get(self.parameters[name], {})
-                    if {_MEAN, _SQUARE, "step"} <= set(state):
-                        self._of[name] = (state, group["betas"])
+                    p = self.parameters[name]
+                    none = {_MEAN: torch.zeros_like(p), _SQUARE: torch.zeros_like(p), "step": 2.0}
+                    state = optimizer.state.get(p, {})
+                    self._of[name] = (state if set(state) >= _KEPT else none, group["betas"])
         if missing := [name for name in self.parameters if name not in self._of]:
             raise ConfigError(
                 f"moments of gradients must be those of Adam, after a step, but of {missing[0]} there are none; take "
@@ -65,7 +69,10 @@ class AdamMoments:
         for name, (state, betas) in self._of.items():
             n = _steps_in_mean(betas[0], float(state["step"]))
             if not n > 1:
-                raise ConfigError("a variance needs at least 2 steps of the optimizer, got 1; train on.")
+                raise ConfigError(
+                    f"a variance needs at least 2 steps of the optimizer in its mean, got {n:g} with beta_1 "
+                    f"{betas[0]:g}; train on, or take a beta_1 above 0."
+                )
             found[name] = (square[name] - mean[name].square()).clamp_min(0.0) * n / (n - 1)
         return found
 
@@ -84,13 +91,17 @@ def fill_moments(
     thawed: Mapping[str, Tensor],
     mean: Mapping[str, Tensor],
     second_moment: Mapping[str, Tensor],
+    active: Mapping[str, Tensor],
 ) -> None:
     """Moments of entries that are optimized again, in place, as if Adam had seen such gradients all along.
 
     What was frozen has moments of zero, or ones that have faded, while the count of steps went on, so that nothing
     corrects their bias: with the usual betas the first step would be .1 / sqrt(.001), three times too long. They become
 
-        exp_avg = (1 - beta_1^t) E g;  exp_avg_sq = (1 - beta_2^t) E g^2.
+        exp_avg = (1 - beta_1^t) s E g;  exp_avg_sq = (1 - beta_2^t) s^2 E g^2,
+
+    where s^2 is what the optimizer has of the entries that were active all along over what was counted of them: it sees
+    gradients that are clipped, and longer ago.
 
     Optimizers without such moments, and parameters that have none, are left alone.
 
@@ -100,17 +111,25 @@ def fill_moments(
         thawed: By name, booleans of these entries.
         mean: E g, by name.
         second_moment: E g^2.
+        active: By name, booleans of entries that were optimized until now.
     """
     for optimizer in optimizers:
+        of: dict[str, tuple[dict[str, Any], tuple[float, float]]] = {}
         for group in optimizer.param_groups:
             for name in _names(group, {name: parameters[name] for name in thawed}):
-                state = optimizer.state.get(parameters[name], {})
-                if not {_MEAN, _SQUARE, "step"} <= set(state):
-                    continue
-                steps, mask = float(state["step"]), thawed[name].to(state[_MEAN].device)
-                for key, beta, value in zip((_MEAN, _SQUARE), group["betas"], (mean, second_moment), strict=True):
-                    given = value[name].to(state[key]) * (1 - beta**steps)
-                    state[key].copy_(torch.where(mask, given, state[key]))
+                if set(state := optimizer.state.get(parameters[name], {})) >= _KEPT:
+                    of[name] = state, group["betas"]
+        has = counted = 0.0
+        for name, (state, betas) in of.items():
+            own = active[name].to(state[_SQUARE].device)
+            has += float(state[_SQUARE][own].sum()) / (1 - betas[1] ** float(state["step"]))
+            counted += float(second_moment[name].to(state[_SQUARE])[own].sum())
+        square = has / counted if has > 0 and counted > 0 else 1.0
+        for name, (state, betas) in of.items():
+            steps, mask = float(state["step"]), thawed[name].to(state[_MEAN].device)
+            values = (square**0.5 * mean[name], square * second_moment[name])
+            for key, beta, value in zip((_MEAN, _SQUARE), betas, values, strict=True):
+                state[key].copy_(torch.where(mask, value.to(state[key]) * (1 - beta**steps), state[key]))
 
 
 def _names(group: dict[str, Any], parameters: Mapping[str, Tensor]) -> list[str]:

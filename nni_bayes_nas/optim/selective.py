@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nni_bayes_nas.errors import ConfigError
-from nni_bayes_nas.optim.amounts import amount_of, planned_steps, within
+from nni_bayes_nas.optim.amounts import planned_amounts, planned_steps, within
 from nni_bayes_nas.optim.cache import ActivationCache, BatchIndices, chain_of, watch_indices, why_not
 from nni_bayes_nas.optim.freeze_report import by_layer, multiply_accumulates, state_bytes
 from nni_bayes_nas.optim.holding import Holding, are_of_rows
@@ -111,7 +111,7 @@ class SelectiveOptimization(pl.Callback):
         self._indices: BatchIndices | None = None
         self._cached: ActivationCache | None = None
         self._kept_scores: dict[str, Tensor] = {}
-        self._clock, self._previous, self._goes_on = 0.0, 0, False
+        self._clock, self._previous, self._goes_on, self._counted = 0.0, 0, False, False
         self._costs = LayerCosts(torch.nn.Identity())
 
     # -- what a training in another form may change ------------------------------------------------------------------
@@ -127,29 +127,13 @@ class SelectiveOptimization(pl.Callback):
         """Steps of these that are over."""
         return int(trainer.global_step)
 
-    def plan(self, total: int, planned: int | None) -> None:
-        """How many parameters go on and are kept, and after how many steps it is chosen.
-
-        Args:
-            total: Parameters.
-            planned: Steps of the training; None where nobody knows.
-
-        Raises:
-            ConfigError: A number that there is not.
-        """
-        self.n_active = sum(int(mask.sum()) for mask in self.active.values())  # of "auto", where it goes on
-        if self.share != "auto":
-            self.n_active = amount_of("active", self.share, total, "parameters")
-        self.n_kept = total if self.kept_share is None else amount_of("kept", self.kept_share, total, "parameters")
-        if planned is None and isinstance(self.start, float):
-            raise ConfigError(f"start must be a number of steps where none are planned, got the share {self.start}.")
-        self.at = int(self.start) if planned is None else amount_of("start", self.start, planned, "planned steps")
+    def plan(self, total: int | None, planned: int | None, *, exact: bool = True) -> None:
+        """How many parameters go on and are kept, and after how many steps it is chosen; see `planned_amounts`."""
+        amounts = (self.share, self.kept_share, self.start)
         least = 2 if self._needs() or self.gradients == "optimizer" else 0
-        if not least <= self.at < (self.at + 1 if planned is None else planned):
-            most = "" if planned is None else f" to {planned - 1} of {planned} planned steps"
-            raise ConfigError(f"start must be from {least}{most}, got {self.at}.")
-        if self.n_kept < self.n_active:
-            raise ConfigError(f"what goes on must be kept: active {self.n_active} of kept {self.n_kept} parameters.")
+        n_active, self.n_kept, self.at = planned_amounts(*amounts, total, planned, least, exact)
+        # Of "auto", where it goes on.
+        self.n_active = sum(int(mask.sum()) for mask in self.active.values()) if n_active is None else n_active
 
     # -- what Lightning calls ----------------------------------------------------------------------------------------
 
@@ -189,7 +173,7 @@ class SelectiveOptimization(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """The clock; and frozen parameters have gradients where a probe begins."""
-        self._clock = time.perf_counter()
+        self._clock, self._counted = time.perf_counter(), False
         if self._holding is not None and self._probes(self.steps_done(trainer)) and not self._holding.probe:
             self._hold(trainer, pl_module, probe=True)
         if self._cached is not None and self._indices is not None:
@@ -203,8 +187,10 @@ class SelectiveOptimization(pl.Callback):
             return
         step = self.steps_done(trainer)
         gathers = self._probes(step) if self.active else self.at - self.window <= step < self.at
-        if gathers and (self._needs() or self.active):
+        # Of several optimizers before the first one's step: after it what is held has no gradient.
+        if gathers and (self._needs() or self.active) and not self._counted:
             self._gathered().update()
+        self._counted = True
         if self._holding is not None:
             self._holding.before_step()
 
@@ -345,7 +331,8 @@ class SelectiveOptimization(pl.Callback):
         )
         if before_it:
             thawed = {name: mask & ~before_it[name].to(mask.device) for name, mask in self.active.items()}
-            fill_moments(self._optimizers, self._parameters, thawed, found.mean(), found.second_moment())
+            mean, square = found.mean(), found.second_moment()
+            fill_moments(self._optimizers, self._parameters, thawed, mean, square, before_it)
         found.reset()
         self._zero()
         before = state_bytes(self._optimizers)

@@ -51,6 +51,7 @@ def condition_of(
     n_classes: int | None = None,
     n_objects: int | None = None,
     most: int = 128,
+    order: Tensor | None = None,
 ) -> Condition:
     """What a meta-model sees.
 
@@ -64,6 +65,7 @@ def condition_of(
         n_objects: What the number of objects is said to be; None: what it is. A model that has seen parts of data sets
             is asked for more.
         most: Objects that are looked at, the first of each class in turn.
+        order: Of the features; None: `order_of_features`.
 
     Returns:
         Scalars are a quarter of the logarithms of objects, features, classes and connections, and the `separation` of
@@ -83,7 +85,7 @@ def condition_of(
             f"the meta-model was built for {max_features} features and {max_classes} classes, got {x.shape[1]} and "
             f"{n_classes}; build it for more, or leave features out."
         )
-    order = order_of_features(x, y)
+    order = order_of_features(x, y) if order is None else order
     seen = _in_turn(y, most)
     objects = torch.zeros(len(seen), max_features + max_classes)
     objects[:, : x.shape[1]] = x[seen][:, order].float().clamp(-4, 4)

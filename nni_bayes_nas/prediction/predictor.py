@@ -105,10 +105,26 @@ class Predictor:
             self.model = KINDS[kind](SetEncoder(max_features, max_classes, dim), vocabulary, dim)
         self.ranker: Ranker | None = None
 
-    def condition(self, data: TaskData, budget: int, n_classes: int, n_objects: int | None = None) -> Condition:
+    def condition(
+        self,
+        data: TaskData,
+        budget: int,
+        n_classes: int,
+        n_objects: int | None = None,
+        order: Sequence[int] | None = None,
+    ) -> Condition:
         """What the meta-model sees of data; see `condition_of`."""
-        sizes = {"max_features": self.max_features, "max_classes": self.max_classes}
-        return condition_of(data.x, data.y, budget, n_classes=n_classes, n_objects=n_objects, **sizes)
+        ranks = None if order is None else torch.tensor(order)
+        return condition_of(
+            data.x,
+            data.y,
+            budget,
+            n_classes=n_classes,
+            n_objects=n_objects,
+            order=ranks,
+            max_features=self.max_features,
+            max_classes=self.max_classes,
+        )
 
     def fit(self, entries: Sequence[Entry], data_of: Callable[[Entry], TaskData], how: Fitting) -> list[float]:
         """Learn from a bank.
@@ -128,7 +144,9 @@ class Predictor:
         check_bank(entries)
         data = [data_of(entry) for entry in entries]
         conditions = [
-            self.condition(one, entry.budget, len(entry.task.classes)) for entry, one in zip(entries, data, strict=True)
+            # In the order that its networks have their inputs in, whatever would be found today.
+            self.condition(one, entry.budget, len(entry.task.classes), order=entry.order)
+            for entry, one in zip(entries, data, strict=True)
         ]
         chances = [soft_targets(entry, how.temperature) for entry in entries]
         generator = torch.Generator().manual_seed(how.seed)

@@ -233,7 +233,7 @@ def test_search_step_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert {"schema", "benchmark", "preset", "command", "environment", "seconds", "rows", "targets"} <= set(first)
     (row,), (target,) = first["rows"], first["targets"]
     arms = {"NNI", "NNI channels_last", "plain", "fused", "fused, bf16", "fused, order 2"}
-    arms |= {"Dirichlet", "Dirichlet, Gaussian weights"}
+    arms |= {f"Dirichlet{weights}{turn}" for weights in ("", ", Gaussian weights") for turn in ("", ", in turn")}
     assert (
         row["seed"] == 0 and row["seconds"] > 0 and set(row["ms"]) == arms and set(row["peak_mib"]) == {"NNI", "fused"}
     )

@@ -82,7 +82,7 @@ def test_the_file_has_the_accuracy_of_the_curve_and_is_small(format, made, tmp_p
     found = find_compressed(made, NAMES[0], 3.0, 0.95)
     assert found.point["finetuned"]["test_accuracy"] > 0.3
     assert (logits.argmax(1) == y.numpy()).mean() == pytest.approx(found.point["finetuned"]["test_accuracy"], abs=1e-6)
-    assert "at lambda 3, 95.0% of the weights left out and trained further, validation accuracy" in printed
+    assert "at lambda 3, 95 % of the weights left out and trained further, validation accuracy" in printed
     # The program itself does not grow with the network; dense weights had 76 KiB.
     assert output.stat().st_size < 40 * 1024
 
@@ -140,8 +140,13 @@ def test_any_lambda_and_share_can_be_exported(made, tmp_path, capsys):
     """Between the lambda of the curves too; it keeps as many weights as asked."""
     options = ["--lambda", "0.7", "--fraction", "0.9", "--output", str(tmp_path / "net.pt2")]
     assert main(["export", str(made), "--compressed", NAMES[0], *options]) == 0
-    said = "at lambda 0.7, 90.0% of the weights left out; read off now, neither trained further nor measured"
+    said = "at lambda 0.7, 90 % of the weights left out; read off now, neither trained further nor measured"
     assert said in capsys.readouterr().out
+    # Alike is what leaves as many weights.
+    assert (
+        find_compressed(made, NAMES[0], 3.0, 0.95001).measured
+        and not find_compressed(made, NAMES[0], 3, 0.951).measured
+    )
     network, _ = rebuild(find_compressed(made, NAMES[0], 0.7, 0.9))
     weights = 64 * 200 + 200 * 32 + 320
     assert kept(network) == weights - round(0.9 * weights)

@@ -119,8 +119,7 @@ def test_defaults_are_filled_in() -> None:
         ({"active": 0.1, "start": 10**4}, {}, r"`retrain.selection` does not fit: start must be at most the \d+ pla"),
         ({"active": 0.1, "start": 1}, {}, r"`retrain.selection` does not fit: start must be from 2 to \d+ of"),
         ({"active": 0.5, "kept": 0.2}, {}, r"`retrain.selection` does not fit: what goes on must be kept"),
-        ({"active": 0.1, "gradients": "optimizer", "criterion": "gradient"}, {}, r"by the optimizer's own moments"),
-        ({"active": 0.1, "gradients": "optimizer", "thaw_every": 90}, {}, r"must be steps where it is chosen anew"),
+        ({"active": 0.1, "gradients": "optimizer"}, {}, r"`retrain.selection.gradients` must be steps unless .* SGD"),
     ],
 )
 def test_mistakes_are_refused_before_time_is_spent(selection: Any, retrain: Any, message: str) -> None:
@@ -236,6 +235,7 @@ def test_some_weights_go_on(active: float, tmp_path: Path) -> None:
         ({"active": 0.1, "cache": True}, "first order", {}, r"keeps no outputs of layers, but it has `cache`"),
         ({"active": 0.1}, "first order", {"replicas": 2, "searches": 2}, r"`search.replicas` has 2 side by side"),
         ({"active": 2.5}, "first order", {}, r"`active` must be a number"),
+        ({"active": 0.1, "gradients": "optimizer"}, "first order", {}, r"but search.optimizer is sgd"),
         ({"active": 0.1, "start": 99}, "first order", {}, r"`search.selection` does not fit: start must be at most"),
     ],
 )
@@ -256,3 +256,16 @@ def test_recorded_passes_cannot_change() -> None:
     settings.strategy.args["cuda_graphs"] = True
     with pytest.raises(ConfigError, match=r"with `strategy.args.cuda_graphs` passes are as they were"):
         validate(settings)
+
+
+def test_a_search_by_the_moments_of_its_optimizer(tmp_path: Path) -> None:
+    selection = {**IN_SEARCH, "gradients": "optimizer"}
+    result, _ = searched(search_config("first order", selection, optimizer="adam"), tmp_path)
+    layers = result["search"]["selection"]["layers"].values()
+    assert sum(row["active"] for row in layers) == round(0.3 * sum(row["parameters"] for row in layers))
+
+
+def test_a_share_and_a_number_are_not_compared_before_the_network_is_known() -> None:
+    validate(config({"active": 0.9, "kept": 100}))
+    with pytest.raises(ConfigError, match="what goes on must be kept"):
+        validate(config({"active": 0.9, "kept": 0.5}))

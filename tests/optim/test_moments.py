@@ -51,6 +51,12 @@ def test_what_has_no_such_moments_is_refused():
     once = AdamMoments(*_alone(stepped(torch.randn(1, 2))), batch_size=1)
     with pytest.raises(ConfigError, match="needs at least 2 steps"):
         once.variance()
+    never = torch.nn.Parameter(torch.zeros(2))
+    optimizer.add_param_group({"params": [never]})
+    adam, parameters = stepped(torch.randn(3, 2))
+    adam.add_param_group({"params": [never]})
+    found = AdamMoments([adam], {**parameters, "never": never}, 1)
+    assert not found.mean()["never"].any() and not found.variance()["never"].any() and found.mean()["w"].any()
     for criterion in ("gradient", "effective_perturbation"):
         with pytest.raises(ConfigError, match=f"{criterion} is none of moments of gradients"):
             scores(criterion, once, torch.Generator())
@@ -68,8 +74,10 @@ def test_a_thawed_entry_takes_a_step_as_any_other():
     for filled in (False, True):
         optimizer, parameters = stepped(g)
         if filled:
-            mean, square = {"w": torch.tensor([5.0, 0.5])}, {"w": torch.tensor([25.0, 0.25])}
-            fill_moments([optimizer], parameters, {"w": torch.tensor([False, True])}, mean, square)
+            # As they are before they are clipped to a fifth.
+            mean, square = {"w": torch.tensor([5.0, 2.5])}, {"w": torch.tensor([25.0, 6.25])}
+            masks = [{"w": torch.tensor(each)} for each in ([False, True], [True, False])]
+            fill_moments([optimizer], parameters, masks[0], mean, square, masks[1])
         before = parameters["w"].detach().clone()
         parameters["w"].grad = torch.tensor([1.0, 0.5], dtype=torch.float64)
         optimizer.step()

@@ -315,3 +315,13 @@ def test_by_what_the_optimizer_has():
     assert callback._statistics is not None and callback._statistics.gather == ()
     with pytest.raises(ConfigError, match="must be those of Adam"):
         fit(Model(OPTIMIZERS["sgd"]), selective(active=0.25, gradients="optimizer"))
+
+
+def test_options_of_moments():
+    for options, said in (
+        ({"criterion": "gradient"}, "by the optimizer's own moments"),
+        ({"thaw_every": 90}, "must be steps where it is chosen anew"),
+        ({"gradients": "mine"}, "gradients` must be one of steps, optimizer"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            SelectiveOptimization(**{"active": 0.1, "gradients": "optimizer", **options})
