@@ -128,9 +128,9 @@ def run_predict_cells(
     for lam in lams:
         for choices, log_prob in model.predict(condition, lam, config.predict.cell_draws):
             cell = Architecture(choices).canonical()
-            row = {"choices": cell, "lambda": lam, "log_prob": log_prob, "origin": "predicted", "lambdas": []}
+            row = {"choices": cell, "lambda": lam, "log_prob": log_prob, "origin": "predicted"}
             if (word := json.dumps(cell)) not in found:
-                found[word] = {**row, **_size(config, data, cell, seed)}
+                found[word] = {**row, "lambdas": [], **_size(config, data, cell, seed)}
             found[word]["lambdas"].append(lam)
     predicted = time.perf_counter() - fitted
     architectures = list(found.values())
@@ -198,7 +198,8 @@ def _examples(row: dict[str, Any], parts: Parts, sizes: dict[str, int]) -> list[
 
 def _condition(x: Any, y: Any, n_classes: int, sizes: dict[str, int]) -> Condition:
     # Cells have no budget of connections.
-    return condition_of(x, y, 1, n_classes=n_classes, **sizes)
+    features, classes = sizes["max_features"], sizes["max_classes"]
+    return condition_of(x, y, 1, n_classes=n_classes, max_features=features, max_classes=classes)
 
 
 def _size(config: Config, data: DataSplits, choices: dict[str, Any], seed: int) -> dict[str, Any]:
