@@ -187,9 +187,10 @@ def main() -> int:
     found = TARGETS.get(options.preset, of_the_networks)(rows)
     complete = all("error" not in row for row in rows)
     write_result(options, NAME, rows, found, seconds=store.seconds, workers=workers.n, complete=complete)
-    print_curves([row for row in rows if row["arm"] != "cost"])
+    networks = [row for row in rows if row["arm"] != "cost"]
+    print_curves(networks)
     TABLES.get(options.preset, lambda rows: None)(rows)
-    draw(options.preset, rows, options.output.with_suffix(".png"))
+    draw(options.preset, networks, options.output.with_suffix(".png"))
     print(*found, sep="\n")
     return 0 if complete else 1
 
