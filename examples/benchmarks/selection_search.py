@@ -48,7 +48,7 @@ class Setting:
     epochs: int
 
 
-PRESETS = {"smoke": Setting(4, 200, 100, 2), "cpu": Setting(16, 10_000, None, 20), "gpu": Setting(16, None, 5_000, 50)}
+PRESETS = {"smoke": Setting(4, 600, 100, 4), "cpu": Setting(16, 10_000, None, 20), "gpu": Setting(16, None, 5_000, 50)}
 SEEDS = {"smoke": 1, "cpu": 3, "gpu": 3}
 FIRST_SEED = 401
 
