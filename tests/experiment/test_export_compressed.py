@@ -136,20 +136,21 @@ def test_what_is_read_off_later_is_what_was_read_off(name, lam, made):
         assert accuracy != found.point["finetuned"]["test_accuracy"]
 
 
+def test_any_lambda_and_share_can_be_had(made):
+    """Between the lambda of the curves too; it keeps as many weights as asked. Alike is what leaves as many."""
+    assert find_compressed(made, NAMES[0], 3.0, 0.95001).measured
+    assert not find_compressed(made, NAMES[0], 3.0, 0.951).measured
+    network, _ = rebuild(find_compressed(made, NAMES[0], 0.7, 0.9))
+    weights = 64 * 200 + 200 * 32 + 320
+    assert kept(network) == weights - round(0.9 * weights)
+
+
+@pytest.mark.slow
 def test_any_lambda_and_share_can_be_exported(made, tmp_path, capsys):
-    """Between the lambda of the curves too; it keeps as many weights as asked."""
     options = ["--lambda", "0.7", "--fraction", "0.9", "--output", str(tmp_path / "net.pt2")]
     assert main(["export", str(made), "--compressed", NAMES[0], *options]) == 0
     said = "at lambda 0.7, 90 % of the weights left out; read off now, neither trained further nor measured"
     assert said in capsys.readouterr().out
-    # Alike is what leaves as many weights.
-    assert (
-        find_compressed(made, NAMES[0], 3.0, 0.95001).measured
-        and not find_compressed(made, NAMES[0], 3, 0.951).measured
-    )
-    network, _ = rebuild(find_compressed(made, NAMES[0], 0.7, 0.9))
-    weights = 64 * 200 + 200 * 32 + 320
-    assert kept(network) == weights - round(0.9 * weights)
 
 
 @pytest.mark.slow
