@@ -13,6 +13,7 @@ from contract import Target, half_width
 from scipy.stats import binomtest, rankdata
 from workers import Outcome
 
+from nni_bayes_nas.bayes import law
 from nni_bayes_nas.bayes.posterior import ArchitecturePosterior
 from nni_bayes_nas.experiment.benchmark_table import BenchmarkTable
 
@@ -93,7 +94,11 @@ def refined_row(arm: str, seed: int, refinement: Any, search_seconds: float, jud
 
 def random_choices(result: dict[str, Any], n: int, seed: int) -> list[Choices]:
     """Cells of the space of a search, all options and edges as probable, drawn without looking at data or search."""
-    units = ArchitecturePosterior.from_dict(result["posterior"]).units
+    return even_choices(ArchitecturePosterior.from_dict(result["posterior"]).units, n, seed)
+
+
+def even_choices(units: Sequence[law.Unit], n: int, seed: int) -> list[Choices]:
+    """Cells of a space, given what is chosen in it; see `random_choices`."""
     even = [torch.full(unit.shape, 1.0 / unit.shape[1], dtype=torch.float64) for unit in units]
     return ArchitecturePosterior(units, even).sample(n, torch.Generator().manual_seed(seed))
 

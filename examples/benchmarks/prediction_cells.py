@@ -23,8 +23,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import heapq
-import itertools
 import json
 import math
 import statistics
@@ -132,6 +130,8 @@ def predicted(config: Any, parameters: dict[str, Any], directory: Path, report: 
 
 def _most_common(rows: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:
     """At every lambda the n most probable cells by how often searches chose each value of each label."""
+    from nni_bayes_nas.prediction.cells import most_probable
+
     chosen: dict[float, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
     for row in rows:
         for one in (each for search in row["searches"] for each in search):
@@ -139,21 +139,19 @@ def _most_common(rows: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:
                 chosen[one["lambda"]][label][json.dumps(value, sort_keys=True)] += 1
     found = []
     for lam, labels in chosen.items():
-        best: list[tuple[float, tuple[str, ...]]] = [(0.0, ())]
-        for counts in labels.values():
-            grown = [(p + math.log(k), (*at, word)) for (p, at), (word, k) in itertools.product(best, counts.items())]
-            best = heapq.nlargest(n, grown)
-        for _, words in best:
-            found.append({"lambda": lam, "choices": dict(zip(labels, map(json.loads, words), strict=True))})
+        words = {label: list(counts) for label, counts in labels.items()}
+        logs = [[math.log(count) for count in counts.values()] for counts in labels.values()]
+        for _, places in most_probable(logs, n):
+            choices = {label: json.loads(words[label][i]) for label, i in zip(labels, places, strict=True)}
+            found.append({"lambda": lam, "choices": choices})
     return found
 
 
 def _of_equal_size(config: Any, cells: list[dict[str, Any]], n: int, seed: int) -> list[dict[str, Any]]:
     """For every cell and lambda the one of n random ones that is nearest in parameters and not taken yet."""
-    import torch
+    from judged import even_choices
 
     from nni_bayes_nas.architecture import Architecture
-    from nni_bayes_nas.bayes.posterior import ArchitecturePosterior
     from nni_bayes_nas.complexity.measure import count_parameters
     from nni_bayes_nas.experiment.build import build_network, build_space, build_strategy
     from nni_bayes_nas.experiment.data import load_data
@@ -161,10 +159,8 @@ def _of_equal_size(config: Any, cells: list[dict[str, Any]], n: int, seed: int) 
     data = load_data(config.data)
     strategy = build_strategy(config, data, seed)
     strategy.mutate_model(build_space(config, data, seed))
-    units = strategy.structure.units
-    even = [torch.full(unit.shape, 1.0 / unit.shape[1], dtype=torch.float64) for unit in units]
-    generator, drawn = torch.Generator().manual_seed(seed), dict[str, tuple[dict[str, Any], int]]()
-    for sample in ArchitecturePosterior(units, even).sample(n, generator):
+    drawn: dict[str, tuple[dict[str, Any], int]] = {}
+    for sample in even_choices(strategy.structure.units, n, seed):
         choices = Architecture(sample).canonical()
         size = count_parameters(build_network(config, data, seed, Architecture(choices)))
         drawn[json.dumps(choices, sort_keys=True)] = choices, size

@@ -131,12 +131,7 @@ class CellPredictor(nn.Module):
     @torch.no_grad()
     def predict(self, condition: Condition, lam: float | None, n: int) -> list[tuple[dict[str, Any], float]]:
         """The n most probable cells and their log-probabilities, the most probable one first."""
-        found = [each[0] for each in self.log_probs([condition], [lam])]
-        best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
-        for log_prob in found:
-            values = log_prob.tolist()
-            grown = ((p + q, (*at, i)) for (p, at), (i, q) in itertools.product(best, enumerate(values)))
-            best = heapq.nlargest(n, grown)
+        best = most_probable([each[0].tolist() for each in self.log_probs([condition], [lam])], n)
         return [
             (
                 {label: json.loads(values[i]) for (label, values), i in zip(self.values.items(), at, strict=True)},
@@ -144,6 +139,23 @@ class CellPredictor(nn.Module):
             )
             for log_prob, at in best
         ]
+
+
+def most_probable(log_probs: Sequence[Sequence[float]], n: int) -> list[tuple[float, tuple[int, ...]]]:
+    """The n most probable joint values of independent choices, the most probable one first.
+
+    Args:
+        log_probs: Of every choice those of its values, in nats.
+        n: How many.
+
+    Returns:
+        Their log-probabilities, and of every choice the place of its value.
+    """
+    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+    for values in log_probs:
+        grown = ((p + q, (*at, i)) for (p, at), (i, q) in itertools.product(best, enumerate(values)))
+        best = heapq.nlargest(n, grown)
+    return best
 
 
 def _word(value: Any) -> str:
