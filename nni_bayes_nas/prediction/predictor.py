@@ -18,7 +18,7 @@ from nni_bayes_nas.prediction.bank import Entry, check_bank
 from nni_bayes_nas.prediction.canonical import canonical
 from nni_bayes_nas.prediction.encoder import Condition, SetEncoder, condition_of, with_classes
 from nni_bayes_nas.prediction.random_nets import completed
-from nni_bayes_nas.prediction.ranker import Ranker, describe
+from nni_bayes_nas.prediction.ranker import Ranker, describe, short_losses
 from nni_bayes_nas.prediction.seq2seq import Seq2Seq
 from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture, of_classes, of_columns
 from nni_bayes_nas.prediction.tasks import TaskData
@@ -65,7 +65,7 @@ class Predicted:
     Attributes:
         net: Its inputs are the columns of the data.
         log_prob: Of the meta-model, in nats, of the network as it was drawn.
-        score: Of the ranker: the least is expected to be the best; None without one.
+        score: Of the ranker: the least is expected to be the best of those that were drawn with it; None without one.
         drawn: Connections that the meta-model drew; the others fill the budget.
     """
 
@@ -188,10 +188,10 @@ class Predictor:
 
     def _ranker(self, entries: Sequence[Entry], data: Sequence[TaskData]) -> Ranker:
         descriptions, losses = [], []
-        for i, (entry, one) in enumerate(zip(entries, data, strict=True)):
+        for entry, one in zip(entries, data, strict=True):
             every = [*entry.found, *entry.others]
             ranked = one.in_order(torch.tensor(entry.order))
-            descriptions.append(describe([each.net for each in every], ranked, seed=self.seed + i))
+            descriptions.append(describe([each.net for each in every], ranked))
             losses.append([each.loss for each in every])
         return Ranker(self.seed).fit(descriptions, losses)
 
@@ -249,19 +249,19 @@ class Predictor:
         return sorted(found, key=lambda one: -one.log_prob if one.score is None else one.score)
 
     def ranked(self, nets: Sequence[SparseArchitecture], data: TaskData, seed: int) -> list[float]:
-        """What the ranker says of networks, whoever drew them; the least is expected to be the best.
+        """What the ranker says of networks, whoever drew them; the least is expected to be the best of these.
 
         Args:
             nets: Their inputs are ranks of features.
             data: In the order of these.
-            seed: Of the short trainings by which they are described.
+            seed: Of the short trainings by which they are ranked.
 
         Raises:
             ConfigError: There is no ranker: the model was not fitted.
         """
         if self.ranker is None:
             raise ConfigError("networks are ranked by what was fitted to a bank, got a model that was not; call fit.")
-        return list(self.ranker.scores(describe(nets, data, seed=seed)))
+        return list(self.ranker.scores(describe(nets, data), short_losses(nets, data, seed)))
 
     def save(self, path: Path) -> None:
         """Write the meta-model; the ranker is fitted anew from the bank.

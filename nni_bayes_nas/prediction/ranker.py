@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import kendalltau
+from scipy.stats import kendalltau, rankdata
 from sklearn.ensemble import ExtraTreesRegressor
 from torch import Tensor
 
@@ -18,8 +18,11 @@ from nni_bayes_nas.prediction.relevance import importance, separation
 from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture
 from nni_bayes_nas.prediction.tasks import TaskData
 
-SHORT = Training(steps=40)
-"""Of the short training whose loss on its own objects is one of the features."""
+SHORT = Training(steps=100)
+"""Of `short_losses`."""
+_DIVIDED, _FEWEST = 4, 6
+_APART = 1_009
+_NOTHING = 1e-12
 
 NAMES = (
     *("connections", "depth", "narrowest", "widest", "tanh"),
@@ -27,29 +30,45 @@ NAMES = (
     *("importance seen", "importance of connections"),
     *("least sources", "mean sources", "sources of outputs", "least of an output"),
     *("seen by outputs", "least seen by an output", "own separation", "least own separation"),
-    *("short loss", "short accuracy"),
 )
 
 
-def describe(nets: Sequence[SparseArchitecture], data: TaskData, seed: int, short: Training = SHORT) -> np.ndarray:
+def describe(nets: Sequence[SparseArchitecture], data: TaskData) -> np.ndarray:
     """What can be seen of networks on a task at once, `(networks, len(NAMES))`.
 
     Shape; which features are seen, and how well they tell classes apart, all together and from each output on; sources
-    of units; and loss and accuracy on the training objects after a short training.
+    of units.
 
     Args:
         nets: Inputs as the columns of the data.
         data: Of the task; the validation objects are not looked at.
-        seed: Of the short training.
-        short: See above.
     """
     whole, together = separation(data.x, data.y).float(), importance(data.x, data.y).float()
     own = torch.stack([separation(data.x, (data.y == each).long()) for each in range(nets[0].n_outputs)]).float()
-    trained = TaskData(data.x, data.y, data.x, data.y)
-    results = train_all(nets, [seed + i for i in range(len(nets))], trained, short)
-    return np.array(
-        [[*_shape(net), *_seen(net, whole, together, own), *result] for net, result in zip(nets, results, strict=True)]
-    )
+    return np.array([[*_shape(net), *_seen(net, whole, together, own)] for net in nets])
+
+
+def short_losses(nets: Sequence[SparseArchitecture], data: TaskData, seed: int, short: Training = SHORT) -> np.ndarray:
+    """Loss of each half of the training objects after a short training on the other half, `(networks, 2)`, in nats.
+
+    Both halves have every class that has two objects. Of fewer than four objects nothing can be said: zeros.
+
+    Args:
+        nets: Networks.
+        data: Their objects; validation objects are not looked at.
+        seed: Of the halves, and of the initial weights, which are others for each half.
+        short: The training.
+    """
+    if len(data.y) < _DIVIDED:
+        return np.zeros((len(nets), 2))
+    order = torch.randperm(len(data.y), generator=torch.Generator().manual_seed(seed))
+    order = order[data.y[order].argsort(stable=True)]
+    halves, columns = (order[::2], order[1::2]), []
+    for number, (held_out, kept) in enumerate((halves, halves[::-1])):
+        part = TaskData(data.x[kept], data.y[kept], data.x[held_out], data.y[held_out])
+        seeds = [seed + _APART * number + i for i in range(len(nets))]
+        columns.append([loss for loss, _ in train_all(nets, seeds, part, short)])
+    return np.array(columns).T
 
 
 def _shape(net: SparseArchitecture) -> list[float]:
@@ -97,7 +116,13 @@ def _reached(net: SparseArchitecture) -> Tensor:
 
 
 class Ranker:
-    """Extremely randomized trees on `describe`: a network's loss, less the mean of its task's networks, in their sd.
+    """Orders the networks of a task by what was learned of others, and by what is measured on it.
+
+    What was learned are extremely randomized trees on `describe`: a network's loss, less the mean of its task's
+    networks, in their standard deviation. What is measured are `short_losses`. With their reliability r a score is
+    (1 - r^2) times the standardized prediction of the trees and r times the standardized mean rank of the short losses:
+    on a few objects it is nearly the trees alone that rank, on many nearly the losses. The weights were chosen, not
+    derived: trees that have only seen small parts do not know how much more a short training says on a whole data set.
 
     Args:
         seed: Of the trees.
@@ -112,7 +137,7 @@ class Ranker:
         """Learn from several tasks.
 
         Args:
-            descriptions: Of the networks of every task.
+            descriptions: Of the networks of every task, see `describe`.
             losses: Of these, in nats.
 
         Raises:
@@ -130,16 +155,43 @@ class Ranker:
         self._fitted = True
         return self
 
-    def scores(self, description: np.ndarray) -> np.ndarray:
-        """Expected losses of networks of one task, in standard deviations of their losses; the least is the best.
+    def scores(self, description: np.ndarray, short: np.ndarray) -> np.ndarray:
+        """The least is expected to be the best; numbers of different calls cannot be compared.
+
+        Args:
+            description: Of networks of one task, see `describe`.
+            short: Of the same, see `short_losses`.
 
         Raises:
             ConfigError: It has not learned anything yet.
         """
         if not self._fitted:
             raise ConfigError("a ranker must learn before it ranks; call fit.")
-        found: np.ndarray = self._model.predict(relative(description))
+        learned = standardized(self._model.predict(relative(description)))
+        # A network may have a loss that is not finite after so few steps: it comes last.
+        ranks = rankdata(np.where(np.isfinite(short), short, np.inf), axis=0)
+        known = reliability(ranks)
+        found: np.ndarray = (1 - known**2) * learned + known * standardized(ranks.mean(1))
         return found
+
+
+def reliability(halves: np.ndarray) -> float:
+    """What the mean of two measurements `(n, 2)` of n things has in common with that of two more, from 0 to 1.
+
+    2 c / (1 + c) with the correlation c (Spearman, 1910; Brown, 1910); 0 where it is below 0, and where there is none:
+    of fewer than six things, or of equal ones.
+    """
+    if len(halves) < _FEWEST or min(halves.std(0)) <= _NOTHING:
+        return 0.0
+    c = max(0.0, float(np.corrcoef(halves.T)[0, 1]))
+    return 2 * c / (1 + c)
+
+
+def standardized(values: np.ndarray) -> np.ndarray:
+    """Less their mean, by their standard deviation; zeros where they are all equal."""
+    centered: np.ndarray = values - values.mean()
+    sd = float(centered.std())
+    return centered / sd if sd > _NOTHING else np.zeros_like(centered)
 
 
 def relative(description: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ def rows(gain: float = 0.1, data: tuple[str, ...] = ("a", "b")) -> list[dict]:
         for seed in range(4):
             for budget, base in ((10, 0.5), (20, 0.55), (50, 0.7), (41, 0.65)):
                 head = {"data": name, "seed": seed, "budget": budget, "val_loss": 1.0 - base, "seconds": 1.0}
-                more = {"tau": 0.7, "fit_seconds": 2.0, "meta": 1000, "predict_seconds": 0.1 * seed}
+                more = {"tau": 0.7, "whole_tau": 0.65, "fit_seconds": 2.0, "meta": 1000, "predict_seconds": 0.1 * seed}
                 ours = base + gain + 0.001 * seed
                 found += [
                     {**head, "arm": "seq2seq", "connections": budget, "test_accuracy": ours, **more},
@@ -64,6 +64,13 @@ def test_targets_by_hand() -> None:
     assert not found.pop("share of data sets with at most 1 % lost to dense at 10 %").holds
     assert all(target.holds for target in found.values())
     assert found["seconds of the slowest prediction"].value == pytest.approx(0.3)
+    tau = "Kendall's tau of the ranker, data set left out, "
+    assert found[tau + "all of it"].value == pytest.approx(0.65) and found[tau + "its parts"].value == pytest.approx(
+        0.7
+    )
+    # Of a correlation of .707 between two, that of the truth with their mean is .910.
+    assert results.reachable(0.5) == pytest.approx(0.728, abs=1e-3)
+    assert results.reachable(-0.1) == 0 and results.reachable(1.0) == pytest.approx(1)
     better = {target.what: target for target in results.targets(results.Figures(rows(0.105)), bank, "seq2seq")}
     assert better["share of data sets with at most 1 % lost to dense at 10 %"].holds
     worse = {target.what: target for target in results.targets(results.Figures(rows(-0.01)), bank, "seq2seq")}
@@ -78,6 +85,8 @@ def test_prediction(tmp_path: Path) -> None:
     assert len({row["data"] for row in rows}) == 6 and len({row["arm"] for row in rows}) == 15
     assert all(row["connections"] <= row["budget"] for row in rows if row["arm"] != "dense")
     assert result["rows"][0]["entries"] == 18 and "s a data set: the bank" in said
+    assert said.count("two seeds have") == 6
+    assert all({"whole_tau", "within_tau"} <= row.keys() for row in rows if row["arm"] == "seq2seq")
     assert run("prediction", tmp_path / "prediction.json", 2)[1]["rows"] == result["rows"]
 
 

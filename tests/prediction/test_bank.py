@@ -1,17 +1,27 @@
 """Entries of a bank, and the order of networks before they are trained."""
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.prediction import ranker as ranker_module
 from nni_bayes_nas.prediction.bank import Entry, budgets_of, check_bank, entry_of
 from nni_bayes_nas.prediction.inner_search import Search, train_all
 from nni_bayes_nas.prediction.many import Training
 from nni_bayes_nas.prediction.random_nets import random_net
-from nni_bayes_nas.prediction.ranker import NAMES, Ranker, describe, kendall
+from nni_bayes_nas.prediction.ranker import (
+    NAMES,
+    Ranker,
+    describe,
+    kendall,
+    reliability,
+    short_losses,
+    standardized,
+)
 from nni_bayes_nas.prediction.sparse_architecture import from_sources
 from nni_bayes_nas.prediction.tasks import Source, TaskData, data_of, draw_tasks
 from nni_bayes_nas.prediction.tokens import Vocabulary
@@ -70,36 +80,95 @@ def test_what_is_seen_of_a_network():
     y = torch.tensor([0, 0, 1, 1])
     data = TaskData(x, y, x, y)
     net = from_sources(3, 2, (2,), ("tanh",), [[(0, 1), (2,)], [(0,), (0, 1)]])
-    row = dict(zip(NAMES, describe([net], data, 0)[0], strict=True))
+    row = dict(zip(NAMES, describe([net], data)[0], strict=True))
     assert row["connections"] == pytest.approx(np.log(6)) and row["tanh"] == 1 and row["depth"] == 1
     assert row["features seen"] == 1 and row["separation seen"] == pytest.approx(1)
     assert row["separation of connections"] == pytest.approx(1 / 3) and row["most of a feature"] == 1
     assert row["least sources"] == 1 and row["mean sources"] == 1.5 and row["sources of outputs"] == 1.5
     assert row["seen by outputs"] == pytest.approx(1) and row["least own separation"] == pytest.approx(1)
-    short = row["short loss"]
     blind = from_sources(3, 2, (1,), ("relu",), [[(1, 2)], [(0,), (0,)]])
-    row = dict(zip(NAMES, describe([blind], data, 0)[0], strict=True))
-    assert row["separation seen"] == row["least own separation"] == 0 and row["short loss"] > short
+    row = dict(zip(NAMES, describe([blind], data)[0], strict=True))
+    assert row["separation seen"] == row["least own separation"] == 0
+    seen, unseen = short_losses([net, blind], TaskData(x.repeat(4, 1), y.repeat(4), x, y), 0)
+    assert max(seen) < min(unseen)
 
 
 @pytest.mark.slow
 def test_networks_of_a_new_task_are_ranked():
     """Random networks of 16 tasks, four left out, by the mean loss of two seeds; chance has a tau of 0."""
-    described, losses = [], []
+    described, short, losses = [], [], []
     for i, (task, data) in enumerate(tasks(16, seed=5)):
         generator = random.Random(i)
         nets = [random_net(len(task.features), len(task.classes), 16, WORDS, generator) for _ in range(16)]
-        described.append(describe(nets, data, seed=i))
+        described.append(describe(nets, data))
+        short.append(short_losses(nets, data, seed=i))
         both = [[loss for loss, _ in train_all(nets, [seed] * 16, data, Training(steps=80))] for seed in (0, 1)]
         losses.append(np.mean(both, 0))
     ranker = Ranker(trees=60).fit(described[:12], losses[:12])
-    taus = [kendall(ranker.scores(d), loss) for d, loss in zip(described[12:], losses[12:], strict=True)]
+    left = zip(described[12:], short[12:], losses[12:], strict=True)
+    taus = [kendall(ranker.scores(d, own), loss) for d, own, loss in left]
     assert sum(taus) / 4 > 0.35
     assert kendall([1.0, 2.0], [1.0, 1.0]) == 0.0
 
 
 def test_a_ranker_learns_before_it_ranks():
     with pytest.raises(ConfigError, match="must learn before it ranks"):
-        Ranker().scores(np.zeros((2, len(NAMES))))
+        Ranker().scores(np.zeros((2, len(NAMES))), np.zeros((2, 2)))
     with pytest.raises(ConfigError, match="tasks of two networks or more"):
         Ranker().fit([np.zeros((1, len(NAMES)))], [[0.1]])
+
+
+def test_reliability_by_hand():
+    """Of deviations (-1, 0, 1) and (-1, 1, 0), twice: c = 1 / 2, and 2 c / (1 + c) = 2 / 3."""
+
+    def of(a, b):
+        return reliability(np.array([a * 2, b * 2], float).T)
+
+    assert of([0, 1, 2], [0, 2, 1]) == pytest.approx(2 / 3)
+    assert of([0, 1, 2], [5, 7, 9]) == pytest.approx(1)
+    assert of([0, 1, 2], [2, 1, 0]) == of([0, 1, 2], [4, 4, 4]) == 0
+    assert reliability(np.array([[0.0, 0.0], [1.0, 1.0]])) == 0
+
+
+def test_standardized_by_hand():
+    assert standardized(np.array([1.0, 3.0])).tolist() == [-1, 1]
+    assert standardized(np.array([5.0, 5.0, 5.0])).tolist() == [0, 0, 0]
+    assert standardized(np.array([7.0])).tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        # The reliability is 2/3: 5/9 of (a, 0, -a), a = sqrt(3/2), and 2/3 of (-sqrt 2, 1/sqrt 2, 1/sqrt 2).
+        ([0.0, 2.0, 1.0], [-0.262395, 0.471405, -0.209009]),
+        ([0.0, 1.0, 2.0], [-1.224745, 0, 1.224745]),  # it is 1: losses alone
+        ([0.0, 1.0, float("nan")], [-1.224745, 0, 1.224745]),  # what is not finite comes last
+        ([2.0, 1.0, 0.0], [1.224745, 0, -1.224745]),  # it is 0: trees alone
+    ],
+)
+def test_scores_by_hand(other, expected):
+    ranker = Ranker()
+    ranker._fitted = True
+    ranker._model = SimpleNamespace(predict=lambda x: np.array([2.0, 1, 0] * 2))
+    found = ranker.scores(np.zeros((6, len(NAMES))), np.array([[0.0, 1, 2] * 2, other * 2]).T)
+    assert found.tolist() == pytest.approx(expected * 2, abs=1e-5)
+
+
+def test_halves_are_scored_by_what_saw_the_other(monkeypatch):
+    calls = []
+
+    def noted(nets, seeds, part, how):
+        calls.append((seeds, part))
+        return [(len(calls) + 10.0 * i, 0.0) for i in range(len(nets))]
+
+    monkeypatch.setattr(ranker_module, "train_all", noted)
+    x, y = torch.arange(8.0).reshape(8, 1), torch.arange(8) // 4
+    data = TaskData(x, y, torch.full((1, 1), torch.nan), torch.tensor([0]))
+    assert short_losses([None] * 2, data, 5, HOW.training).tolist() == [[1, 2], [11, 12]]
+    (one, a), (two, b) = calls
+    assert torch.equal(a.x, b.x_val) and torch.equal(a.x_val, b.x) and not set(one) & set(two)
+    assert sorted(torch.cat([a.x, b.x]).flatten().tolist()) == list(range(8))
+    assert torch.equal(a.y, a.x.flatten().long() // 4) and torch.equal(a.y_val, a.x_val.flatten().long() // 4)
+    assert sorted(a.y.tolist()) == sorted(b.y.tolist()) == [0, 0, 1, 1]
+    few = TaskData(x[:3], y[:3], x, y)
+    assert short_losses([None], few, 5).tolist() == [[0, 0]] and len(calls) == 2
