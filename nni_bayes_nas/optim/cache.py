@@ -14,6 +14,9 @@ from torch.utils.data import DataLoader
 from nni_bayes_nas.layers.variational import Variational
 from nni_bayes_nas.optim.holding import Holding
 
+# Objects of a batch that are looked at once all are known.
+_LOOKED_AT = 8
+
 
 class BatchIndices:
     """Takes down which objects a data loader puts into its batches; it goes between the loader and its sampler.
@@ -71,8 +74,8 @@ class ActivationCache:
 
     The beginning ends before the first module of which something is optimized, or that is not the same twice (dropout).
     Of a linear layer that comes there and of which some rows are optimized, the outputs of the other rows are kept too.
-    Whether an object is the one that it was is looked at by a weighted sum and the sum of squares of its input, of
-    which a flip or a shift changes the first: where data are augmented, nothing is kept any more.
+    Whether an object is the one that it was is looked at, of a few in a batch, by a weighted sum and the sum of squares
+    of its input, of which a flip or a shift changes the first: where data are augmented, nothing is kept any more.
 
     Args:
         chain: The network; its `forward` is replaced until `release`.
@@ -110,6 +113,7 @@ class ActivationCache:
         self._known = torch.zeros(n_objects, dtype=torch.bool)
         self._sums = torch.zeros(n_objects, 2, dtype=torch.float64)
         self._weights: Tensor | None = None
+        self._batch = 0
         if self.why_not is None:
             vars(chain)["forward"] = self._forward
 
@@ -147,36 +151,48 @@ class ActivationCache:
 
     @torch.no_grad()
     def _look_up(self, x: Tensor, at: Tensor) -> list[Tensor] | None:
-        """The output of the beginning, and that of the other rows behind it; computed where it is not known."""
+        """The output of the beginning, and that of the layer behind it; computed where it is not known."""
+        known = self._known[at]
+        whole = bool(known.all())
+        looked = torch.arange(len(at))
+        if whole:
+            # Every object is looked at until all are known; then a few of every batch, at other places each time.
+            self._batch += 1
+            looked = (looked[:_LOOKED_AT] + _LOOKED_AT * self._batch) % len(at)
+        sums, seen = self._sums_of(x[looked.to(x.device)]), known[looked]
+        if not torch.allclose(self._sums[at[looked]][seen], sums[seen], rtol=1e-9, atol=1e-9):
+            self.why_not = "the same object was another one: data are augmented"
+            self._kept = []
+            return None
+        place = at.to(x.device)
+        if not whole:
+            found, new = self._computed(x[~known.to(x.device)]), at[~known]
+            if not self._kept:
+                size = self.n * sum(part[0].numel() * part.element_size() for part in found)
+                if size > self.limit:
+                    allowed = self.limit / 2**20
+                    self.why_not = f"{size / 2**20:.0f} MiB of outputs are more than the {allowed:.0f} allowed"
+                    return None
+                self._kept = [part.new_empty(self.n, *part.shape[1:]) for part in found]
+            for kept, part in zip(self._kept, found, strict=True):
+                kept.index_copy_(0, new.to(x.device), part)
+            self._known[new], self._sums[new] = True, sums[~known]
+        return [part.index_select(0, place) for part in self._kept]
+
+    def _sums_of(self, x: Tensor) -> Tensor:
         flat = x.flatten(1).double()
         if self._weights is None or self._weights.shape[0] != flat.shape[1]:
             drawn = torch.randn(flat.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
             self._weights = drawn.to(x.device)
-        sums = torch.stack([flat @ self._weights, flat.square().sum(1)], 1).cpu()
-        if bool(self._known[at].all()):
-            if not torch.allclose(self._sums[at], sums, rtol=1e-9, atol=1e-9):
-                self.why_not = "the same object was another one: data are augmented"
-                self._kept = []
-                return None
-            place = at.to(x.device)
-            return [part.index_select(0, place) for part in self._kept]
-        values = x
+        return torch.stack([flat @ self._weights, flat.square().sum(1)], 1).cpu()
+
+    def _computed(self, values: Tensor) -> list[Tensor]:
         for module in self.modules[: self.cut]:
             values = module(values)
         found = [values] if self._keeps_prefix else []
         if self.rows is not None:
-            layer, others = self.rows.layer, self.rows.others
-            bias = None if layer.bias is None else layer.bias[others]
-            found.append(nn.functional.linear(values, layer.weight[others], bias))
-        if not self._kept:
-            size = self.n * sum(part[0].numel() * part.element_size() for part in found)
-            if size > self.limit:
-                self.why_not = f"{size / 2**20:.0f} MiB of outputs are more than the {self.limit / 2**20:.0f} allowed"
-                return None
-            self._kept = [part.new_empty(self.n, *part.shape[1:]) for part in found]
-        for whole, part in zip(self._kept, found, strict=True):
-            whole.index_copy_(0, at.to(x.device), part)
-        self._known[at], self._sums[at] = True, sums
+            # Of all rows: those that are optimized are written over, each time.
+            found.append(nn.functional.linear(values, self.rows.layer.weight, self.rows.layer.bias))
         return found
 
 

@@ -6,7 +6,7 @@ backward pass leaves the gradients of the other rows out, and the optimizer sees
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,9 @@ class Rows:
     Attributes:
         weight: The active rows of the layer's weight.
         bias: Those of its bias; None without one.
-        others: Indices of the other rows.
-        given: Outputs of these for the next pass, of a linear layer, if they are known: they are not computed then, and
-            the input gets no gradient. None: all is computed.
+        given: Outputs of the layer for the next pass, of a linear one, if those of the other rows are known: they are
+            not computed then, and the input gets no gradient; those of the active rows are written over, in this very
+            tensor. None: all is computed.
     """
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, rows: Tensor) -> None:
@@ -34,9 +34,7 @@ class Rows:
         layer.requires_grad_(False)
         self.weight = nn.Parameter(layer.weight.detach()[rows].clone())
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach()[rows].clone())
-        held = torch.ones(len(layer.weight), dtype=torch.bool, device=rows.device)
-        held[rows] = False
-        self.others, self.given = held.nonzero().flatten(), cast("Tensor | None", None)
+        self.given: Tensor | None = None
         # An attribute of the instance goes before the method of the class.
         vars(layer)["forward"] = self._forward
 
@@ -60,8 +58,7 @@ class Rows:
         if self.given is not None:
             given, self.given = self.given, None
             active = F.linear(x.detach(), self.weight, self.bias)
-            output = active.new_empty(*active.shape[:-1], len(layer.weight))
-            return output.index_copy(-1, self.others, given.to(output)).index_copy(-1, self.rows, active)
+            return given.to(active.dtype).index_copy_(-1, self.rows, active)
         if isinstance(layer, nn.Linear):
             output = _RowLinear.apply(x, *own)
         else:

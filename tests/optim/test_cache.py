@@ -90,6 +90,21 @@ def test_the_training_is_the_same(layers, options, loader):
         assert with_cache.freeze_report()["cache_bytes"] > 0 and with_cache.freeze_report()["no_cache"] is None
 
 
+def test_every_object_is_computed_once():
+    """After the choice, which comes within an epoch: half of the objects of the batches of the next one are known."""
+    model, seen = Model(CNN), []
+    first = model.net[0]
+    while isinstance(first, nn.Sequential):
+        first = first[0]
+    first.register_forward_pre_hook(lambda _, x: seen.append((model.trainer.global_step, len(x[0]))))
+    callback = SelectiveOptimization(start=6, window=4, granularity="prefix", active=12 * 65 + 26)
+    fit(model, callback)
+    n = len(objects())
+    assert callback.freeze_report()["no_cache"] is None
+    assert sum(count for step, count in seen if step >= 6) == n
+    assert sum(count for step, count in seen if step < 6) == 6 * 16
+
+
 def test_rows_alone_train_as_masks_do(monkeypatch):
     """What the optimizer sees of a layer, some rows or all of it, changes nothing."""
     layers, options = SETTINGS["cut within a row"]
