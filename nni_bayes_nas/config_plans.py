@@ -48,8 +48,9 @@ class CompressConfig:
     For every one of ``kinds`` a hypernetwork is trained over ``lambda_range`` and read off at ``lambdas``; for every
     one of ``direct`` a network at this lambda alone; all with every one of ``priors``, and ``repeats`` times. What is
     read off is pruned to every one of ``fractions``, by whole neurons and filters if ``structured``, and trained on for
-    ``finetune_epochs``. Gradients are clipped to a norm of ``gradient_clip``, or every entry of them to
-    ``gradient_clip_value``. ``draws`` of the weights make the predictive distribution. ``inputs`` raw takes the
+    ``finetune_epochs``; with ``posterior_finetune_epochs`` so is also what was trained further at its lambda by the
+    bound, before it is pruned (not in searches). Gradients are clipped to a norm of ``gradient_clip``, or every entry
+    of them to ``gradient_clip_value``. ``draws`` of the weights make the predictive distribution. ``inputs`` raw takes the
     standardization of the data back. The modules ``skip`` of the network, and what is in them, stay points and whole.
     """
 
@@ -86,6 +87,7 @@ class CompressConfig:
     structured: bool = False
     finetune_epochs: int = 0
     finetune_learning_rate: float = 1e-3
+    posterior_finetune_epochs: int | None = None
     draws: int = 10
     repeats: int = 1
 
@@ -93,6 +95,11 @@ class CompressConfig:
         for name in ("epochs", "batch_size", "lambdas_per_step", "draws", "repeats", "rank", "hidden"):
             require_at_least(f"compress.{name}", getattr(self, name), 1)
         require_at_least("compress.finetune_epochs", self.finetune_epochs, 0)
+        if self.posterior_finetune_epochs is not None:
+            require_at_least("compress.posterior_finetune_epochs", self.posterior_finetune_epochs, 1)
+            rule = "must be left out where compress.weights is point: points have no bound"
+            given = self.posterior_finetune_epochs
+            require(self.weights == "variational", "compress.posterior_finetune_epochs", rule, given, "leave it out")
         both = bool(self.kinds or self.direct)
         require(both, "compress.kinds", "must name a hypernetwork where compress.direct is empty", [], "add one")
         for fraction in self.fractions:

@@ -30,6 +30,7 @@ figure beside FILE.json.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -45,7 +46,7 @@ from compression_arms import (
     jobs,
 )
 from compression_figure import draw
-from compression_rows import Curves, print_curves, run_rows
+from compression_rows import FURTHER, Curves, print_curves, run_rows
 from compression_targets import targets as of_the_networks
 from contract import Target, parse, write_result
 from workers import Store, Workers
@@ -53,6 +54,7 @@ from workers import Store, Workers
 NAME = "compression"
 # What a point of accuracy that is lost is, in the seed's claim.
 LOSS = 1.0
+SEED_HYPER = "seed, hypernetwork"
 
 
 def authors_targets(rows: list[dict[str, Any]]) -> list[Target]:
@@ -69,19 +71,18 @@ def authors_targets(rows: list[dict[str, Any]]) -> list[Target]:
 
 def seed_targets(rows: list[dict[str, Any]]) -> list[Target]:
     """The claim of the seed: some 80 % can be left out at all lambda but 0 and .1, where it cannot."""
-    curves, found = Curves(rows, "seed, hypernetwork"), []
-    for tuned in (False, True):
-        after = ", fine-tuned" if tuned else ""
+    found = []
+    for after, own in itertools.product(("", FURTHER), (False, True)):
+        curves, than = Curves(rows, SEED_HYPER + after), "its own" if own else "the best"
         for above in (True, False):
             lams = [lam for lam in SEED_LAMBDAS if (lam > 0.1) == above]
-            shares = [curves.removable(lam, LOSS, tuned) for lam in lams] if curves.rows else []
+            shares = [curves.removable(lam, LOSS, own) for lam in lams] if curves.rows else []
+            within = f"that can go within {LOSS:g} point of {than} whole network, lambda"
             if above:
-                what = (
-                    f"least share that can go within {LOSS:g} point of the best whole network, lambda above .1{after}"
-                )
+                what = f"least share {within} above .1{after}"
                 found.append(Target("4", what, min(shares, default=None), 0.8, "higher"))
             else:
-                what = f"largest share that can go, lambda 0 and .1{after}"
+                what = f"largest share {within} 0 and .1{after}"
                 found.append(Target("4", what, max(shares, default=None), 0.7999, "lower"))
     return found
 
@@ -130,28 +131,36 @@ def _accuracy(error: float | None) -> str:
 
 
 def print_seed(rows: list[dict[str, Any]]) -> None:
-    """How much can go at every lambda."""
-    print(f"\nlargest share that can be left out within {LOSS:g} point, without and with fine-tuning")
-    for arm in ("seed, direct", "seed, hypernetwork"):
+    """How much can go at every lambda, and whether a run has come to its end: J and the divergence."""
+    print(f"\nlargest share that can be left out within {LOSS:g} point of the best whole network; of its lambda's own")
+    for arm in dict.fromkeys(row["arm"] for row in rows):
         curves = Curves(rows, arm)
         for lam in curves.lambdas:
-            raw, tuned = (curves.removable(lam, LOSS, tuned) for tuned in (False, True))
-            print(f"{arm:<22}lambda {lam:<8g}{raw:>8.0%}{tuned:>8.0%}")
+            best, own = (curves.removable(lam, LOSS, own) for own in (False, True))
+            parts = (curves.mean_of(lam, name) for name in ("objective", "kl"))
+            nats = "".join(f"{'-' if nat is None else format(nat, '.0f'):>10}" for nat in parts)
+            print(f"{arm:<44}lambda {lam:<8g}{best:>8.0%}{own:>8.0%}   J, KL{nats}")
     print()
 
 
 def print_evidence(rows: list[dict[str, Any]]) -> None:
-    """J, expected log-likelihood and KL in nats, what a direct run has more of J, and weights kept."""
-    print("\nnats, of all training objects; gap: J of a direct run less this; log_uniform is improper, and no evidence")
-    head = "".join(f"{name:>11}" for name in ("lambda", "J", "L_E", "KL", "gap", "kept", "error, %"))
+    """J, expected log-likelihood and KL in nats, what is gained of J by training on at a lambda, and weights kept."""
+    print("\nnats, of all training objects; log_uniform is improper, and no evidence; gap (of amortization): J of the")
+    print("same network when it is trained on at this lambda alone, less J; direct: J of a direct run less J")
+    head = "".join(f"{name:>11}" for name in ("lambda", "J", "L_E", "KL", "gap", "direct", "kept", "error, %"))
     print(f"{'prior':<18}{'kind':<18}{head}")
-    for arm, kind in dict.fromkeys((row["arm"], row["hypernet"]) for row in rows):
-        curves, direct = Curves(rows, arm, kind), Curves(rows, arm, "constant")
+    own = [row for row in rows if not row["arm"].endswith(FURTHER)]
+    for arm, kind in dict.fromkeys((row["arm"], row["hypernet"]) for row in own):
+        curves, direct, further = (
+            Curves(rows, name, of) for name, of in ((arm, kind), (arm, "constant"), (arm + FURTHER, kind))
+        )
         for lam in curves.lambdas:
             mine, fit, kl = (curves.mean_of(lam, name) for name in ("objective", "expected_log_likelihood", "kl"))
-            theirs = direct.mean_of(lam, "objective")
-            gap = None if kind == "constant" or mine is None or theirs is None else theirs - mine
-            figures = (mine, fit, kl, gap, curves.mean_of(lam, "kept"))
+            more = [
+                None if mine is None or theirs is None else theirs - mine
+                for theirs in (further.mean_of(lam, "objective"), direct.mean_of(lam, "objective"))
+            ]
+            figures = (mine, fit, kl, more[0], None if kind == "constant" else more[1], curves.mean_of(lam, "kept"))
             cells = "".join(f"{'' if value is None else format(value, '.0f'):>11}" for value in figures)
             error = curves.mean(lam, 0.0, "test")
             print(f"{arm:<18}{kind:<18}{lam:>11g}{cells}{'' if error is None else format(error, '.2f'):>11}")

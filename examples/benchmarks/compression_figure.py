@@ -12,7 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from compression_arms import AUTHORS, EVIDENCE_KINDS, EVIDENCE_PRIORS, PUBLISHED, SHARES
-from compression_rows import Curves
+from compression_rows import FURTHER, Curves
 
 # Colours that a colour-blind reader tells apart (Okabe & Ito).
 COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#cc79a7")
@@ -86,19 +86,19 @@ def _limits(curves: Curves) -> tuple[float, float]:
 
 
 def _seed(rows: list[dict[str, Any]]) -> Any:
-    """Test accuracy by the share that is left out: direct runs, the hypernetwork, and trained further."""
+    """Test accuracy by the share that is left out: direct runs, the hypernetwork, and trained on by their bound."""
     panels = (
-        ("direct", "seed, direct", "test"),
-        ("direct, trained further", "seed, direct", "tuned_test"),
-        ("hypernetwork", "seed, hypernetwork", "test"),
-        ("hypernetwork, trained further", "seed, hypernetwork", "tuned_test"),
+        ("direct", "seed, direct"),
+        ("direct, trained on", f"seed, direct{FURTHER}"),
+        ("hypernetwork", "seed, hypernetwork"),
+        ("hypernetwork, trained on at its λ", f"seed, hypernetwork{FURTHER}"),
     )
     figure, grid = _grid(1, len(panels))
-    for axes, (title, arm, name) in zip(grid[0], panels, strict=True):
+    for axes, (title, arm) in zip(grid[0], panels, strict=True):
         curves = Curves(rows, arm)
         for colour, lam in zip(COLOURS, curves.lambdas, strict=False):
             shares = [100 * f for f in curves.fractions]
-            Line(f"λ = {lam:g}", shares, _accuracies(curves, lam, curves.fractions, name), colour).draw(axes)
+            Line(f"λ = {lam:g}", shares, _accuracies(curves, lam, curves.fractions, "test"), colour).draw(axes)
         axes.set_ylim(50, 100)
         _finish(axes, title, "weights left out, %", "test accuracy, %")
     return figure
@@ -122,27 +122,25 @@ def _authors(rows: list[dict[str, Any]]) -> Any:
 
 
 def _evidence(rows: list[dict[str, Any]]) -> Any:
-    """A column for every prior: J and its parts, the gap to a direct run, and the weights that are kept.
+    """A column for every prior: J and its parts, the gap of amortization, and the weights that are kept.
 
-    Direct runs take as many steps as a hypernetwork in all: their gap is what it costs to serve every lambda, and to
-    have had fewer steps at each.
+    The gap is what a network gains of J that is trained on from there at its lambda alone; of a direct run it says how
+    far that is from its end.
     """
     figure, grid = _grid(5, len(EVIDENCE_PRIORS), height=2.4)
     for column, prior in enumerate(EVIDENCE_PRIORS):
-        direct = Curves(rows, prior, "constant")
         for colour, kind in zip(("black", *COLOURS), ("constant", *EVIDENCE_KINDS), strict=False):
-            curves = Curves(rows, prior, kind)
+            curves, further = Curves(rows, prior, kind), Curves(rows, prior + FURTHER, kind)
             lams = curves.lambdas
             of_j = [curves.mean_of(lam, "objective") for lam in lams]
-            of_direct = [direct.mean_of(lam, "objective") for lam in lams]
-            gaps = [None if a is None or b is None else a - b for a, b in zip(of_direct, of_j, strict=True)]
+            then = [further.mean_of(lam, "objective") for lam in lams]
+            gaps = [None if a is None or b is None else a - b for a, b in zip(then, of_j, strict=True)]
             label = {"constant": "direct"}.get(kind, kind)
             Line(label, lams, of_j, colour).draw(grid[0][column])
             for row, name in ((1, "expected_log_likelihood"), (2, "kl"), (4, "kept")):
                 Line(label, lams, [curves.mean_of(lam, name) for lam in lams], colour).draw(grid[row][column])
-            if kind != "constant":
-                Line(label, lams, gaps, colour).draw(grid[3][column])
-        names = ("J, nats", "E log p, nats", "KL, nats", "J of a direct run - J, nats", "weights above one sd")
+            Line(label, lams, gaps, colour).draw(grid[3][column])
+        names = ("J, nats", "E log p, nats", "KL, nats", "J trained on at λ - J, nats", "weights above one sd")
         for axes, name in zip(grid[:, column], names, strict=True):
             axes.set_xscale("log")
             _finish(axes, prior, "λ", name)

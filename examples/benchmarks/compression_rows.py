@@ -8,31 +8,34 @@ from typing import Any
 from compression_arms import SHARES
 from workers import Job, Outcome
 
+# Of an arm whose networks were trained further at their lambda by the bound.
+FURTHER = ", trained on by its bound"
+
 
 def run_rows(arm: str, job: Job, outcome: Outcome) -> list[dict[str, Any]]:
-    """A row for every lambda that a run is read off at."""
+    """A row for every lambda that a run is read off at, and one for what was trained on from there."""
     head = {"arm": arm, "hypernet": job.parameters["hypernet"], "seed": job.parameters["seed"]}
     if "error" in outcome:
         return [{**head, "lambda": job.parameters["lambda"], "error": outcome["error"]}]
     result, settings = outcome["result"], job.config["compress"]
     rows = []
-    for found in result["compression"]:
+    for lam, name, found in _found(arm, result["compression"]):
         curve = [
             {
                 "fraction": round(point["fraction"], 5),
                 "kept": point["kept"],
                 "bytes": point.get("bytes"),
-                **{name: _error(point[f"{name}_accuracy"]) for name in ("val", "test")},
+                **{part: _error(point[f"{part}_accuracy"]) for part in ("val", "test")},
                 **{
-                    f"tuned_{name}": _error(point["finetuned"][f"{name}_accuracy"])
-                    for name in ("val", "test")
+                    f"tuned_{part}": _error(point["finetuned"][f"{part}_accuracy"])
+                    for part in ("val", "test")
                     if "finetuned" in point
                 },
             }
             for point in found["curve"]
         ]
-        row = {**head, "lambda": found["lambda"], "curve": curve, "kept": found.get("z_above_1")}
-        row |= {name: found[name] for name in ("objective", "expected_log_likelihood", "kl", "test_nll", "test_ece")}
+        row = {**head, "arm": name, "lambda": lam, "curve": curve, "kept": found.get("z_above_1")}
+        row |= {key: found[key] for key in ("objective", "expected_log_likelihood", "kl", "test_nll", "test_ece")}
         row |= {
             "epochs": settings["epochs"],
             "lambdas_per_step": settings.get("lambdas_per_step", 1),
@@ -41,6 +44,16 @@ def run_rows(arm: str, job: Job, outcome: Outcome) -> list[dict[str, Any]]:
         }
         rows.append(row)
     return rows
+
+
+def _found(arm: str, results: list[dict[str, Any]]) -> list[tuple[float, str, dict[str, Any]]]:
+    """Lambda, name of the arm, and figures."""
+    found = []
+    for one in results:
+        found.append((one["lambda"], arm, one))
+        if "posterior_finetuned" in one:
+            found.append((one["lambda"], f"{arm}{FURTHER}", one["posterior_finetuned"]))
+    return found
 
 
 def _error(accuracy: float) -> float:
@@ -108,15 +121,14 @@ class Curves:
         found = self.mean(lam, fraction, f"{before}test")
         return None if found is None else (lam, found)
 
-    def removable(self, lam: float, loss: float, tuned: bool = False) -> float:
+    def removable(self, lam: float, loss: float, own: bool = False) -> float:
         """The largest share up to which the mean test error is at most that of the best whole network, of all lambda,
-        and `loss` points; what has learned nothing has nothing to lose."""
-        name = "tuned_test" if tuned else "test"
-        errors = [self.mean(one, 0.0, name) for one in self.lambdas]
+        and `loss` points; what has learned nothing has nothing to lose. `own`: than that of the same lambda."""
+        errors = [self.mean(one, 0.0, "test") for one in self.lambdas if not own or one == lam]
         whole = min((error for error in errors if error is not None), default=None)
         found = 0.0
         for fraction in self.fractions:
-            error = self.mean(lam, fraction, name)
+            error = self.mean(lam, fraction, "test")
             if whole is None or error is None or error > whole + loss:
                 break
             found = fraction

@@ -27,7 +27,8 @@ class WeightHypernet(nn.Module):
       learns at every step, the differences d_k only where they are active: with an optimizer that leaves out parameters
       without a gradient, as torch's do, a knot keeps its own momentum until it is active again;
     - `low_rank`: of every matrix (a filter bank counts as one, a row per filter) b + sum_i (h U_i)(h V_i)^T of rank
-      `rank`, with h = ReLU(w t + c) of `hidden` units; of a vector b + h U;
+      `rank`, with h = ReLU(w t + c) / sqrt(hidden) of `hidden` units; of a vector b + h U / sqrt(hidden). h and every
+      h U_i are of norm 1 or so, whatever the sizes: a step of the factors moves a matrix about as much as a step of b;
     - `mlp`: b + sum_k a_k(t) d_k, where a is a network of one hidden layer of `hidden` tanh units with `rank` outputs.
 
     Args:
@@ -92,8 +93,8 @@ class WeightHypernet(nn.Module):
             matrix, scale = len(shape) > 1, 0.0
             if matrix:
                 drawn = torch.randn(self.rank, hidden, shape[0], generator=generator).to(flat)
-                self.left[str(i)] = nn.Parameter(drawn / math.sqrt(hidden))
-                scale = _SMALL * float(part.std(correction=0)) / math.sqrt(hidden)
+                self.left[str(i)] = nn.Parameter(drawn / math.sqrt(shape[0]))
+                scale = _SMALL * float(part.std(correction=0)) * math.sqrt(shape[0])
             columns = len(part) // shape[0] if matrix else len(part)
             drawn = torch.randn(self.rank if matrix else 1, hidden, columns, generator=generator).to(flat)
             self.right.append(nn.Parameter(drawn * scale))
@@ -131,11 +132,12 @@ class WeightHypernet(nn.Module):
         return value
 
     def _products(self, t: float) -> list[Tensor]:
-        h = torch.relu(self.slopes * t + self.shifts)
+        width = math.sqrt(len(self.shifts))
+        h = torch.relu(self.slopes * t + self.shifts) / width
         found = []
         for i, (base, right) in enumerate(zip(self._split(self.shared), self.right, strict=True)):
             columns = h @ right  # (rank, n)
-            product = (h @ self.left[str(i)]).T @ columns if str(i) in self.left else columns
+            product = (h @ self.left[str(i)]).T @ columns if str(i) in self.left else columns / width
             found.append(base + product.reshape(base.shape))
         return found
 

@@ -14,10 +14,10 @@ from torch import nn
 from nni_bayes_nas import registry
 from nni_bayes_nas.architecture import Architecture
 from nni_bayes_nas.coercion import closest
-from nni_bayes_nas.compression.hyper_variational import HyperVariational
+from nni_bayes_nas.compression.hyper_variational import HyperVariational, expected_log_likelihood
 from nni_bayes_nas.compression.networks import Stored
 from nni_bayes_nas.compression.pruning import prunable
-from nni_bayes_nas.compression.training import HyperVariationalModule
+from nni_bayes_nas.compression.training import HyperVariationalModule, finetune
 from nni_bayes_nas.config import CompressConfig, Config
 from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.experiment import evaluator as evaluation
@@ -28,6 +28,8 @@ from nni_bayes_nas.experiment.data import DataSplits, batches, load_data_on
 from nni_bayes_nas.experiment.pruned import calibration, every_batch, log_likelihood, look_at
 from nni_bayes_nas.experiment.retrained import save
 from nni_bayes_nas.experiment.stopwatch import Stopwatch
+from nni_bayes_nas.layers.normalization import recalibrate
+from nni_bayes_nas.layers.variational import collect_kl
 
 # Where the network lies beside the standardization that is taken back.
 _STANDARDIZED = "1."
@@ -48,7 +50,8 @@ def run_compress(
 
     Returns:
         "default", the best validation accuracy of a network of means; "compression": a row for every lambda, see
-        `look_at`, with the evidence on the training set; "seconds" of the training, and of all.
+        `look_at`, with the evidence on the training set, and the same as "posterior_finetuned" after epochs of the
+        bound at this lambda, if there are any; "seconds" of the training, and of all.
 
     Raises:
         NumericsError: A term of the loss is not finite.
@@ -209,7 +212,27 @@ def _row(
     evidence = model.elbo(lam, every_batch(data.train), log_likelihood, calibration=inputs)
     network = model.materialize(lam, inputs).eval()
     row = {"lambda": lam, **{name: round(value, 3) for name, value in evidence.items()}}
-    return {**row, **look_at(network, f"lambda{lam}", data, settings, seed, folder)}
+    row |= look_at(network, f"lambda{lam}", data, settings, seed, folder)
+    if settings.posterior_finetune_epochs:
+        evidence = _trained_on(network, 1.0 if model.prior == "scaled" else lam, data, settings, seed, inputs)
+        found = look_at(network, f"lambda{lam}-trained-on", data, settings, seed, folder)
+        row["posterior_finetuned"] = {**{name: round(value, 3) for name, value in evidence.items()}, **found}
+    return row
+
+
+def _trained_on(
+    network: nn.Module, price: float, data: DataSplits, settings: CompressConfig, seed: int, inputs: list[torch.Tensor]
+) -> dict[str, float]:
+    """Train a network that was read off further, in place, by E_q log p(D | w) - price KL; its evidence then."""
+    evaluation.quiet_lightning()
+    loader = batches(data.train, settings.batch_size, seed=seed)
+    epochs = settings.posterior_finetune_epochs or 0
+    finetune(network, loader, epochs, settings.finetune_learning_rate, lam=price)
+    recalibrate(network, inputs)
+    with torch.no_grad():
+        total = expected_log_likelihood(network.eval(), every_batch(data.train), log_likelihood)
+        kl = float(torch.stack(list(collect_kl(network).values())).sum())
+    return {"expected_log_likelihood": total, "kl": kl, "objective": total - price * kl}
 
 
 def module_options(settings: CompressConfig) -> dict[str, Any]:

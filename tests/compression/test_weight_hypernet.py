@@ -107,3 +107,25 @@ def test_functions_that_cannot_be(options, match):
 def test_positions_that_are_not_trained():
     with pytest.raises(ConfigError, match=r"t must lie in \[0, 1\], got 1.5"):
         WeightHypernet(initial(), "linear")(1.5)
+
+
+@pytest.mark.parametrize("hidden", [4, 50])
+@pytest.mark.parametrize("make", [lambda p: torch.optim.SGD(p, 0.05), lambda p: torch.optim.Adam(p, 2e-3)])
+def test_a_step_of_factors_moves_about_as_much_as_one_of_the_tensors(make, hidden):
+    generator = torch.Generator().manual_seed(0)
+    values = [0.05 * torch.randn(100, 300, generator=generator), torch.zeros(100)]
+    slopes = [torch.randn(value.shape, generator=generator) for value in values]
+    moved = {}
+    for kind in ("constant", "low_rank"):
+        net = WeightHypernet(values, kind, rank=1, hidden=hidden)
+        optimizer, places = make(net.parameters()), (0.0, 0.5, 1.0)
+        before = [[x.detach().clone() for x in net(t)] for t in places]
+        sum((slope * x).sum() for slope, x in zip(slopes, net(1.0), strict=True)).backward()
+        optimizer.step()
+        moved[kind] = [
+            [float((x.detach() - was).norm()) for x, was in zip(net(t), one, strict=True)]
+            for t, one in zip(places, before, strict=True)
+        ]
+    for ours, theirs in zip(moved["low_rank"], moved["constant"], strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            assert 0.9 * b < a < 4 * b

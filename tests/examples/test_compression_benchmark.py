@@ -39,9 +39,9 @@ def test_what_can_go_ends_before_the_first_share_that_costs_more() -> None:
     curves = module("compression_rows").Curves(ROWS, "a")
     assert curves.removable(0.1, 1.0) == 0.5 and curves.removable(0.1, 0.9) == 0.0
     assert curves.removable(0.1, 6.0) == 0.9
-    # Trained further, .1 has 1.5 whole, 2.5 and 7; lambda 1 is 2 whole: what is lost is lost of the best.
-    assert curves.removable(0.1, 0.9, tuned=True) == 0.0 and curves.removable(0.1, 1.0, tuned=True) == 0.5
-    assert curves.removable(1.0, 0.4, tuned=True) == 0.0 and curves.removable(1.0, 1.0, tuned=True) == 0.5
+    # Lambda 1 has 3 whole, 3.5 and 8, and the best whole network 2.5: what is lost is lost of the best, or of its own.
+    assert curves.removable(1.0, 0.5) == 0.0 and curves.removable(1.0, 1.0) == 0.5
+    assert curves.removable(1.0, 0.5, own=True) == 0.5 and curves.removable(1.0, 0.4, own=True) == 0.0
 
 
 def test_the_claim_of_the_seed_is_judged_by_its_least_lambda() -> None:
@@ -51,13 +51,17 @@ def test_the_claim_of_the_seed_is_judged_by_its_least_lambda() -> None:
     for lam in arms.SEED_LAMBDAS:
         errors = [2.0, 2.5, 2.9 if shares.get(lam) is None else 20.0]
         rows.append(row(lam, 0, errors, errors, "seed, hypernetwork"))
-    assert [target.value for target in script.seed_targets(rows)] == [0.9, 0.5, 0.9, 0.5]
-    assert all(target.holds for target in script.seed_targets(rows))
-    assert [target.holds for target in script.seed_targets(rows[:2])] == [False, True, False, True]
+    assert [target.value for target in script.seed_targets(rows)][:4] == [0.9, 0.5, 0.9, 0.5]
+    assert all(target.holds for target in script.seed_targets(rows)[:4])
+    assert [target.holds for target in script.seed_targets(rows[:2])][:4] == [False, True, False, True]
     # It also says that at 0 and .1 so much cannot go.
     for one in rows[:2]:
         one["curve"] = rows[2]["curve"]
-    assert [target.holds for target in script.seed_targets(rows)] == [True, False, True, False]
+    assert [target.holds for target in script.seed_targets(rows)][:4] == [True, False, True, False]
+    # What was trained on is judged by itself.
+    assert [target.value for target in script.seed_targets(rows)][4:] == [None] * 4
+    further = [{**one, "arm": one["arm"] + module("compression_rows").FURTHER} for one in rows]
+    assert [target.value for target in script.seed_targets(further)] == [None] * 4 + [0.9] * 4
 
 
 def test_kept_weights_must_fall_with_every_seed() -> None:
@@ -85,6 +89,29 @@ def test_costs_are_those_of_equal_steps() -> None:
     ]
     step, whole = script._cost(rows, rows_of(rows, script.DIRECT), rows_of(rows, script.HYPER))
     assert step.value == 1.2 and whole.value == pytest.approx(1.1 * 60 / (5 * 40))
+
+
+def test_the_published_table_is_copied_right() -> None:
+    """Sums of every arm's entries, in %; by hand from the table of the report."""
+    sums = {arm: round(sum(map(sum, by.values())), 1) for arm, by in module("compression_arms").PUBLISHED.items()}
+    assert sums["rep", "piecewise_linear"] == 1620.1 and sums["base", "linear"] == 1250.1
+
+
+def test_what_was_trained_on_has_a_row_of_its_own() -> None:
+    script, jobs = module("compression_rows"), module("workers")
+    point = {"fraction": 0.0, "kept": 5, "val_accuracy": 0.9, "test_accuracy": 0.8}
+    numbers = {"expected_log_likelihood": -2.0, "kl": 1.0, "test_nll": 0.5, "test_ece": 0.1, "curve": [point]}
+    found = {"lambda": 0.5, "objective": -3.0, **numbers, "posterior_finetuned": {"objective": -2.5, **numbers}}
+    job = jobs.Job("x", "compress", {"compress": {"epochs": 2}}, {"hypernet": "mlp", "seed": 0, "lambda": None})
+    rows = script.run_rows("a", job, {"result": {"compression": [found], "training_seconds": 1.0}, "seconds": 2.0})
+    assert [row["arm"] for row in rows] == ["a", "a" + script.FURTHER]
+    assert [row["objective"] for row in rows] == [-3.0, -2.5] and {row["lambda"] for row in rows} == {0.5}
+    assert rows[0]["curve"][0]["test"] == 20.0
+
+
+def test_results_have_no_numbers_that_json_lacks() -> None:
+    value = {"a": [1.5, float("nan"), {"b": float("-inf")}], "c": "inf"}
+    assert module("contract").finite(value) == {"a": [1.5, None, {"b": None}], "c": "inf"}
 
 
 @pytest.mark.parametrize("preset", ["smoke", "cpu", "gpu", "seed", "authors", "evidence", "cnn", "cnn-gpu"])

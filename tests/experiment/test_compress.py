@@ -107,6 +107,20 @@ def test_it_goes_on_from_a_checkpoint(tmp_path):
     assert again["compression"] == whole["compression"]
 
 
+@pytest.mark.parametrize("prior", ["ard", "scaled"])
+def test_what_is_read_off_is_trained_on_by_its_bound(tmp_path, prior):
+    """J grows, by enough epochs of a network that had few; the networks of both curves are kept."""
+    parameters = {"trial": "x", "hypernet": "linear", "lambda": None, "prior": prior, "seed": 0}
+    found = run_compress(config(priors=[prior], posterior_finetune_epochs=8), parameters, tmp_path, lambda row: None)
+    for row in found["compression"]:
+        further, price = row["posterior_finetuned"], 1.0 if prior == "scaled" else row["lambda"]
+        fit = further["expected_log_likelihood"]
+        assert further["objective"] == pytest.approx(fit - price * further["kl"], abs=0.01)
+        assert further["objective"] > row["objective"] and len(further["curve"]) == 2
+    files = {path.name for path in (tmp_path / "networks").iterdir()}
+    assert {"lambda0.1-fraction0.9.pt", "lambda0.1-trained-on-fraction0.9.pt"} <= files
+
+
 def test_whole_neurons_leave_a_smaller_network(tmp_path):
     parameters = {"trial": "x", "hypernet": "constant", "lambda": 1.0, "seed": 0}
     settings = config(kinds=[], direct=[1.0], structured=True, fractions=[0.0, 0.5, 0.9])
@@ -194,6 +208,11 @@ def test_networks_by_name_and_from_a_search(tmp_path):
         ({"architecture": "x.json"}, "compress.architecture` must be an architecture.json for the network `space`"),
         ({"priors": ["laplace"]}, r"compress.priors\[0\]` must be one of"),
         ({"priors": []}, "compress.priors` must name a prior"),
+        ({"posterior_finetune_epochs": 0}, "compress.posterior_finetune_epochs` must be at least 1"),
+        (
+            {"weights": "point", "priors": ["fixed"], "posterior_finetune_epochs": 1},
+            "compress.posterior_finetune_epochs` must be left out where compress.weights is point",
+        ),
         ({"epochs": 0}, "compress.epochs` must be at least 1"),
         ({"weights": "point"}, r"compress.priors` must be \[fixed\], .* for weights that are points, got \['ard'\]"),
         ({"fractions": []}, "compress.fractions` must name a share"),
