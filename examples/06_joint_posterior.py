@@ -33,7 +33,8 @@ parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALU
 
 def left(row, kept):
     """Parameters that are left where so many weights are."""
-    return row["params"] - row["curve"][0]["kept"] + kept
+    whole = row["curve"][0]
+    return row["params"] - round(max(1, whole["kept"]) * whole["compression"]) + kept
 
 
 def draw(rows, retrained, path):

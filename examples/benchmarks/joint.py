@@ -53,7 +53,7 @@ class Setting:
     fractions: tuple[float, ...]
 
 
-_FRACTIONS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
+_FRACTIONS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
 PRESETS = {
     "smoke": Setting(2, 200, 100, 2, 2, 1, 1, (0.0, 0.5)),
     "cpu": Setting(16, 10_000, None, 20, 60, 60, 30, _FRACTIONS),
@@ -189,6 +189,8 @@ class Runs:
                 numbers = {key: outcome["result"][key] for key in ("params", "val_accuracy", "test_accuracy")}
                 rows.append({**head, "lambda": None, "fraction": 0.0, **_percent(numbers)})
                 continue
+            if arm == "joint":
+                head["steps_after_search"] = outcome["result"]["search"]["optimizer_steps_after_search"]
             for found in outcome["result"]["compression"]:
                 total = found.get("params") or sizes.get((seed, -1 if arm == "weights" else i))
                 rows += _curve(head, found, total)
@@ -201,7 +203,8 @@ def _percent(numbers: dict[str, Any]) -> dict[str, Any]:
 
 def _curve(head: dict[str, Any], found: dict[str, Any], total: int | None) -> list[dict[str, Any]]:
     """Of one lambda, every share that is left out: as it is cut, and trained further."""
-    rows, weights = [], found["curve"][0]["kept"]
+    # Of all layers; some of them may be zero as they are read off.
+    rows, weights = [], round(max(1, found["curve"][0]["kept"]) * found["curve"][0]["compression"])
     for point in found["curve"]:
         size = None if total is None else total - weights + point["kept"]
         row = {**head, "lambda": found["lambda"], "fraction": point["fraction"], "params": size}
@@ -250,7 +253,22 @@ def targets(rows: list[dict[str, Any]]) -> list[Target]:
         mine, theirs = found["joint"], found[other]
         ratio = None if mine is None else mine["compression"] / (theirs["compression"] if theirs else 1.0)
         result.append(Target("5", f"compression, joint / {other} alone, at most {LOSS} lost", ratio, 1.0, "higher"))
-    return result
+    lost = None if found["joint"] is None else found["joint"]["test"]
+    return [*result, Target("5", "points of test accuracy that joint loses there", lost, LOSS, "lower")]
+
+
+def paired(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of the separate networks those whose cell has the place, by size, that their lambda has: the largest cell at the
+    smallest lambda, and so on, as joint networks go from the largest to the smallest."""
+    found = []
+    for seed in {row["seed"] for row in rows}:
+        mine = [row for row in rows if row["seed"] == seed]
+        lams = sorted({row["lambda"] for row in mine})
+        sizes = {row["cell"]: row["params"] or 0 for row in mine if row["lambda"] == lams[0]}
+        cells = sorted(sizes, key=lambda cell: -sizes[cell])
+        places = dict(zip(cells, lams, strict=False))
+        found += [row for row in mine if places.get(row["cell"]) == row["lambda"]]
+    return found
 
 
 def print_tables(rows: list[dict[str, Any]]) -> None:
@@ -265,7 +283,9 @@ def print_tables(rows: list[dict[str, Any]]) -> None:
     heads = ("lambda", "accuracy", "NLL", "ECE", "drawn NLL", "parameters", "above 1 sd")
     print(f"{'arm':<12}" + "".join(f"{name:>12}" for name in heads))
     for arm in ("joint", "separate", "weights"):
-        mine = [row for row in rows if row["arm"] == arm and "predictive" in row]
+        mine = [row for row in rows if row["arm"] == arm and "predictive" in row and row["params"]]
+        if arm == "separate":
+            mine = paired(mine)
         for lam in sorted({row["lambda"] for row in mine}):
             at = [row for row in mine if row["lambda"] == lam]
             numbers = [

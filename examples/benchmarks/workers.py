@@ -70,7 +70,9 @@ class Job:
         if self.kind == "compress" or self.kind.startswith("compression_"):
             unused |= {"strategy", "search", "retrain"}
         else:
-            unused |= {"compress", *(("strategy", "search") if self.kind == "retrain" else ())}
+            joint = self.kind == "search" and "weight_hypernet" in config["strategy"]["args"]
+            unused |= set() if joint else {"compress"}
+            unused |= {"strategy", "search"} if self.kind == "retrain" else set()
         if self.kind not in _PREDICT and not self.kind.startswith("prediction"):
             unused.add("predict")
         config = {name: _given(section) for name, section in config.items() if name not in unused}

@@ -1,0 +1,67 @@
+"""The benchmark of one lambda for structure and weights: what it reads off rows."""
+
+import argparse
+from typing import Any
+
+import pytest
+from benchmark_scripts import module, script_folder  # noqa: F401 (a fixture)
+
+from nni_bayes_nas.config import Config
+
+
+def row(arm: str, params: int, val: float, test: float, **more: Any) -> dict[str, Any]:
+    head = {"arm": arm, "seed": 0, "cell": 0, "lambda": 0.1, "fraction": 0.0}
+    return {**head, "params": params, "val_accuracy": val, "test_accuracy": test, **more}
+
+
+ROWS = [
+    row("reference", 1000, 98.0, 97.0),
+    row("structure", 500, 97.8, 97.0),
+    row("structure", 100, 97.6, 96.9, cell=1),
+    row("weights", 250, 97.7, 96.5, fraction=0.75),
+    row("joint", 100, 97.9, 96.6, fraction=0.9),
+    row("joint", 50, 97.5, 96.5, fraction=0.95),
+]
+
+
+def test_the_smallest_network_that_validation_allows_counts() -> None:
+    script = module("joint")
+    assert script.best(ROWS, "structure")["compression"] == pytest.approx(2)
+    assert script.best(ROWS, "weights")["compression"] == pytest.approx(4)
+    joint = script.best(ROWS, "joint")
+    assert joint["compression"] == pytest.approx(10) and joint["test"] == pytest.approx(0.4)
+    assert [target.value for target in script.targets(ROWS)] == pytest.approx([5.0, 2.5, 0.4])
+    assert [target.holds for target in script.targets(ROWS)] == [True, True, False]
+    assert [target.value for target in script.targets(ROWS[:1])] == [None, None, None]
+
+
+def test_weights_that_are_zero_as_they_are_read_off_do_not_count_as_left() -> None:
+    """Of 100 weights and 20 other parameters ten are zero already; then half are left."""
+    script = module("joint")
+    point = {"val_accuracy": 0.9, "test_accuracy": 0.8}
+    curve = [
+        {"fraction": 0.0, "kept": 90, "compression": 100 / 90, **point},
+        {"fraction": 0.5, "kept": 50, "compression": 2.0, **point},
+    ]
+    found = {"lambda": 0.3, "curve": curve, "test_nll": 0.1, "test_ece": 0.01, "predictive": {"nll": 0.1}}
+    rows = script._curve({"arm": "joint"}, {**found, "z_above_1": 40}, 120)
+    assert [one["params"] for one in rows] == [110, 70] and rows[0]["z_above_1"] == 60
+
+
+def test_separate_networks_are_paired_with_lambda_by_size() -> None:
+    script = module("joint")
+    rows = [
+        row("separate", params, 90.0, 90.0, cell=cell, **{"lambda": lam})
+        for cell, params in ((0, 100), (1, 900), (2, 500))
+        for lam in (0.1, 1.0, 3.0)
+    ]
+    assert [(one["cell"], one["lambda"]) for one in script.paired(rows)] == [(0, 3.0), (1, 0.1), (2, 1.0)]
+
+
+@pytest.mark.parametrize("preset", ["smoke", "cpu", "gpu"])
+def test_presets_are_configurations(preset: str) -> None:
+    script = module("joint")
+    runs = script.Runs(argparse.Namespace(preset=preset, seeds=2, data="digits", root=None))
+    assert len({job.key for job in runs.first}) == 8
+    for job in runs.first:
+        assert Config.from_dict(job.config).experiment.device == ("gpu" if preset == "gpu" else "cpu")
