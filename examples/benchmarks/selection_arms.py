@@ -13,16 +13,31 @@ CRITERIA = ("random", "gradient", "preconditioner", "snr", "effective_perturbati
 # With what a weight costs at its places, which in an MLP are one for all: of the CNN's neurons.
 OF_THE_CNN, OF_THE_CNN_FROZEN = (*CRITERIA, "gain_per_flop"), (0.8, 0.9)
 FROZEN = (0.6, 0.8, 0.9, 0.95)
-# Of the paper: SGD, tanh, 600 steps, the choice after 100.
-PAPER_CRITERIA, PAPER_FROZEN = (
+# With the output layer active, as it is where rows are chosen: a control where single weights are.
+ACTIVE_OUTPUT, ACTIVE_OUTPUT_CRITERIA, ACTIVE_OUTPUT_FROZEN = ", output active", ("random", "gradient", "gain"), 0.8
+# Of the paper: SGD, tanh, pixels standardized, 600 steps, the choice after 100 by the gradient there.
+PAPER_CRITERIA, PAPER_FROZEN, PAPER_WINDOW = (
     ("preconditioner", "gradient", "random"),
-    (0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.94, 0.96, 0.98),
+    (0.2, 0.4, 0.6, 0.8, 0.9, 0.96),
+    10,
 )
+# Its curves, read off its figure: accuracy in % with so much frozen (all: as after 100 steps), and zeroed.
+PUBLISHED_FROZEN = {
+    "preconditioner": {0.0: 96.9, 0.6: 96.65, 0.8: 96.1, 0.9: 95.3, 0.96: 94.45, 1.0: 92.6},
+    "gradient": {0.0: 97.0, 0.6: 96.55, 0.8: 95.7, 0.9: 94.8, 0.96: 94.0, 1.0: 92.6},
+    "random": {0.0: 96.9, 0.6: 96.25, 0.8: 95.5, 0.9: 94.5, 0.96: 93.8, 1.0: 92.75},
+}
+PUBLISHED_ZEROED = {
+    "magnitude": {0.8: 96.1, 0.9: 95.1, 0.94: 93.8, 0.96: 91.5, 0.98: 74.7},
+    "random": {0.8: 95.6, 0.9: 94.0, 0.94: 91.8, 0.96: 88.3, 0.98: 67.7},
+}
+STOPPED = "all frozen"
 ZEROED = (0.8, 0.9, 0.94, 0.95, 0.96, 0.98)
 KEEP_BY = ("magnitude", "z", "random")
 # Rates that validation data prefer, of a few, for trainings without selection.
 RATES = {"sgd": 0.1, "momentum": 0.02, "adam": 3e-3, "sgld": 0.1, "psgld": 3e-3, "mandt": 0.1}
 OUTPUT = {"mlp-200": "net.3", "mlp-300-100": "net.5"}
+OF_TIME = ("mlp-200", "mlp-300-100", "cnn", "cnn-normalized")
 FULL = "full"
 
 
@@ -57,8 +72,16 @@ def arms(preset: str) -> dict[tuple[str, str], Parameters]:
     for granularity in ("weight", "neuron"):
         for criterion in CRITERIA:
             for frozen in FROZEN:
-                selection = {**_selection(1 - frozen, criterion), "granularity": granularity, "always": ["net.3"]}
+                selection = {**_selection(1 - frozen, criterion), "granularity": granularity}
+                if granularity == "neuron":
+                    selection["always"] = ["net.3"]
                 found["criteria", f"{granularity} {criterion} {frozen:g}"] = {**mlp, "selection": selection}
+    for criterion in ACTIVE_OUTPUT_CRITERIA:
+        selection = {**_selection(1 - ACTIVE_OUTPUT_FROZEN, criterion), "granularity": "weight", "always": ["net.3"]}
+        found["criteria", f"weight {criterion} {ACTIVE_OUTPUT_FROZEN:g}{ACTIVE_OUTPUT}"] = {
+            **mlp,
+            "selection": selection,
+        }
     last = {**_selection(2010, "gain"), "granularity": "prefix"}
     found["criteria", "output layer alone"] = {**mlp, "selection": last}
     for name in ("mlp-200", "mlp-300-100"):
@@ -80,19 +103,31 @@ def arms(preset: str) -> dict[tuple[str, str], Parameters]:
     return found | _paper(setting) | _zeroed(mlp) | _optimizers(mlp)
 
 
+def is_timed(group: str, arm: str) -> bool:
+    """Whether the seconds of an arm are compared: such arms run alone, one after the other."""
+    return group == "optimizers" or (group in OF_TIME and not arm.startswith("neuron"))
+
+
 def _selection(active: float | str, criterion: str) -> Parameters:
     return {"active": active, "criterion": criterion, "start": 0.2}
 
 
 def _paper(setting: Setting) -> dict[tuple[str, str], Parameters]:
-    recipe = {"optimizer": "sgd", "rate": 0.1, "falls": False, "batch_size": 512, "steps": setting.paper_steps}
-    paper: Parameters = {**recipe, "network": "mlp-200-tanh"}
-    found = {("paper", FULL): paper}
+    recipe = {"optimizer": "sgd", "rate": 0.1, "falls": False, "batch_size": 512, "inputs": "pixels"}
+    paper: Parameters = {**recipe, "network": "mlp-200-tanh", "steps": setting.paper_steps}
+    begun = setting.paper_steps // 6
+    found = {("paper", FULL): paper, ("paper", STOPPED): {**paper, "steps": begun}}
     for criterion in PAPER_CRITERIA:
         for frozen in PAPER_FROZEN:
             selection = {"active": 1 - frozen, "criterion": criterion, "granularity": "weight"}
-            selection |= {"start": setting.paper_steps // 6, "window": min(100, setting.paper_steps // 6)}
+            selection |= {"start": begun, "window": min(PAPER_WINDOW, begun)}
             found["paper", f"{criterion} {frozen:g}"] = {**paper, "selection": selection}
+    for by, shares in PUBLISHED_ZEROED.items():
+        for share in shares:
+            # All that is kept goes on, as there.
+            selection = {"active": 1 - share, "kept": 1 - share, "keep_by": by, "granularity": "weight"}
+            selection |= {"start": begun, "window": min(PAPER_WINDOW, begun)}
+            found["paper", f"zeroed by {by} {share:g}"] = {**paper, "selection": selection}
     return found
 
 
@@ -125,4 +160,7 @@ def job(options: argparse.Namespace, group: str, arm: str, seed: int, parameters
     parts: dict[str, Any] = {"val_limit": 200} if options.preset == "smoke" else {"val_fraction": 1 / 12}
     config = {"data": data_section(options, setting.limit, **{"val_limit": None, **parts})}
     name = f"s{seed}-{group}-{arm}".replace(", ", "-").replace(" ", "-")
-    return Job(name, "selection_runs:run_selection", config, {"trial": name, "seed": seed, **parameters}, (seed,))
+    # Seconds that are compared are not those of an equal training that ran beside others.
+    alone = {"alone": True} if is_timed(group, arm) else {}
+    parameters = {"trial": name, "seed": seed, **alone, **parameters}
+    return Job(name, "selection_runs:run_selection", config, parameters, (seed,))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nni_bayes_nas.compression.networks import Stored
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.experiment.data import DataSplits, batches, load_data
 from nni_bayes_nas.experiment.uncertainty import ensemble, scores
@@ -70,14 +71,45 @@ def _optimizer(name: str, rate: float, n: int) -> Callable[[Any], torch.optim.Op
     }[name]
 
 
+class Pixels(nn.Module):
+    """Standardizes every pixel by the training data's mean and standard deviation of it; a constant one becomes 0."""
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__()
+        self.mean, sd = x.mean(0), x.std(0)
+        self.factor = torch.where(sd > 1e-6, 1 / sd.clamp_min(1e-6), torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Objects to objects."""
+        return (x - self.mean) * self.factor
+
+
+def prepared(inputs: str, data: DataSplits) -> nn.Module:
+    """What comes before the network: data are standardized as a whole, "raw" are between 0 and 1."""
+    if inputs == "pixels":
+        return Pixels(data.train[:][0])
+    return Stored(data.mean, data.sd) if inputs == "raw" else nn.Identity()
+
+
 class Training(pl.LightningModule):
     """A classifier, its rate constant or falling in a straight line to nearly zero."""
 
     def __init__(
-        self, net: nn.Sequential, make: Callable[[Any], torch.optim.Optimizer], falls: bool, shift: int
+        self,
+        net: nn.Sequential,
+        make: Callable[[Any], torch.optim.Optimizer],
+        falls: bool,
+        shift: int,
+        prepare: nn.Module,
     ) -> None:
         super().__init__()
         self.net, self.make, self.falls, self.shift = net, make, falls, shift
+        self._prepare = [prepare]  # no part of what is trained
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Objects as the network sees them."""
+        found: Tensor = self._prepare[0](x)
+        return found
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Mean cross-entropy."""
@@ -86,7 +118,7 @@ class Training(pl.LightningModule):
             # Augmentation: the whole batch moved by some pixels.
             moves = torch.randint(-self.shift, self.shift + 1, (2,)).tolist()
             x = torch.roll(x, moves, dims=(2, 3))
-        return F.cross_entropy(self.net(x), y)
+        return F.cross_entropy(self.net(self.prepare(x)), y)
 
     def configure_optimizers(self) -> Any:
         """As the benchmark says."""
@@ -136,16 +168,17 @@ class Clock(pl.Callback):
 
 @torch.no_grad()
 def _scores(
-    net: nn.Sequential, data: DataSplits, prefix: str, states: list[dict[str, Tensor]] | None = None
+    module: Training, data: DataSplits, prefix: str, states: list[dict[str, Tensor]] | None = None
 ) -> dict[str, float]:
     """Of the network, or of the mean probabilities of some of its states, on validation and test data."""
+    net = module.net
     own, found = copy.deepcopy(net.state_dict()), {}
     net.eval()
     for name, part in (("val", data.val), ("test", data.test)):
         drawn = []
         for state in states or [own]:
             net.load_state_dict(state)
-            pairs = [(net(x).log_softmax(-1), y) for x, y in batches(part, 1000, seed=None)]
+            pairs = [(net(module.prepare(x)).log_softmax(-1), y) for x, y in batches(part, 1000, seed=None)]
             drawn.append(torch.cat([p for p, _ in pairs]))
         of_part = scores(ensemble(drawn), torch.cat([y for _, y in pairs]))
         found |= {f"{prefix}{name}_{key}": of_part[key] for key in ("accuracy", "nll", "ece")}
@@ -167,7 +200,7 @@ def run_selection(
     Args:
         config: Its data.
         parameters: "network", "optimizer", "rate", "falls", "batch_size", "steps", "seed"; "selection", arguments of
-            `SelectiveOptimization` or None; "shift" of augmentation.
+            `SelectiveOptimization` or None; "shift" of augmentation; "inputs", see `prepared`.
         directory: Not used.
         report: Called at the end.
     """
@@ -177,7 +210,8 @@ def run_selection(
     net = NETWORKS[parameters["network"]]()
     size, steps = int(parameters["batch_size"]), int(parameters["steps"])
     make = _optimizer(parameters["optimizer"], float(parameters["rate"]), len(data.train))
-    module = Training(net, make, bool(parameters["falls"]), int(parameters.get("shift", 0)))
+    prepare = prepared(parameters.get("inputs", "standardized"), data)
+    module = Training(net, make, bool(parameters["falls"]), int(parameters.get("shift", 0)), prepare)
     clock, draws, callbacks = Clock(), Draws(_DRAWS), list[pl.Callback]()
     if parameters["optimizer"] in _SAMPLERS:
         callbacks.append(draws)
@@ -197,9 +231,9 @@ def run_selection(
         enable_model_summary=False,
     )
     trainer.fit(module, loader)
-    found = _scores(net, data, "")
+    found = _scores(module, data, "")
     if draws.states:
-        found |= _scores(net, data, "averaged_", draws.states)
+        found |= _scores(module, data, "averaged_", draws.states)
     report({"default": found["val_accuracy"], "epoch": trainer.current_epoch})
     result = {"default": found["val_accuracy"], **found, "process_seconds": clock.seconds, "seed": seed}
     if chosen is not None:
@@ -207,6 +241,7 @@ def run_selection(
         counts = [sum(row[key] for row in said["layers"].values()) for key in ("parameters", "active")]
         kept = sum(int((p != 0).sum()) for p in net.parameters())
         result |= {"parameters": counts[0], "active": counts[1], "nonzero": kept}
-        result |= {key: said[key] for key in ("macs", "milliseconds", "no_cache", "cache_bytes")}
+        result |= {key: said[key] for key in ("macs", "milliseconds", "no_cache", "cache_bytes", "state_bytes")}
         result["frozen"] = [name for name, row in said["layers"].items() if row["active"] == 0]
+        result["active_by_layer"] = {name: row["active"] for name, row in said["layers"].items()}
     return result

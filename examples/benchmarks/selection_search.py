@@ -7,13 +7,14 @@ HyperDARTS on the cell space, as it is and with `search.selection`, one search a
 the other in an order that turns with the seed:
 
     full            all weights to the end
+    full, shorter   the same with .85 of the epochs: what the time alone is worth that selection saves
     layer 0.5       of a fifth of the steps on half of the weights, whole layers by their gain; and 0.2
     prefix 0.5      the last half of the weights, so that the backward pass of a weight step ends before; and 0.2
     neuron 0.2      a fifth of the rows: of the gradients of a layer in which some go on nothing is saved here
 
 Seconds are those of training, validation left out; accuracy is the mean over lambda of the mixture's on validation
 data at the end. Target (issue "Which parameters to go on optimising", 3): at least 1.15 times as fast with no accuracy
-lost, for the arm that is preferred by accuracy on validation data among those that are fast enough.
+lost, for the arm "prefix 0.5", which was named before the first run; and above the shorter search, which is as fast.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ from contract import STEMS, Target, data_section, half_width, parse, write_resul
 from workers import Job, Store, Workers
 
 NAME = "selection_search"
-FULL = "full"
+FULL, SHORTER, NAMED = "full", "full, shorter", "prefix 0.5"
+_SHORTER = 0.85
 ARMS: dict[str, dict[str, Any] | None] = {
     FULL: None,
+    SHORTER: None,
     "layer 0.5": {"active": 0.5, "granularity": "layer"},
     "layer 0.2": {"active": 0.2, "granularity": "layer"},
     "prefix 0.5": {"active": 0.5, "granularity": "prefix"},
@@ -49,7 +52,7 @@ class Setting:
 
 
 PRESETS = {"smoke": Setting(4, 600, 100, 4), "cpu": Setting(16, 10_000, None, 20), "gpu": Setting(16, None, 5_000, 50)}
-SEEDS = {"smoke": 1, "cpu": 3, "gpu": 3}
+SEEDS = {"smoke": 1, "cpu": 5, "gpu": 5}
 FIRST_SEED = 401
 
 
@@ -58,8 +61,8 @@ def job(options: argparse.Namespace, arm: str, seed: int, place: int) -> Job:
     setting: Setting = PRESETS[options.preset]
     whole = options.data == "digits" and options.preset != "smoke"
     limits = (None, None) if whole else (setting.limit, setting.val_limit)
-    warmup = max(1, setting.epochs // 5)
-    section: dict[str, Any] = {"epochs": setting.epochs, "warmup_epochs": warmup, "lambdas": 3, "random": 0}
+    epochs = round(_SHORTER * setting.epochs) if arm == SHORTER else setting.epochs
+    section: dict[str, Any] = {"epochs": epochs, "warmup_epochs": max(1, epochs // 5), "lambdas": 3, "random": 0}
     if ARMS[arm] is not None:
         section["selection"] = {"criterion": "gain", "start": 0.2, **(ARMS[arm] or {})}
     config = {
@@ -69,7 +72,7 @@ def job(options: argparse.Namespace, arm: str, seed: int, place: int) -> Job:
         "search": section,
         "experiment": {"device": "gpu" if options.preset == "gpu" else "cpu", "threads": 1},
     }
-    name = f"s{seed}-{arm.replace(' ', '-')}"
+    name = f"s{seed}-{arm.replace(', ', '-').replace(' ', '-')}"
     return Job(name, "search", config, {"trial": f"search-{name}", "seed": seed}, (seed, place))
 
 
@@ -80,20 +83,15 @@ def targets(rows: list[dict[str, Any]]) -> list[Target]:
     def of(arm: str, name: str) -> dict[int, float]:
         return {row["seed"]: row[name] for row in done if row["arm"] == arm}
 
-    found: dict[str, tuple[float, float]] = {}
-    full, seconds = of(FULL, "val_accuracy"), of(FULL, "training_seconds")
-    for arm in ARMS:
-        mine, taken = of(arm, "val_accuracy"), of(arm, "training_seconds")
-        both = sorted(set(mine) & set(full))
-        if arm != FULL and both:
-            speed = statistics.median(seconds[seed] / taken[seed] for seed in both)
-            found[arm] = speed, statistics.fmean(mine[seed] - full[seed] for seed in both)
-    fast = {arm: value for arm, value in found.items() if value[0] >= 1.15} or found
-    best = max(fast, key=lambda arm: fast[arm][1], default=None)
-    speed, gained = fast[best] if best else (None, None)
+    mine, taken = of(NAMED, "val_accuracy"), of(NAMED, "training_seconds")
+    full, seconds, shorter = of(FULL, "val_accuracy"), of(FULL, "training_seconds"), of(SHORTER, "val_accuracy")
+    speeds = [seconds[seed] / taken[seed] for seed in mine if seed in full]
+    gained, above = ([mine[seed] - theirs[seed] for seed in mine if seed in theirs] for theirs in (full, shorter))
+    points = f"{NAMED}: points of validation accuracy against"
     return [
-        Target("3", f"{best}: times as fast", speed, 1.15, "higher"),
-        Target("3", f"{best}: points of validation accuracy against full", gained, 0.0, "higher"),
+        Target("3", f"{NAMED}: times as fast", statistics.median(speeds) if speeds else None, 1.15, "higher"),
+        Target("3", f"{points} full", statistics.fmean(gained) if gained else None, 0.0, "higher"),
+        Target("3", f"{points} {SHORTER}", statistics.fmean(above) if above else None, 0.0, "higher"),
     ]
 
 

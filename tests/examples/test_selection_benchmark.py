@@ -38,11 +38,35 @@ def test_the_criterion_is_chosen_by_validation() -> None:
 def test_arms_are_trainings(preset: str) -> None:
     arms, runs = module("selection_arms"), module("selection_runs")
     for (group, arm), parameters in arms.arms(preset).items():
-        assert parameters["network"] in runs.NETWORKS and parameters["steps"] >= 8, (group, arm)
+        assert parameters["network"] in runs.NETWORKS and parameters["steps"] >= 3, (group, arm)
         if selection := parameters.get("selection"):
             SelectiveOptimization(**selection)
     networks = {name: sum(p.numel() for p in make().parameters()) for name, make in runs.NETWORKS.items()}
     assert networks["mlp-200"] == 159_010 and networks["cnn"] == 80_202
+
+
+def test_pixels_are_standardized_one_by_one() -> None:
+    import torch
+
+    x = torch.randn(50, 1, 2, 2) * torch.tensor([[1.0, 5.0], [0.0, 2.0]]) + 3
+    found = module("selection_runs").Pixels(x)(x)
+    assert found.mean(0).flatten().tolist() == pytest.approx([0] * 4, abs=1e-5)
+    assert found.std(0).flatten().tolist() == pytest.approx([1, 1, 0, 1], abs=1e-5)
+
+
+def test_means_over_shares_are_those_of_a_polygon() -> None:
+    """98 at 0, 90 at 100 %, a straight line but for one share, which is 1 above it."""
+    script, arms = module("selection"), module("selection_arms")
+    at = {0.0: "full", **{share: f"gradient {share:g}" for share in arms.PAPER_FROZEN}, 1.0: arms.STOPPED}
+    rows = [row(arm, 0, (98 - 8 * share + (share == 0.8)) / 100, group="paper") for share, arm in at.items()]
+    assert script.paper_means(script.Table(rows), "gradient")[0] == pytest.approx(94 + (0.9 - 0.6) / 2)
+    assert script.paper_means(script.Table(rows[1:]), "gradient") == {}
+
+
+def test_what_is_timed_runs_alone() -> None:
+    arms = module("selection_arms")
+    assert arms.is_timed("cnn", "automatic") and arms.is_timed("optimizers", "adam")
+    assert not arms.is_timed("cnn", "neuron gain 0.8") and not arms.is_timed("criteria", "full")
 
 
 @pytest.mark.slow
@@ -65,11 +89,26 @@ def test_selection(tmp_path: Path) -> None:
     assert "points lost, neurons frozen" in said and "optimizer" in said
 
 
+def test_a_search_is_judged_by_the_arm_that_was_named() -> None:
+    script = module("selection_search")
+    found = [
+        {"arm": arm, "seed": seed, "val_accuracy": accuracy + seed, "training_seconds": seconds}
+        for seed in (0, 1, 2)
+        for arm, accuracy, seconds in (("full", 90.0, 12.0), ("full, shorter", 88.0, 10.0), ("prefix 0.5", 90.5, 10.0))
+    ]
+    failed = {"arm": "prefix 0.5", "seed": 3, "error": "out of memory"}
+    assert [target.value for target in script.targets([*found, failed])] == pytest.approx([1.2, 0.5, 2.5])
+    assert [target.value for target in script.targets([failed])] == [None] * 3
+
+
 @pytest.mark.slow
 def test_selection_in_a_search(tmp_path: Path) -> None:
     said, result = run("selection_search", tmp_path / "search.json", 1)
     rows = {row["arm"]: row for row in result["rows"]}
-    assert set(rows) == {"full", "layer 0.5", "layer 0.2", "prefix 0.5", "prefix 0.2", "neuron 0.2"}
+    assert set(rows) == {
+        *("full", "full, shorter"),
+        *("layer 0.5", "layer 0.2", "prefix 0.5", "prefix 0.2", "neuron 0.2"),
+    }
     assert rows["full"]["milliseconds"] is None and set(rows["prefix 0.2"]["milliseconds"]) == {"before", "after"}
     assert all(row["training_seconds"] > 0 and 0 < row["val_accuracy"] <= 100 for row in rows.values())
     assert "times as fast" in said
