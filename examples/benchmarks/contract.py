@@ -148,11 +148,20 @@ def write_result(
         lists["intervals"] = list(intervals)
     head = json.dumps(result, indent=1)[:-2]
     body = ",\n".join(
-        f' "{key}": [\n' + ",\n".join(f"  {json.dumps(item, allow_nan=False)}" for item in items) + "\n ]"
+        f' "{key}": [\n' + ",\n".join(f"  {json.dumps(finite(item), allow_nan=False)}" for item in items) + "\n ]"
         for key, items in lists.items()
     )
     write_text(options.output, f"{head},\n{body}\n}}\n")
     return {**result, **lists}
+
+
+def finite(value: Any) -> Any:
+    """Plain types with None in place of numbers that are not finite, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _gpus(preset: str) -> int:

@@ -151,6 +151,7 @@ def test_epsilon_below_zero_is_refused(epsilon):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 @pytest.mark.parametrize("seed", range(3))
 def test_against_the_adversarial_robustness_toolbox(seed):
     """FGSM is theirs to the pixel; PGD of as many steps and starts leaves no more objects right than theirs."""

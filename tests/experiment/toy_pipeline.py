@@ -1,7 +1,7 @@
 """A plan and trials of the tests' own: the pipeline of the main job in seconds, without torch.
 
 ``data.args``: ``sleep`` seconds an epoch; ``die``: {trial name: how often it raises}; ``silent``: trials that end well
-without a result.
+without a result; ``held``: trials that go no further before the file ``gate`` is there.
 """
 
 import dataclasses
@@ -77,6 +77,8 @@ def _epochs(
         raise ValueError(f"told to die in {name}")
     if name in args.get("silent", []):
         os._exit(0)
+    while name in args.get("held", []) and not Path(args["gate"]).exists():
+        time.sleep(0.05)
     while state["epoch"] < epochs:
         epoch = state["epoch"]
         time.sleep(args.get("sleep", 0.05))
