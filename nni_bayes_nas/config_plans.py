@@ -50,8 +50,9 @@ class CompressConfig:
     read off is pruned to every one of ``fractions``, by whole neurons and filters if ``structured``, and trained on for
     ``finetune_epochs``; with ``posterior_finetune_epochs`` so is also what was trained further at its lambda by the
     bound, before it is pruned (not in searches). Gradients are clipped to a norm of ``gradient_clip``, or every entry
-    of them to ``gradient_clip_value``. ``draws`` of the weights make the predictive distribution. ``inputs`` raw takes the
-    standardization of the data back. The modules ``skip`` of the network, and what is in them, stay points and whole.
+    of them to ``gradient_clip_value``. ``draws`` of the weights make the predictive distribution. ``inputs`` raw takes
+    the standardization of the data back. The modules ``skip`` of the network, and what is in them, stay points and
+    whole.
     """
 
     network: str = "mlp"

@@ -211,7 +211,7 @@ def _row(
     inputs = calibration(data, model.device)
     evidence = model.elbo(lam, every_batch(data.train), log_likelihood, calibration=inputs)
     network = model.materialize(lam, inputs).eval()
-    row = {"lambda": lam, **{name: round(value, 3) for name, value in evidence.items()}}
+    row: dict[str, Any] = {"lambda": lam, **{name: round(value, 3) for name, value in evidence.items()}}
     row |= look_at(network, f"lambda{lam}", data, settings, seed, folder)
     if settings.posterior_finetune_epochs:
         evidence = _trained_on(network, 1.0 if model.prior == "scaled" else lam, data, settings, seed, inputs)
