@@ -266,7 +266,7 @@ class DirichletDARTS(DifferentiableStrategy):
         kind = self.bayes.weight_hypernet
         self._hyper = None
         if kind != "constant":
-            sizes = {"rank": self.bayes.weight_rank, "hidden": self.bayes.weight_hidden}
+            sizes: dict[str, Any] = {"rank": self.bayes.weight_rank, "hidden": self.bayes.weight_hidden}
             self._hyper = LambdaWeights(supernet, kind, knots=self._n_knots, seed=self.seed, **sizes)
         return {"bayes": self.bayes, "gates": walk.gates, "factors": walk.factors, "hyper": self._hyper}
 

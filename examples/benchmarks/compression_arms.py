@@ -1,8 +1,8 @@
 """What `compression.py` trains: networks, recipes and jobs, by preset.
 
 `seed` is the experiment of the project's seed, and `authors` the table that came of it: their networks and recipes
-(O. Grebenkova, O. Bakhteev, V. Strijov), but for the rate, which falls here as it does in all arms; beside ours for as
-many steps.
+(O. Grebenkova, O. Bakhteev, V. Strijov), with constant rates and knots that share nothing; beside ours for as many
+steps.
 """
 
 from __future__ import annotations
@@ -217,6 +217,8 @@ def authors_table(epochs: int, hyper_epochs: int, more: int) -> tuple[Arm, ...]:
         "gradient_clip_value": 1.0,
         "warmup": 0.0,
         "shared_until": 0.0,
+        "shared_knots": False,
+        "schedule": "constant",
         "scope": "layer",
     }
     hyper = {"epochs": hyper_epochs, "lambdas_per_step": 5}

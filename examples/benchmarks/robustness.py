@@ -4,9 +4,9 @@
 
 Five ways to choose a cell, ten seeds each: DARTS and Gumbel as published, Dirichlet (single level, guarded), a softmax
 with the same guards, operations and single level, and random cells. Every cell is trained from scratch in the same way,
-at the width at which it comes nearest to one size; then attacked: FGSM, PGD of 20 steps, a black-box attack, noise, and
-edges missing at random in every batch. FGSM also meets the searched networks as the search leaves them, one-hot with
-its weights, and after one epoch of training more.
+at the width at which it comes nearest to one size, on until it has one accuracy on validation data; then attacked:
+FGSM, PGD of 20 steps, a black-box attack, noise, and edges missing at random in every batch. FGSM also meets the
+searched networks as the search leaves them, one-hot with its weights, and after one epoch of training more.
 
 Tests, named before the first run: per seed, Dirichlet less DARTS, one-sided paired t-tests of (1) accuracy under FGSM
 at epsilon .1, (2) at .2, (3) mean accuracy with .1, .2 and .3 of the edges missing, (4) the gap from mixture to
@@ -50,8 +50,9 @@ RANDOM = "random cells"
 class Setting:
     """How large a preset is.
 
-    Test objects: `objects` for networks as a search leaves them, of trained ones `attacked`, and `strongly` for PGD
-    and the black box, which take some hundred times as long.
+    A cell is trained on `train_limit` objects for `train_epochs` as usual, then on until it has the accuracy `until` on
+    `train_val_limit` others, for no more than `more_epochs`. Test objects: `objects` for networks as a search leaves
+    them, of trained ones `attacked`, and `strongly` for PGD and the black box, which take some hundred times as long.
     """
 
     width: int
@@ -60,7 +61,11 @@ class Setting:
     val_limit: int
     epochs: int
     warmup_epochs: int
+    train_limit: int
+    train_val_limit: int
     train_epochs: int
+    until: float
+    more_epochs: int
     tune_rate: float
     tune_batch: int
     size: int
@@ -71,9 +76,13 @@ class Setting:
 
 
 PRESETS = {
-    "smoke": Setting(2, 2, 200, 80, 2, 1, 1, 0.025, 64, 600, (2, 3, 4), 16, 16, 8),
-    "cpu": Setting(8, 3, 10_000, 2_000, 5, 2, 3, 0.025, 64, 12_000, tuple(range(4, 65)), 512, 1_024, 128),
+    "smoke": Setting(2, 2, 200, 80, 2, 1, 250, 100, 1, 0.5, 2, 0.025, 64, 600, (2, 3, 4), 16, 16, 8),
+    "cpu": Setting(
+        *(8, 3, 10_000, 2_000, 5, 2, 20_000, 4_000, 1, 0.975, 8, 0.025, 64, 12_000, tuple(range(4, 65)), 512, 1_024, 64)
+    ),
 }
+# Steps between two looks at the validation data, and the learning rate between them.
+CHECK, RATE = 100, 0.01
 SEEDS = {"smoke": 2, "cpu": 10}
 
 
@@ -113,8 +122,9 @@ def training(options: argparse.Namespace, arm: str, seed: int, choices: dict[str
     width = nearest_width(common(options)["space"]["args"], choices, setting.widths, setting.size)
     section = {"epochs": setting.train_epochs, "space": {"width": width}}
     parameters = {"trial": f"train-{arm}-{seed}", "choices": choices, "seed": seed, "objects": setting.attacked}
-    parameters |= {"strongly": setting.strongly}
+    parameters |= {"strongly": setting.strongly, "until": setting.until, "more_epochs": setting.more_epochs}
     config = {**common(options), "retrain": section}
+    config["data"] = data_section(options, setting.train_limit, setting.train_val_limit)
     return Job(f"s{seed}-{arm}/train", f"{NAME}:trained_and_attacked", config, parameters, (1, seed))
 
 
@@ -156,25 +166,59 @@ def searched_and_attacked(config: Any, parameters: dict[str, Any], directory: Pa
     return {**result, "architectures": [{**result["architectures"][0], **found}]}
 
 
+def train_until(network: Any, data: Any, accuracy: float, epochs: int, seed: int) -> tuple[float, float]:
+    """SGD with momentum and a constant rate until the validation accuracy is reached, or for so many epochs.
+
+    Returns:
+        Validation accuracy, and epochs that it took.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    from nni_bayes_nas.experiment import attacks
+    from nni_bayes_nas.experiment.data import batches
+
+    optimizer = torch.optim.SGD(network.parameters(), lr=RATE, momentum=0.9, nesterov=True)
+    steps, found = 0, 0.0
+    for epoch in range(epochs):
+        train = batches(data.train, 64, seed=1_000 * seed + epoch)
+        for images, classes in train:
+            if steps % CHECK == 0:
+                with torch.no_grad():
+                    found = attacks.accuracy(network, *data.val[:], 1_024)
+                if found >= accuracy:
+                    return found, steps / len(train)
+            steps += 1
+            optimizer.zero_grad()
+            cross_entropy(network.train()(images), classes).backward()
+            optimizer.step()
+    with torch.no_grad():
+        return attacks.accuracy(network, *data.val[:], 1_024), float(epochs)
+
+
 def trained_and_attacked(config: Any, parameters: dict[str, Any], directory: Path, report: Any) -> dict[str, Any]:
-    """A kind of job: `run_retrain`, then what `nni-bayes-nas evaluate` does.
+    """A kind of job: `run_retrain`, `train_until`, then what `nni-bayes-nas evaluate` does.
 
     Of "strongly" attacked objects the row has the accuracies under "pgd" and "square", and their clean one.
     """
     from nni_bayes_nas.experiment.data import load_data
     from nni_bayes_nas.experiment.evaluate import Settings, box_of, evaluated
     from nni_bayes_nas.experiment.retrain import run_retrain
-    from nni_bayes_nas.experiment.retrained import Retraining
+    from nni_bayes_nas.experiment.retrained import Retraining, rebuild, save
 
     result = run_retrain(config, parameters, directory, report)
     data = load_data(config.data)
     retraining = Retraining(config, {"id": directory.name, **parameters}, {"seed": parameters["seed"]}, directory)
+    network = rebuild(retraining)[0]
+    found, epochs = train_until(network, data, parameters["until"], parameters["more_epochs"], parameters["seed"])
+    save(network, data, directory)
     test, box = data.test[:], box_of(data)
     weak = Settings(EPSILONS, DAMAGES, int(parameters["objects"]), attacks=("fgsm", "noise"))
     strong = Settings(EPSILONS, (), int(parameters["strongly"]), restarts=2, attacks=("pgd", "square"))
     row, _ = evaluated(retraining, test, box, weak)
     few, _ = evaluated(retraining, test, box, strong)
     row["attacked"] |= few["attacked"]
+    result |= {"val": 100 * found, "more_epochs": epochs}
     return {**result, "evaluated": {**row, "masked": few["masked"], "strongly_clean": few["clean"]}}
 
 
@@ -184,7 +228,7 @@ def row_of(arm: str, seed: int, found: dict[str, Any] | None, outcome: Outcome) 
     if "error" in outcome:
         return {**head, "error": outcome["error"]}
     result = outcome["result"]
-    row, evaluated = {**head, "params": result["params"]}, result["evaluated"]
+    row, evaluated = {**head, **{name: result[name] for name in ("params", "val", "more_epochs")}}, result["evaluated"]
     if found is not None and arm != RANDOM:
         row |= {"mixture": found["mixture_accuracy"], "one_hot": found["one_hot_accuracy"]}
         row["gap"] = found["mixture_accuracy"] - found["one_hot_accuracy"]

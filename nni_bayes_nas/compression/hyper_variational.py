@@ -94,6 +94,7 @@ class HyperVariational(nn.Module):
         rank: Of "low_rank" and "mlp".
         hidden: Units of these.
         seed: Of the initial hypernetwork.
+        shared_knots: Of kind "piecewise_linear", see `WeightHypernet`.
 
     Attributes:
         network: The network, its parameters those of the beginning.
@@ -121,6 +122,7 @@ class HyperVariational(nn.Module):
         rank: int = 4,
         hidden: int = 32,
         seed: int = 0,
+        shared_knots: bool = True,
     ) -> None:
         super().__init__()
         _check(kind, weights, prior, lambda_range, axis)
@@ -147,7 +149,9 @@ class HyperVariational(nn.Module):
         if weights == "point":
             network = copy.deepcopy(model)
         self.network = network.train()  # a network that comes in evaluation mode would learn without noise
-        self.hyper = LambdaWeights(network, kind, knots=knots, rank=rank, hidden=hidden, seed=seed)
+        self.hyper = LambdaWeights(
+            network, kind, knots=knots, rank=rank, hidden=hidden, seed=seed, shared_knots=shared_knots
+        )
 
     def at(self, lam: float | None = None) -> AtLambda:
         """The network at lambda; None only where there is one lambda.

@@ -25,6 +25,7 @@ class LambdaWeights(nn.Module):
         rank: Of "low_rank" and "mlp".
         hidden: Units of these.
         seed: Of the initial hypernetworks.
+        shared_knots: Of kind "piecewise_linear", see there.
 
     Attributes:
         means: Of all that is no standard deviation.
@@ -40,6 +41,7 @@ class LambdaWeights(nn.Module):
         rank: int = 4,
         hidden: int = 32,
         seed: int = 0,
+        shared_knots: bool = True,
     ) -> None:
         super().__init__()
         parameters = dict(network.named_parameters())
@@ -49,7 +51,9 @@ class LambdaWeights(nn.Module):
 
         def hypernet(names: list[str]) -> WeightHypernet:
             initial = [parameters[name] for name in names]
-            return WeightHypernet(initial, kind, knots=knots, rank=rank, hidden=hidden, seed=seed)
+            return WeightHypernet(
+                initial, kind, knots=knots, rank=rank, hidden=hidden, seed=seed, shared_knots=shared_knots
+            )
 
         self.means = hypernet(self._points)
         self.rhos = hypernet(self._rhos) if self._rhos else None

@@ -18,6 +18,7 @@ from nni_bayes_nas.layers.normalization import batch_statistics
 from nni_bayes_nas.layers.variational import collect_kl, weight_noise
 
 Optimizer = Literal["adam", "sgd"]
+Schedule = Literal["falling", "constant"]
 _LEFT_AT_THE_END = 1e-3
 _BLOCK = 64
 # One pass over all parameters; on a CPU torch has it since.
@@ -28,8 +29,9 @@ class HyperVariationalModule(pl.LightningModule):
     """Classification: minimizes the mean over lambda of E_q[-log p(y | x, w)] + warmth * complexity / m, per object.
 
     Every step draws `lambdas_per_step` values of lambda, stratified over the range in blocks of some 64 draws, and
-    evaluates the hypernetwork once for each of them. Rates are constant for the first half of the steps and then fall
-    linearly to nearly zero: standard deviations have several nats to go before weights can be left out.
+    evaluates the hypernetwork once for each of them. Rates are constant for the first half of the steps and then, of
+    the schedule "falling", go linearly to nearly zero: standard deviations have several nats to go before weights can
+    be left out.
 
     Validation logs accuracy and loss of the network of the means at both ends and in the middle of the range.
 
@@ -43,6 +45,7 @@ class HyperVariationalModule(pl.LightningModule):
         warmup: Share of the steps until the divergence counts in full.
         shared_until: Share of the steps in which a piecewise linear hypernetwork learns what its knots share alone.
         optimizer: "adam", or "sgd" with momentum .9.
+        schedule: "falling", or "constant" rates.
         seed: Of the values of lambda.
 
     Raises:
@@ -61,6 +64,7 @@ class HyperVariationalModule(pl.LightningModule):
         warmup: float = 0.2,
         shared_until: float = 0.1,
         optimizer: Optimizer = "adam",
+        schedule: Schedule = "falling",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -70,13 +74,17 @@ class HyperVariationalModule(pl.LightningModule):
         require(lambdas_per_step >= 1, "lambdas_per_step", "must be at least 1", lambdas_per_step, "1 is the default")
         for name, share in (("warmup", warmup), ("shared_until", shared_until)):
             require(0 <= share <= 1, name, "must lie in [0, 1], a share of the steps", share, "0.2 is usual")
-        known = ("adam", "sgd")
-        require(optimizer in known, "optimizer", f"must be one of {', '.join(known)}", optimizer, "adam is the default")
+        for name, value, known in (
+            ("optimizer", optimizer, ("adam", "sgd")),
+            ("schedule", schedule, ("falling", "constant")),
+        ):
+            require(value in known, name, f"must be one of {', '.join(known)}", value, f"{known[0]} is the default")
         self.model = model.train()
         self.n_objects = n_objects
         self.rates = learning_rate, rho_learning_rate
         self.lambdas_per_step, self.divide_batch = lambdas_per_step, divide_batch
-        self.warmup, self.shared_until, self.optimizer = warmup, shared_until, optimizer
+        self.warmup, self.shared_until = warmup, shared_until
+        self.optimizer, self.schedule = optimizer, schedule
         self.seed = seed
         self.seconds = self._began = 0.0
 
@@ -159,8 +167,10 @@ class HyperVariationalModule(pl.LightningModule):
                 self.log(f"val_accuracy/{name}", hit, batch_size=len(y))
 
     def configure_optimizers(self) -> Any:
-        """Adam, or SGD; constant rates for half of the steps, then a straight line to a thousandth."""
+        """Adam, or SGD; constant rates, or constant for half of the steps, then a straight line to a thousandth."""
         made = self.made_optimizer()
+        if self.schedule == "constant":
+            return made
         steps = max(1, int(self.trainer.estimated_stepping_batches))
         schedule = torch.optim.lr_scheduler.LambdaLR(
             made, lambda step: min(1.0, 2 * (1 - step / steps) + _LEFT_AT_THE_END)

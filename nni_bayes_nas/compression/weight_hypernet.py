@@ -25,7 +25,8 @@ class WeightHypernet(nn.Module):
     - `linear`: (1 - t) b_0 + t b_1, two end networks;
     - `piecewise_linear`: b + sum_k phi_k(t) d_k with the hat functions phi_k on knots. The part b that all knots share
       learns at every step, the differences d_k only where they are active: with an optimizer that leaves out parameters
-      without a gradient, as torch's do, a knot keeps its own momentum until it is active again;
+      without a gradient, as torch's do, a knot keeps its own momentum until it is active again; without `shared_knots`
+      b stays what it was, and every knot learns by itself;
     - `low_rank`: of every matrix (a filter bank counts as one, a row per filter) b + sum_i (h U_i)(h V_i)^T of rank
       `rank`, with h = ReLU(w t + c) / sqrt(hidden) of `hidden` units; of a vector b + h U / sqrt(hidden). h and every
       h U_i are of norm 1 or so, whatever the sizes: a step of the factors moves a matrix about as much as a step of b;
@@ -38,6 +39,7 @@ class WeightHypernet(nn.Module):
         rank: Of `low_rank` and `mlp`.
         hidden: Units of the hidden layer.
         seed: Of the initial weights of `low_rank` and `mlp`.
+        shared_knots: Of `piecewise_linear`: whether b learns.
 
     Attributes:
         alone: Of `piecewise_linear`: whether it is b, the differences left out for now.
@@ -55,6 +57,7 @@ class WeightHypernet(nn.Module):
         rank: int = 4,
         hidden: int = 32,
         seed: int = 0,
+        shared_knots: bool = True,
     ) -> None:
         super().__init__()
         if kind not in KINDS:
@@ -70,7 +73,7 @@ class WeightHypernet(nn.Module):
         flat = torch.cat([x.detach().flatten() for x in initial])
         generator = torch.Generator().manual_seed(seed)
         if kind != "linear":
-            self.shared = nn.Parameter(flat.clone())
+            self.shared = nn.Parameter(flat.clone(), requires_grad=shared_knots or kind != "piecewise_linear")
         if kind == "linear":
             self.vectors = nn.ParameterList([nn.Parameter(flat.clone()) for _ in range(2)])
         elif kind == "piecewise_linear":

@@ -133,6 +133,7 @@ def build_model(config: Config, data: DataSplits, parameters: dict[str, Any]) ->
         rank=settings.rank,
         hidden=settings.hidden,
         seed=int(parameters["seed"]),
+        shared_knots=settings.shared_knots,
     )
 
 
@@ -238,4 +239,4 @@ def _trained_on(
 def module_options(settings: CompressConfig) -> dict[str, Any]:
     """Arguments of `HyperVariationalModule`."""
     names = ("learning_rate", "rho_learning_rate", "lambdas_per_step", "divide_batch", "warmup", "shared_until")
-    return {name: getattr(settings, name) for name in (*names, "optimizer")}
+    return {name: getattr(settings, name) for name in (*names, "optimizer", "schedule")}

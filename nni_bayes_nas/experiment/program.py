@@ -8,6 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+# Bytes of constants that are computed when the program is written.
+_SMALL = 256
+
 
 class Scaled(nn.Module):
     """A network behind the standardization of its inputs, and before the return of its outputs to the data's units.
@@ -64,13 +67,23 @@ def write_program(network: nn.Module, x: Tensor, path: Path) -> None:
             for node in module.graph.nodes:
                 # The paths of this machine's source files are no part of a network.
                 node.meta.pop("stack_trace", None)
+    # Nor is what it was traced with, which the file would hold.
+    program.example_inputs = ((torch.zeros_like(x),), {})
     if path.suffix == ".pt2":
         torch.export.save(program, path)
         _deflate(path)
         return
-    onnx = torch.onnx.export(program, dynamo=True, verbose=False, input_names=["x"], output_names=["output"])
+    onnx = torch.onnx.export(
+        program, dynamo=True, verbose=False, input_names=["x"], output_names=["output"], optimize=False
+    )
     if onnx is None:
         raise RuntimeError("torch.onnx.export gave no program")
+    from onnxscript import optimizer
+
+    # Constants as large as weights stay as they are: places of packed ones, unpacked, have eight times their length.
+    optimizer.optimize(onnx.model, input_size_limit=_SMALL)
+    for node in onnx.model.graph.all_nodes():
+        node.metadata_props.clear()
     onnx.save(path, external_data=False)
 
 

@@ -57,12 +57,34 @@ def test_what_knots_share_learns_first():
     assert not any(any(row) for row in watch.rows[:16]) and all(watch.rows[-1])
 
 
+@pytest.mark.parametrize("divide_batch", [False, True])
+def test_the_hypernetwork_is_evaluated_once_for_each_lambda_of_a_step(divide_batch):
+    net, calls = model(), {"means": [], "rhos": []}
+    for name, places in calls.items():
+        getattr(net.hyper, name).register_forward_pre_hook(lambda _, args, to=places: to.append(args[0]))
+    module = HyperVariationalModule(net, n_objects=N, lambdas_per_step=3, divide_batch=divide_batch)
+    module.terms(next(iter(data(32))), 5, 0.5)
+    assert calls["means"] == calls["rhos"] and len(set(calls["means"])) == len(calls["means"]) == 3
+
+
 def test_rates_are_constant_and_then_fall():
     watch = Watch()
     trained(model(), epochs=4, callbacks=[watch])
     assert watch.rates[0] == watch.rates[14] == [1e-2, 3e-2]
     assert watch.rates[24][0] == pytest.approx(1e-2 * (2 * (1 - 25 / 32) + 1e-3))
     assert watch.rates[24][1] == pytest.approx(3 * watch.rates[24][0])
+    constant = Watch()
+    trained(model(), callbacks=[constant], schedule="constant")
+    assert len(constant.rates) == 16 and all(rates == [1e-2, 3e-2] for rates in constant.rates)
+
+
+def test_without_a_shared_part_only_knots_learn():
+    watch = Watch()
+    net = model(shared_knots=False)
+    shared = [h.shared.clone() for h in (net.hyper.means, net.hyper.rhos)]
+    trained(net, callbacks=[watch], shared_until=0.0)
+    assert all(torch.equal(a, h.shared) for a, h in zip(shared, (net.hyper.means, net.hyper.rhos), strict=True))
+    assert all(watch.rows[-1])
 
 
 @pytest.mark.parametrize("options", [{}, {"lambdas_per_step": 3}, {"lambdas_per_step": 4, "divide_batch": True}])
@@ -216,6 +238,7 @@ def test_what_is_no_number_is_named():
         ({"lambdas_per_step": 0}, "lambdas_per_step` must be at least 1"),
         ({"warmup": 1.5}, r"warmup` must lie in \[0, 1\]"),
         ({"shared_until": -0.1}, r"shared_until` must lie in \[0, 1\]"),
+        ({"schedule": "linear"}, "schedule` must be one of falling, constant"),
         ({"optimizer": "lbfgs"}, "optimizer` must be one of adam, sgd, got 'lbfgs'"),
     ],
 )

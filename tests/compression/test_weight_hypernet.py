@@ -71,6 +71,21 @@ def test_a_knot_that_is_not_active_keeps_its_momentum():
         assert moved == [t < 0.5, 0 < t < 1, t > 0.5]
 
 
+def test_knots_that_share_nothing_learn_as_networks_of_their_own():
+    """One step of Adam at t = 1/4 of two knots: each moves by its own gradient, and nothing moves at other places."""
+    net = WeightHypernet(initial(), "piecewise_linear", knots=3, shared_knots=False)
+    plain = WeightHypernet(initial(), "linear")
+    for one, t in ((net, 0.125), (plain, 0.25)):
+        optimizer = torch.optim.SGD([p for p in one.parameters() if p.requires_grad], lr=0.1)
+        sum(value.square().sum() for value in one(t)).backward()
+        optimizer.step()
+    for t, place in ((0.0, 0.0), (0.5, 1.0)):
+        for ours, theirs in zip(net(t), plain(place), strict=True):
+            torch.testing.assert_close(ours, theirs)
+    for value, first in zip(net(1.0), initial(), strict=True):
+        torch.testing.assert_close(value, first)
+
+
 @pytest.mark.parametrize("rank", [1, 3])
 def test_low_rank_has_that_rank(rank):
     net = random(WeightHypernet(initial(), "low_rank", rank=rank))

@@ -3,6 +3,7 @@
 import importlib.util
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 import yaml
 
 from nni_bayes_nas.cli import main
-from nni_bayes_nas.compression.networks import mlp
+from nni_bayes_nas.compression.networks import cnn, mlp
 from nni_bayes_nas.compression.packing import pack
 from nni_bayes_nas.compression.pruning import kept, mean_network, prune
 from nni_bayes_nas.config import Config
@@ -87,14 +88,15 @@ def test_the_file_has_the_accuracy_of_the_curve_and_is_small(format, made, tmp_p
     assert output.stat().st_size < 40 * 1024
 
 
+@pytest.mark.parametrize("make, shape", [(mlp, (1, 28, 28)), (partial(cnn, channels=(16, 32), hidden=64), (3, 32, 32))])
 @pytest.mark.parametrize("format", ["pt2", pytest.param("onnx", marks=onnx)])
-def test_a_twentieth_of_the_weights_is_a_tenth_of_the_file(format, tmp_path):
-    """LeNet-300-100, and the logits of the network that the packed one stands for."""
+def test_a_twentieth_of_the_weights_is_a_tenth_of_the_file(format, make, shape, tmp_path):
+    """LeNet-300-100, convolutions with normalization, and the logits of the network that the packed one stands for."""
     torch.manual_seed(0)
-    dense = mlp((1, 28, 28), 10).eval()
-    gaussian = to_variational(mlp((1, 28, 28), 10))
+    dense = make(shape, 10).eval()
+    gaussian = to_variational(make(shape, 10))
     prune(gaussian, fraction=0.95)
-    plain, x = mean_network(gaussian).eval(), torch.rand(7, 1, 28, 28)
+    plain, x = mean_network(gaussian).eval(), torch.rand(7, *shape)
     sizes = []
     for name, network in (("dense", dense), ("packed", pack(plain).eval())):
         path = tmp_path / f"{name}.{format}"
