@@ -65,10 +65,9 @@ class CellSpace(ModelSpace):  # type: ignore[misc]
         SpaceError: On an unknown operation or a size that makes no network.
     """
 
-    @staticmethod
-    def isomorphism_key(choices: Mapping[str, Any]) -> str:
+    def isomorphism_key(self, choices: Mapping[str, Any]) -> str:
         """See the function of this name: architectures of one key are counted as one."""
-        return isomorphism_key(choices)
+        return isomorphism_key(choices, self._equal_inputs)
 
     def __init__(
         self,
@@ -100,10 +99,12 @@ class CellSpace(ModelSpace):  # type: ignore[misc]
         size = -(-stem // 2 ** _STEMS[stem].count(2))
         stage, at = 0, _auxiliary_cell(n_cells) if auxiliary else None
         head_channels = 0
+        labels = []
         for i in range(n_cells):
             pool = i > 0 and (reduce == "pool" or i in (n_cells // 3, 2 * n_cells // 3))
             if pool and size > _SMALLEST:
                 size, stage, width = (size + 1) // 2, stage + 1, round(width * growth)
+            labels.append({"all": "cell", "stage": f"stage{stage}", "none": f"cell{i}"}[share])
             self.cells.append(
                 Cell(
                     {name: partial(_operation, name, width, affine, drop_path) for name in operations},
@@ -112,11 +113,13 @@ class CellSpace(ModelSpace):  # type: ignore[misc]
                     num_predecessors=2,
                     preprocessor=_Preprocess(channels, width, pool=pool),
                     postprocessor=_KeepLast(),
-                    label={"all": "cell", "stage": f"stage{stage}", "none": f"cell{i}"}[share],
+                    label=labels[-1],
                 )
             )
             channels = [channels[1], n_nodes * width]
             head_channels = channels[1] if i == at else head_channels
+        # The stem's output is both inputs of the first cell; others with its label have two.
+        self._equal_inputs = labels[0] if labels.count(labels[0]) == 1 else None
         self.head = nn.Sequential(
             nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(channels[1], num_classes)
         )
@@ -155,7 +158,7 @@ class CellSpace(ModelSpace):  # type: ignore[misc]
         self.auxiliary, self.auxiliary_logits = None, None
 
 
-def isomorphism_key(choices: Mapping[str, Any]) -> str:
+def isomorphism_key(choices: Mapping[str, Any], equal_inputs: str | None = "cell0") -> str:
     """Equal for cells alone that are one graph: with the nodes of a cell in another order, the edges of a node too.
 
     A cell gives its nodes side by side, so that their order is that of weights behind it. Nodes are ordered by what
@@ -163,6 +166,7 @@ def isomorphism_key(choices: Mapping[str, Any]) -> str:
 
     Args:
         choices: An NNI sample of a space of `nni.nas.nn.pytorch.Cell`s; what else it holds must be equal.
+        equal_inputs: Label of a cell whose two inputs are one, as those of the first cell of a `CellSpace` are.
     """
     others: list[str] = []
     cells: dict[str, dict[int, list[tuple[str, int]]]] = {}
@@ -171,6 +175,7 @@ def isomorphism_key(choices: Mapping[str, Any]) -> str:
             name, node, slot = match.groups()
             chosen = choices[f"{name}/input_{node}_{slot}"]
             source = int(chosen[0] if isinstance(chosen, Sequence) else chosen)
+            source = 0 if source == 1 and name == equal_inputs else source
             cells.setdefault(name, {}).setdefault(int(node), []).append((str(operation), source))
         elif not re.fullmatch(r".*/input_\d+_\d+", label):
             others.append(f"{label}:{operation!r}")

@@ -78,7 +78,7 @@ class Setting:
 PRESETS = {
     "smoke": Setting(2, 2, 200, 80, 2, 1, 250, 100, 1, 0.5, 2, 0.025, 64, 600, (2, 3, 4), 16, 16, 8),
     "cpu": Setting(
-        *(8, 3, 10_000, 2_000, 5, 2, 20_000, 4_000, 1, 0.975, 8, 0.025, 64, 12_000, tuple(range(4, 65)), 512, 1_024, 64)
+        *(8, 3, 10_000, 2_000, 5, 2, 20_000, 4_000, 1, 0.975, 8, 0.025, 64, 12_000, tuple(range(4, 65)), 512, 1_024, 32)
     ),
 }
 # Steps between two looks at the validation data, and the learning rate between them.

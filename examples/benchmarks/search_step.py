@@ -53,6 +53,7 @@ from typing import Any
 import nni
 import pytorch_lightning as pl
 import torch
+from contract import finite
 from steps import Search, Setting, error_of_bf16, hub, peak_gflops, peak_mib, quiet
 
 from nni_bayes_nas.search_spaces.cell import DEFAULT_OPERATIONS
@@ -272,7 +273,8 @@ def main() -> int:
         result = report(rows, grown, options.preset, spent + time.perf_counter() - started)
         if options.output:
             options.output.parent.mkdir(parents=True, exist_ok=True)
-            options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            text = json.dumps(finite(result), indent=1, allow_nan=False)
+            options.output.write_text(text + "\n", encoding="utf-8")
         return result
 
     print(f"{'space':<17}{'seed':>5}" + "".join(f"   {arm} ms" for arm in names) + "   MiB")

@@ -245,19 +245,24 @@ class Reader:
             size["latency"] = self.strategy.predicted_cost("latency", choices)
         return size
 
+    def identity(self, choices: dict[str, Any]) -> str:
+        """Equal for architectures that compute the same, as far as the space knows."""
+        return Architecture(choices).key if self.isomorphism_key is None else str(self.isomorphism_key(choices))
+
     def candidates(self, parameters: dict[str, Any]) -> list[dict[str, Any]]:
         """The most probable architectures, with their sizes: "candidates" of them, of at most "max_params" parameters.
+
+        Of a strategy over lambda those of its lowest lambda, where size costs least.
 
         Raises:
             SpaceError: None of the most probable ones is so small.
         """
         wanted, most, rows = int(parameters["candidates"]), parameters.get("max_params"), []
-        seen: set[Any] = set()
+        seen: set[str] = set()
         for one in itertools.islice(self.strategy.posterior().by_probability(), _CANDIDATES_LOOKED_AT):
-            if self.isomorphism_key is not None:
-                if (key := self.isomorphism_key(one.choices)) in seen:
-                    continue
-                seen.add(key)
+            if (identity := self.identity(one.choices)) in seen:
+                continue
+            seen.add(identity)
             size = self.modelled_size(one.choices)
             if most is None or size["params"] <= most:
                 choices = Architecture(one.choices).canonical()
@@ -317,19 +322,19 @@ class Reader:
     def sampled(self, n: int, derived: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """`n` architectures of the posterior, in the order in which they are drawn; none twice, and none of `derived`.
 
+        Where the space says which compute the same, these are one. "log_prob" is that of the form that was drawn.
         Where draws bring nothing new for long, the most probable ones that are left stand in for them.
         """
         if not n:
             return []
-        q, taken = self.strategy.posterior(), {Architecture(row["choices"]).key for row in derived}
+        q, taken = self.strategy.posterior(), {self.identity(row["choices"]) for row in derived}
         drawn = q.sample(_DRAWS_PER_SAMPLE * n, self.generator)
         rows: list[dict[str, Any]] = []
         for choices in itertools.chain(drawn, (one.choices for one in q.by_probability())):
-            architecture = Architecture(choices)
-            if architecture.key in taken:
+            if (identity := self.identity(choices)) in taken:
                 continue
-            taken.add(architecture.key)
-            row = {"lambda": None, "origin": "sample", "choices": architecture.canonical()}
+            taken.add(identity)
+            row = {"lambda": None, "origin": "sample", "choices": Architecture(choices).canonical()}
             row |= {"log_prob": q.log_prob(choices), **self.size(choices)}
             rows.append({**row, f"one_hot_{self.score}": self.one_hot_score(choices)})
             if len(rows) == n:

@@ -20,7 +20,7 @@ from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.experiment.damage import damaged, edges
 from nni_bayes_nas.experiment.data import load_data
 from nni_bayes_nas.experiment.ensembles import ensembles
-from nni_bayes_nas.experiment.evaluate import Settings, box_of, evaluate
+from nni_bayes_nas.experiment.evaluate import Settings, _masked, box_of, evaluate
 from nni_bayes_nas.experiment.record import read_json, write_json
 from nni_bayes_nas.search_spaces.cell import CellSpace
 from nni_bayes_nas.search_spaces.dense import DenseSpace
@@ -278,3 +278,11 @@ def test_edges_of_the_hub():
     network = space().freeze(sample)
     # Three cells, four nodes, two edges each.
     assert len(edges(space(), network)) == 24
+
+
+def test_gradients_are_masked_where_the_black_box_is_clearly_stronger():
+    """Of 256 objects two standard errors of .9 are .0375."""
+    assert _masked({"pgd": [0.9, 0.5], "square": [0.86, 0.5]}, 256)
+    assert not _masked({"pgd": [0.9], "square": [0.87]}, 256) and not _masked({"pgd": [0.5], "square": [0.9]}, 256)
+    assert _masked({"pgd": [0.9, 0.5], "square": [0.9, 0.4]}, 256)
+    assert not _masked({"pgd": [0.9]}, 256) and not _masked({"pgd": [0.0], "square": [0.0]}, 256)

@@ -26,13 +26,16 @@ def cells_of(nodes):
 
 
 def renumbered(choices, order):
-    """The cell with node `2 + i` called `2 + order[i]`, and its slots exchanged; None if an edge would lead back."""
+    """The cell with node `2 + i` called `2 + order[i]`, and its slots exchanged; None if an edge would lead back.
+
+    Inputs change places too: the first cell gets the stem's output twice.
+    """
     found = {}
     for node in range(2, 2 + len(order)):
         new = 2 + order[node - 2]
         for slot in (0, 1):
             source = choices[f"cell0/input_{node}_{slot}"][0]
-            source = 2 + order[source - 2] if source >= 2 else source
+            source = 2 + order[source - 2] if source >= 2 else 1 - source
             if source >= new:
                 return None
             found[f"cell0/op_{new}_{1 - slot}"] = choices[f"cell0/op_{node}_{slot}"]
@@ -42,7 +45,7 @@ def renumbered(choices, order):
 
 def plain(choices):
     nodes = sorted({int(label.split("_")[1]) for label in choices})
-    at = [[(choices[f"cell0/op_{n}_{s}"], choices[f"cell0/input_{n}_{s}"][0]) for s in (0, 1)] for n in nodes]
+    at = [[(choices[f"cell0/op_{n}_{s}"], max(1, choices[f"cell0/input_{n}_{s}"][0])) for s in (0, 1)] for n in nodes]
     return tuple(tuple(sorted(each)) for each in at)
 
 
@@ -67,6 +70,18 @@ def test_the_key_tells_whose_output_is_meant():
     assert isomorphism_key({**same, **one}) == isomorphism_key(
         {**same, **one, "cell0/input_4_0": [3], "cell0/input_5_0": [3]}
     )
+
+
+def test_inputs_are_two_behind_the_first_cell():
+    cell = next(cells_of(2))
+    other = {**cell, "cell0/input_2_0": [1], "cell0/input_2_1": [0], "cell0/op_2_1": "conv_3x3"}
+    same = {**other, "cell0/input_2_0": [0], "cell0/input_2_1": [1]}
+    assert CellSpace(n_cells=2).isomorphism_key(other) == CellSpace(n_cells=2).isomorphism_key(same)
+    behind = [{label.replace("cell0", "cell1"): value for label, value in one.items()} for one in (other, same)]
+    assert len({CellSpace(n_cells=2).isomorphism_key({**cell, **one}) for one in behind}) == 2
+    shared = [{label.replace("cell0", "cell"): value for label, value in one.items()} for one in (other, same)]
+    for cells, keys in ((1, 1), (2, 2)):
+        assert len({CellSpace(n_cells=cells, share="all").isomorphism_key(one) for one in shared}) == keys
 
 
 def test_other_choices_count():

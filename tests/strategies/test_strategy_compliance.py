@@ -128,6 +128,29 @@ class TestDirichletDARTSWithGaussianWeights(StrategyCompliance):
     args: ClassVar[dict[str, Any]] = {"weights": "variational", "dependence": "gated"}
 
 
+@pytest.mark.slow
+class TestDirichletDARTSWithScaledWeightsOnTwoLevels(StrategyCompliance):
+    name = "dirichlet_darts"
+    args: ClassVar[dict[str, Any]] = {"weights": "variational", "dependence": "scaled", "scheme": "bilevel"}
+
+
+@pytest.mark.slow
+class TestConcreteInTwoPasses(StrategyCompliance):
+    name = "dirichlet_darts"
+    args: ClassVar[dict[str, Any]] = {"family": "concrete", "accumulate": True}
+
+
+@pytest.mark.slow
+class TestJointPosteriorByFlipout(StrategyCompliance):
+    name = "dirichlet_darts"
+    args: ClassVar[dict[str, Any]] = {
+        "weights": "variational",
+        "estimator": "flipout",
+        "weight_hypernet": "piecewise_linear",
+        "lambda_range": [0.1, 1.0],
+    }
+
+
 class TestDirichletDARTSOverLambda(StrategyCompliance):
     name = "dirichlet_darts"
     args: ClassVar[dict[str, Any]] = {"lambda_range": [0.01, 1.0], "complexity": "target", "complexity_weight": 20.0}
