@@ -168,8 +168,9 @@ class PredictConfig:
     begin with.
 
     From all but ``held_out`` of it (they show the errors) decoders of ``kinds`` learn in ``fit_steps``; of ``draws``
-    for the data, and ``factors`` and ``dense_share`` of the connections of the dense network ``deepest``, the
-    ``verify`` best-ranked are trained for ``train_steps``, and as many tries of each of ``baselines``.
+    for the data, and ``factors`` and ``dense_share`` of the connections of the dense network ``deepest``, ranked by
+    trainings of ``rank_steps`` too, the ``verify`` best are trained for ``train_steps``, and as many tries of each of
+    ``baselines``.
 
     ``cells``: tasks of those sources that are images whose cells are searched too, as space, strategy and search say,
     ``cell_replicas`` times side by side; the ``cell_draws`` most probable cells for the data are retrained.
@@ -203,6 +204,7 @@ class PredictConfig:
     fit_steps: int = 400
     held_out: float = 0.15
     draws: int = 16
+    rank_steps: int = 100
     verify: int = 3
     baselines: tuple[Literal["random", "relevance", "snip", "magnitude", "adanet", "low_rank", "dense"], ...] = (
         "random",
@@ -215,7 +217,16 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         names = ("tasks_per_trial", "least_objects", "candidates", "top", "repeats", "steps", "max_depth", "dim")
-        for name in (*names, "fit_steps", "draws", "verify", "train_steps", "cell_replicas", "cell_draws"):
+        for name in (
+            *names,
+            "fit_steps",
+            "draws",
+            "rank_steps",
+            "verify",
+            "train_steps",
+            "cell_replicas",
+            "cell_draws",
+        ):
             require_at_least(f"predict.{name}", getattr(self, name), 1)
         for name in ("tasks", "others", "cells"):
             require_at_least(f"predict.{name}", getattr(self, name), 0)

@@ -76,6 +76,7 @@ PRESETS = {
             "fit_steps": 10,
             "dim": 16,
             "draws": 4,
+            "rank_steps": 10,
             "verify": 2,
             "train_steps": 30,
         },

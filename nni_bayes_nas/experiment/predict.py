@@ -76,6 +76,7 @@ def run_predict(
         vocabulary=vocabulary_of(settings),
         dim=settings.dim,
         seed=seed,
+        rank_steps=settings.rank_steps,
     )
     cached = {id(entry): parts.data(entry.task) for entry in entries}
     started = time.perf_counter()

@@ -17,7 +17,7 @@ from nni_bayes_nas.prediction.inner_search import train_all
 from nni_bayes_nas.prediction.many import Training
 from nni_bayes_nas.prediction.predictor import Predictor
 from nni_bayes_nas.prediction.random_nets import completed
-from nni_bayes_nas.prediction.ranker import describe, kendall, short_losses
+from nni_bayes_nas.prediction.ranker import kendall
 from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture
 from nni_bayes_nas.prediction.tasks import TaskData
 from nni_bayes_nas.prediction.tokens import encode
@@ -77,7 +77,7 @@ def errors_of(
         tau = None
         if predictor.ranker is not None and len(every) > 2:
             tried = [one.net for one in every]
-            expected = predictor.ranker.scores(describe(tried, ranked), short_losses(tried, ranked, seed + i))
+            expected = predictor.ranked(tried, ranked, seed + i)
             tau = kendall(expected, [one.loss for one in every])
         others = entry.others or entry.found
         rows.append(

@@ -17,8 +17,9 @@ from nni_bayes_nas.errors import ConfigError, NumericsError
 from nni_bayes_nas.prediction.bank import Entry, check_bank
 from nni_bayes_nas.prediction.canonical import canonical
 from nni_bayes_nas.prediction.encoder import Condition, SetEncoder, condition_of, with_classes
+from nni_bayes_nas.prediction.many import Training
 from nni_bayes_nas.prediction.random_nets import completed
-from nni_bayes_nas.prediction.ranker import Ranker, describe, short_losses
+from nni_bayes_nas.prediction.ranker import SHORT, Ranker, describe, short_losses
 from nni_bayes_nas.prediction.seq2seq import Seq2Seq
 from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture, of_classes, of_columns
 from nni_bayes_nas.prediction.tasks import TaskData
@@ -85,6 +86,7 @@ class Predictor:
         vocabulary: Depths and widths of the networks.
         dim: Of encoder and decoder.
         seed: Of the initial weights.
+        rank_steps: Of the short trainings by which networks are ranked, see `short_losses`.
     """
 
     def __init__(
@@ -96,10 +98,12 @@ class Predictor:
         vocabulary: Vocabulary = Vocabulary(),  # noqa: B008  it is frozen
         dim: int = 64,
         seed: int = 0,
+        rank_steps: int = SHORT.steps,
     ) -> None:
         require(kind in KINDS, "kind", f"must be one of {', '.join(KINDS)}", kind, "seq2seq say")
         self.kind, self.max_features, self.max_classes = kind, max_features, max_classes
         self.vocabulary, self.dim, self.seed = vocabulary, dim, seed
+        self.short = Training(rank_steps)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.model = KINDS[kind](SetEncoder(max_features, max_classes, dim), vocabulary, dim)
@@ -261,7 +265,7 @@ class Predictor:
         """
         if self.ranker is None:
             raise ConfigError("networks are ranked by what was fitted to a bank, got a model that was not; call fit.")
-        return list(self.ranker.scores(describe(nets, data), short_losses(nets, data, seed)))
+        return list(self.ranker.scores(describe(nets, data), short_losses(nets, data, seed, self.short)))
 
     def save(self, path: Path) -> None:
         """Write the meta-model; the ranker is fitted anew from the bank.
@@ -270,7 +274,7 @@ class Predictor:
             path: Of a file of torch's.
         """
         sizes = {"max_features": self.max_features, "max_classes": self.max_classes, "dim": self.dim}
-        made: dict[str, Any] = {"kind": self.kind, "seed": self.seed, **sizes}
+        made: dict[str, Any] = {"kind": self.kind, "seed": self.seed, "rank_steps": self.short.steps, **sizes}
         held = {"made": made, "vocabulary": asdict(self.vocabulary), "model": self.model.state_dict()}
         torch.save(held, path)
 

@@ -18,6 +18,7 @@ SMALL = {
     "fit_steps": 15,
     "held_out": 0.25,
     "draws": 4,
+    "rank_steps": 10,
     "verify": 2,
     "baselines": ["random", "dense"],
     "train_steps": 40,
