@@ -3,67 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from compression_arms import AUTHORS, EVIDENCE_KINDS, EVIDENCE_PRIORS, PUBLISHED, SHARES
 from compression_rows import FURTHER, Curves
+from figures import COLOURS, Line, finish, grid_of, write
 
-# Colours that a colour-blind reader tells apart (Okabe & Ito).
-COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#cc79a7")
 KINDS = {"constant": "direct", "linear": "linear", "piecewise_linear": "piecewise linear"}
-
-
-@dataclass(frozen=True)
-class Line:
-    """A curve of a panel; `None` where nothing was measured."""
-
-    label: str
-    x: Sequence[float]
-    y: Sequence[float | None]
-    colour: str
-    style: str = "-"
-
-    def draw(self, axes: Any) -> None:
-        """With a marker at every point that was measured."""
-        known = [(x, y) for x, y in zip(self.x, self.y, strict=True) if y is not None]
-        if known:
-            axes.plot(*zip(*known, strict=True), self.style, color=self.colour, label=self.label, marker="o", ms=3)
 
 
 def draw(preset: str, rows: list[dict[str, Any]], path: Path) -> None:
     """Write the figure of a preset."""
     make = {"evidence": _evidence, "authors": _authors, "seed": _seed}.get(preset, _errors)
-    figure = make(rows)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
-def _grid(n_rows: int, n_columns: int, width: float = 3.4, height: float = 3.0) -> tuple[Any, Any]:
-    return plt.subplots(
-        n_rows, n_columns, figsize=(width * n_columns, height * n_rows), layout="constrained", squeeze=False
-    )
-
-
-def _finish(axes: Any, title: str, x: str, y: str) -> None:
-    axes.set_title(title, fontsize=10)
-    axes.set_xlabel(x, fontsize=9)
-    axes.set_ylabel(y, fontsize=9)
-    axes.tick_params(labelsize=8)
-    axes.grid(alpha=0.25)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=7, frameon=False)
+    write(make(rows), path)
 
 
 def _errors(rows: list[dict[str, Any]]) -> Any:
     """A column for every arm: test error by compression, as left by pruning (dashed) and trained further."""
     arms = list(dict.fromkeys(row["arm"] for row in rows))
-    figure, grid = _grid(1, len(arms))
+    figure, grid = grid_of(1, len(arms))
     for axes, arm in zip(grid[0], arms, strict=True):
         curves = Curves(rows, arm)
         times = [1 / (1 - f) for f in curves.fractions]
@@ -75,7 +34,7 @@ def _errors(rows: list[dict[str, Any]]) -> Any:
         axes.set_xticks(times, [f"{t:.3g}" for t in times])
         axes.minorticks_off()
         axes.set_ylim(*_limits(curves))
-        _finish(axes, arm, "weights / weights that are left", "test error, %")
+        finish(axes, arm, "weights / weights that are left", "test error, %")
     return figure
 
 
@@ -93,21 +52,21 @@ def _seed(rows: list[dict[str, Any]]) -> Any:
         ("hypernetwork", "seed, hypernetwork"),
         ("hypernetwork, trained on at its λ", f"seed, hypernetwork{FURTHER}"),
     )
-    figure, grid = _grid(1, len(panels))
+    figure, grid = grid_of(1, len(panels))
     for axes, (title, arm) in zip(grid[0], panels, strict=True):
         curves = Curves(rows, arm)
         for colour, lam in zip(COLOURS, curves.lambdas, strict=False):
             shares = [100 * f for f in curves.fractions]
             Line(f"λ = {lam:g}", shares, _accuracies(curves, lam, curves.fractions, "test"), colour).draw(axes)
         axes.set_ylim(50, 100)
-        _finish(axes, title, "weights left out, %", "test accuracy, %")
+        finish(axes, title, "weights left out, %", "test accuracy, %")
     return figure
 
 
 def _authors(rows: list[dict[str, Any]]) -> Any:
     """Test accuracy by share at every lambda of the published table: theirs (dashed), run again, and ours."""
     lams = sorted(PUBLISHED["base", "constant"])
-    figure, grid = _grid(2, len(lams))
+    figure, grid = grid_of(2, len(lams))
     shares = [100 * f for f in SHARES]
     for panels, kind in zip(grid, ("constant", "piecewise_linear"), strict=True):
         for axes, lam in zip(panels, lams, strict=True):
@@ -117,7 +76,7 @@ def _authors(rows: list[dict[str, Any]]) -> Any:
                 if (arm, kind) in PUBLISHED:
                     Line(f"{arm}, published", shares, PUBLISHED[arm, kind][lam], colour, "--").draw(axes)
             axes.set_ylim(40, 100)
-            _finish(axes, f"{KINDS[kind]}, λ = {lam:g}", "weights left out, %", "test accuracy, %")
+            finish(axes, f"{KINDS[kind]}, λ = {lam:g}", "weights left out, %", "test accuracy, %")
     return figure
 
 
@@ -127,7 +86,7 @@ def _evidence(rows: list[dict[str, Any]]) -> Any:
     The gap is what a network gains of J that is trained on from there at its lambda alone; of a direct run it says how
     far that is from its end.
     """
-    figure, grid = _grid(5, len(EVIDENCE_PRIORS), height=2.4)
+    figure, grid = grid_of(5, len(EVIDENCE_PRIORS), height=2.4)
     for column, prior in enumerate(EVIDENCE_PRIORS):
         for colour, kind in zip(("black", *COLOURS), ("constant", *EVIDENCE_KINDS), strict=False):
             curves, further = Curves(rows, prior, kind), Curves(rows, prior + FURTHER, kind)
@@ -143,7 +102,7 @@ def _evidence(rows: list[dict[str, Any]]) -> Any:
         names = ("J, nats", "E log p, nats", "KL, nats", "J trained on at λ - J, nats", "weights above one sd")
         for axes, name in zip(grid[:, column], names, strict=True):
             axes.set_xscale("log")
-            _finish(axes, prior, "λ", name)
+            finish(axes, prior, "λ", name)
         grid[2][column].set_yscale("log")
         grid[3][column].axhline(0, color="black", lw=0.8)
         grid[4][column].set_yscale("log")

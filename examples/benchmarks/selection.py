@@ -16,7 +16,7 @@ Groups of arms; all with the same seeds, compared seed by seed, with Student's 9
     optimizers       accuracy, NLL and ECE of six optimizers, with and without 80 % of the neurons frozen
 
 Times are process seconds of the whole training, the making of what is kept included; what is timed runs alone, one
-training after the other, a seed's arms side by side.
+training after the other, a seed's arms side by side. A figure is written beside FILE.json.
 
 Targets (issue "Which parameters to go on optimising"): 2a CNN: loss <= .2 points at >= 2.5 x, and >= .5 above equal
 time; 2b MLP: loss <= .3 at >= 1.6 x; 2c: the criterion that validation prefers is above random by >= .3 at 80 % of
@@ -57,6 +57,7 @@ from selection_arms import (
     is_timed,
     job,
 )
+from selection_figure import draw
 from workers import Outcome, Store, Workers
 
 NAME = "selection"
@@ -297,6 +298,7 @@ def main() -> int:
     more = {"seconds": store.seconds, "workers": workers.n, "complete": complete}
     write_result(options, NAME, [*rows, *tested], found, **more)
     print_tables(table)
+    draw(rows, table.mean, options.output.with_suffix(".png"))
     for row in tested:
         print(f"{row['test']:<36}{row['difference']:>8.3f}  p {row['p']:.2g}, Holm {row['p_holm']:.2g}")
     print(*found, sep="\n")

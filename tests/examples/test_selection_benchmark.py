@@ -69,6 +69,17 @@ def test_what_is_timed_runs_alone() -> None:
     assert not arms.is_timed("cnn", "neuron gain 0.8") and not arms.is_timed("criteria", "full")
 
 
+def test_figure(tmp_path: Path) -> None:
+    """Of all arms, and of none."""
+    arms = module("selection_arms").arms("smoke")
+    numbers = {"test_nll": 0.1, "test_ece": 0.01, "process_seconds": 9.0}
+    rows = [{"group": group, "arm": arm, "seed": 0, "test_accuracy": 0.97, **numbers} for group, arm in arms]
+    for found in (rows, []):
+        path = tmp_path / f"{len(found)}.png"
+        module("selection_figure").draw(found, module("selection").Table(found).mean, path)
+        assert path.stat().st_size > 30_000
+
+
 @pytest.mark.slow
 def test_selection(tmp_path: Path) -> None:
     said, result = run(
@@ -87,6 +98,7 @@ def test_selection(tmp_path: Path) -> None:
     assert 0 <= drawn["averaged_test_accuracy"] <= 1 and drawn["averaged_test_nll"] > 0
     assert any((row["group"], row["arm"]) == ("cnn", "neuron gain_per_flop 0.8") for row in rows if "group" in row)
     assert "points lost, neurons frozen" in said and "optimizer" in said
+    assert (tmp_path / "selection.png").is_file()
 
 
 def test_a_search_is_judged_by_the_arm_that_was_named() -> None:

@@ -1,0 +1,96 @@
+"""The picture of `selection.py`: accuracy by what is frozen or zeroed, and by process time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from figures import COLOURS, Line, finish, grid_of, write
+from selection_arms import (
+    CRITERIA,
+    FROZEN,
+    FULL,
+    KEEP_BY,
+    OF_TIME,
+    PAPER_CRITERIA,
+    PAPER_FROZEN,
+    PUBLISHED_FROZEN,
+    PUBLISHED_ZEROED,
+    STOPPED,
+    ZEROED,
+    is_timed,
+)
+
+Mean = Callable[..., float | None]
+
+
+def draw(rows: list[dict[str, Any]], mean: Mean, path: Path) -> None:
+    """Write the figure.
+
+    Args:
+        rows: Of `selection.py`.
+        mean: Mean over seeds by group, arm and name of a figure, which is the test accuracy unless given.
+        path: Of the file.
+    """
+    figure, grid = grid_of(3, 4, width=3.8)
+    panels = iter(grid.flat)
+    for granularity in ("weight", "neuron"):
+        axes = next(panels)
+        for colour, criterion in zip(COLOURS, CRITERIA, strict=False):
+            values = [mean("criteria", f"{granularity} {criterion} {share:g}") for share in FROZEN]
+            Line(criterion, _percent(FROZEN), values, colour).draw(axes)
+        _level(axes, mean("criteria", FULL))
+        finish(axes, f"{granularity}s frozen after a fifth", "frozen, %", "test accuracy, %")
+    axes, arms = next(panels), {0.0: FULL, **{share: "" for share in PAPER_FROZEN}, 1.0: STOPPED}
+    for colour, criterion in zip(COLOURS, PAPER_CRITERIA, strict=False):
+        values = [mean("paper", arm or f"{criterion} {share:g}") for share, arm in arms.items()]
+        Line(criterion, _percent(arms), values, colour).draw(axes)
+        _published(axes, criterion, PUBLISHED_FROZEN[criterion], colour)
+    finish(axes, "the paper's setting, frozen", "frozen, %", "test accuracy, %")
+    axes = next(panels)
+    for colour, (by, theirs) in zip(COLOURS, PUBLISHED_ZEROED.items(), strict=False):
+        values = [mean("paper", f"zeroed by {by} {share:g}") for share in theirs]
+        Line(by, _percent(theirs), values, colour).draw(axes)
+        _published(axes, by, theirs, colour)
+    finish(axes, "the paper's setting, zeroed", "zeroed, %", "test accuracy, %")
+    axes = next(panels)
+    for colour, by in zip(COLOURS, KEEP_BY, strict=False):
+        Line(by, _percent(ZEROED), [mean("zeroed", f"{by} {share:g}") for share in ZEROED], colour).draw(axes)
+    _level(axes, mean("criteria", FULL))
+    finish(axes, "zeroed after a fifth", "zeroed, %", "test accuracy, %")
+    for group in OF_TIME:
+        timed = [arm for arm in _arms(rows, group) if is_timed(group, arm)]
+        _by_time(next(panels), mean, group, timed, "test_accuracy", "test accuracy, %")
+    for name, words in (("accuracy", "test accuracy, %"), ("nll", "test NLL, nats"), ("ece", "test ECE")):
+        _by_time(next(panels), mean, "optimizers", _arms(rows, "optimizers"), f"test_{name}", words)
+    write(figure, path)
+
+
+def _arms(rows: list[dict[str, Any]], group: str) -> list[str]:
+    return list(dict.fromkeys(row["arm"] for row in rows if row.get("group") == group))
+
+
+def _percent(shares: Iterable[float]) -> list[float]:
+    return [100 * share for share in shares]
+
+
+def _level(axes: Any, value: float | None) -> None:
+    if value is not None:
+        axes.axhline(value, color="black", lw=0.8, label="full training")
+
+
+def _published(axes: Any, name: str, curve: Mapping[float, float], colour: str) -> None:
+    Line(f"{name}, published", _percent(curve), list(curve.values()), colour, "--").draw(axes)
+
+
+def _by_time(axes: Any, mean: Mean, group: str, arms: list[str], name: str, words: str) -> None:
+    """A point for every arm; those with a selection hollow, in the colour of the arm without."""
+    colours: dict[str, str] = {}
+    for arm in arms:
+        seconds, value = mean(group, arm, "process_seconds"), mean(group, arm, name)
+        colour = colours.setdefault(arm.removesuffix(", selected"), COLOURS[len(colours) % len(COLOURS)])
+        if seconds is not None and value is not None:
+            face = "none" if arm.endswith(", selected") else colour
+            axes.scatter(seconds, value, s=22, facecolors=face, edgecolors=colour, label=arm)
+    finish(axes, group, "process seconds", words)
