@@ -153,10 +153,11 @@ def losses(hessian, best, w, k, n_kept):
     return found
 
 
-def test_regret_to_the_best_of_all_pairs_of_choices():
-    """8 parameters that interact, 3 optimized further of 5 that are kept: 560 pairs; 20 problems."""
-    n, k, n_kept = 8, 3, 5
-    regrets = {name: [] for name in ("gain", "gradient", "random")}
+@pytest.mark.parametrize("n_kept", [5, 3])
+def test_regret_to_the_best_of_all_pairs_of_choices(n_kept):
+    """8 parameters that interact, 3 optimized further of 5 or 3 that are kept: 560 or 56 pairs; 20 problems."""
+    n, k = 8, 3
+    regrets = {name: [] for name in NEEDS if name != "gain_per_flop"}
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
         root = torch.randn(n, n, generator=generator)
@@ -164,7 +165,7 @@ def test_regret_to_the_best_of_all_pairs_of_choices():
         best = torch.randn(n, generator=generator) * torch.linspace(0.1, 2, n)
         start = best + torch.randn(n, generator=generator) * (torch.rand(n, generator=generator) < 0.4)
         w = torch.nn.Parameter(start.clone())
-        statistics = GradientStatistics([("w", w)], batch_size=1, gather=("moments",))
+        statistics = GradientStatistics([("w", w)], batch_size=1, gather=("moments", "noise", "path"))
         for _ in range(10):
             w.grad = hessian @ (w.detach() - best) + 0.05 * torch.randn(n, generator=generator)
             statistics.update()
@@ -182,7 +183,7 @@ def test_regret_to_the_best_of_all_pairs_of_choices():
             regrets[name].append((every[active, kept] - least) / (mean - least))
     means = {name: sum(values) / len(values) for name, values in regrets.items()}
     # In units of the mean regret of all pairs, which is what chance has.
-    assert means["gain"] < 0.35 and means["gradient"] < 0.35 and 0.6 < means["random"] < 1.5, means
+    assert 0.6 < means.pop("random") < 1.5 and max(means.values()) < 0.35, means
     assert all(r >= -1e-6 for values in regrets.values() for r in values)
 
 
