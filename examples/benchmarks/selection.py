@@ -11,7 +11,7 @@ Groups of arms; all with the same seeds, compared seed by seed, with Student's 9
                      measured time of layers and their gain say ("auto"); "equal time" is full training with so many
                      steps fewer that it takes as long; CNNs with augmented images too, where nothing can be kept
     paper            784-200-10 with tanh, pixels standardized, SGD, batches of 512, 600 steps, the choice after 100;
-                     shares are of the whole network (there: of every layer); beside its own curves
+                     shares are of every layer, as there; beside its own curves
     zeroed           80 to 98 % of the weights are zero after a fifth of the steps, the others are optimized further
     optimizers       accuracy, NLL and ECE of six optimizers, with and without 80 % of the neurons frozen
 

@@ -119,14 +119,14 @@ def _paper(setting: Setting) -> dict[tuple[str, str], Parameters]:
     found = {("paper", FULL): paper, ("paper", STOPPED): {**paper, "steps": begun}}
     for criterion in PAPER_CRITERIA:
         for frozen in PAPER_FROZEN:
-            selection = {"active": 1 - frozen, "criterion": criterion, "granularity": "weight"}
+            selection = {"active": 1 - frozen, "criterion": criterion, "granularity": "weight", "scope": "layer"}
             selection |= {"start": begun, "window": min(PAPER_WINDOW, begun)}
             found["paper", f"{criterion} {frozen:g}"] = {**paper, "selection": selection}
     for by, shares in PUBLISHED_ZEROED.items():
         for share in shares:
             # All that is kept goes on, as there.
             selection = {"active": 1 - share, "kept": 1 - share, "keep_by": by, "granularity": "weight"}
-            selection |= {"start": begun, "window": min(PAPER_WINDOW, begun)}
+            selection |= {"scope": "layer", "start": begun, "window": min(PAPER_WINDOW, begun)}
             found["paper", f"zeroed by {by} {share:g}"] = {**paper, "selection": selection}
     return found
 

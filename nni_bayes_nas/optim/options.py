@@ -19,6 +19,7 @@ def check_options(
     active: Any,
     criterion: str,
     granularity: str,
+    scope: str,
     start: Any,
     window: int,
     gradients: str,
@@ -36,6 +37,7 @@ def check_options(
     check_criterion(criterion)
     for name, value, known in (
         ("granularity", granularity, GRANULARITIES),
+        ("scope", scope, ("global", "layer")),
         ("keep_by", keep_by, tuple(KEEPING)),
         ("zero_at", zero_at, ("selection", "end")),
         ("gradients", gradients, get_args(Gradients)),
@@ -44,6 +46,8 @@ def check_options(
     whole = active != "auto" or (granularity == "prefix" and criterion not in ("random", "gain_per_flop"))
     rule = "auto needs granularity prefix and a criterion that measures"
     require(whole, "active", rule, f"{granularity} and {criterion}", "gain, say")
+    inside = scope == "global" or granularity in ("weight", "neuron")
+    require(inside, "scope", "must be global where whole layers are frozen", scope, "or granularity weight or neuron")
     share_of_all = 1.0 if active == "auto" else active
     for name, amount in (("active", share_of_all), ("kept", 1.0 if kept is None else kept), ("start", start)):
         number = isinstance(amount, (int, float)) and not isinstance(amount, bool)

@@ -19,6 +19,7 @@ from nni_bayes_nas.optim.statistics import GradientStatistics, Part
 Criterion = Literal["random", "gradient", "preconditioner", "snr", "effective_perturbation", "gain", "gain_per_flop"]
 Granularity = Literal["weight", "neuron", "layer", "prefix"]
 Keeping = Literal["magnitude", "z", "random"]
+Scope = Literal["global", "layer"]
 NEEDS: dict[Criterion, tuple[Part, ...]] = {
     "random": (),
     "gradient": ("moments",),
@@ -175,7 +176,7 @@ def choose(
     first = torch.cat([torch.full((v.numel(),), name in always) for name, v in values.items()]).to(flat.device)
     number = int(ids.max()) + 1 if len(ids) else 0
     sums = flat.new_zeros(number).index_add(0, ids[may], flat[may])
-    sizes = torch.bincount(ids[may], minlength=number).clamp_min(1) if costs is None else costs
+    sizes = torch.bincount(ids[may], minlength=number).clamp_min(1) if costs is None else costs[:number]
     sums = sums / sizes.to(sums)
     rank = torch.arange(number, device=flat.device) if in_order else _places(sums)
     # Sorted by: always, place of the group, own score; stable, so that ties fall to what comes first.
@@ -188,6 +189,46 @@ def choose(
     chosen[order[:k]] = True
     parts = torch.split(chosen, [v.numel() for v in values.values()])
     return {name: part.reshape(v.shape) for (name, v), part in zip(values.items(), parts, strict=True)}
+
+
+def choose_in_layers(
+    k: int,
+    values: Mapping[str, Tensor],
+    layers: Mapping[str, Tensor],
+    together: Mapping[str, Tensor] | None = None,
+    *,
+    allowed: Mapping[str, Tensor] | None = None,
+    always: Collection[str] = (),
+    costs: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """As `choose`, with one share for all layers: of each k times its part of what may be chosen, up to rounding.
+
+    Args:
+        k: How many in all.
+        values: Scores.
+        layers: Of `groups` with granularity "layer".
+        together: As there, of groups that lie in one layer.
+        allowed: As there.
+        always: As there.
+        costs: As there.
+
+    Raises:
+        ConfigError: k is negative, or more than may be chosen.
+    """
+    members: dict[int, list[str]] = {}
+    for name in values:
+        members.setdefault(int(layers[name].flatten()[0]), []).append(name)
+    counts = {n: v.numel() if allowed is None else int(allowed[n].sum()) for n, v in values.items()}
+    sizes = [sum(counts[name] for name in names) for names in members.values()]
+    if not 0 <= k <= sum(sizes):
+        raise ConfigError(f"what is chosen must be between 0 and {sum(sizes)} parameters, got {k}.")
+    found: dict[str, Tensor] = {}
+    for names, share in zip(members.values(), _quotas(k, sizes), strict=True):
+        of_layer = [
+            None if part is None else {name: part[name] for name in names} for part in (values, together, allowed)
+        ]
+        found |= choose(share, of_layer[0] or {}, of_layer[1], allowed=of_layer[2], always=always, costs=costs)
+    return {name: found[name] for name in values}
 
 
 def choose_both(
@@ -217,6 +258,16 @@ def check_criterion(criterion: str) -> None:
     """Raise ConfigError for one that is not known."""
     if criterion not in NEEDS:
         raise ConfigError(f"criterion must be one of {', '.join(NEEDS)}, got {criterion!r}.")
+
+
+def _quotas(k: int, sizes: list[int]) -> list[int]:
+    """Whole numbers with sum k, in proportion to the sizes: rounded down, and up where most is lost."""
+    total = max(1, sum(sizes))
+    found = [k * size // total for size in sizes]
+    order = sorted(range(len(sizes)), key=lambda i: -(k * sizes[i] % total))
+    for i in order[: k - sum(found)]:
+        found[i] += 1
+    return found
 
 
 def _places(values: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -26,7 +26,9 @@ from nni_bayes_nas.optim.selection import (
     Criterion,
     Granularity,
     Keeping,
+    Scope,
     choose,
+    choose_in_layers,
     groups,
     keeping_scores,
     scores,
@@ -47,6 +49,8 @@ class SelectiveOptimization(pl.Callback):
             the share of the scores that is given up by most, by the seconds that layers are measured to take.
         criterion: See `scores`.
         granularity: What is frozen together, see `groups`.
+        scope: Whether shares are of all parameters ("global"), or of those of each layer ("layer"), of weights and
+            neurons.
         start: Steps before the choice: a number, or as a float a share of the planned ones.
         window: Steps before the choice whose gradients count.
         gradients: Whose averages the criterion takes: of the "steps" of the window, or those that the "optimizer" keeps
@@ -79,6 +83,7 @@ class SelectiveOptimization(pl.Callback):
         active: int | float | Literal["auto"],
         criterion: Criterion = "gain",
         granularity: Granularity = "neuron",
+        scope: Scope = "global",
         start: int | float = 0.2,
         window: int = 100,
         gradients: Gradients = "steps",
@@ -94,10 +99,11 @@ class SelectiveOptimization(pl.Callback):
         seed: int = 0,
     ) -> None:
         check_options(
-            active, criterion, granularity, start, window, gradients, thaw_every, probe, kept, keep_by, zero_at
+            active, criterion, granularity, scope, start, window, gradients, thaw_every, probe, kept, keep_by, zero_at
         )
         self.share, self.kept_share = active, kept
-        self.criterion, self.granularity, self.start, self.window = criterion, granularity, start, window
+        self.criterion, self.granularity, self.scope = criterion, granularity, scope
+        self.start, self.window = start, window
         self.gradients, self.thaw_every, self.probe, self.always = gradients, thaw_every, probe, tuple(always)
         self.keep_by, self.zero_at, self.batch_size, self.seed = keep_by, zero_at, batch_size, seed
         self.active: dict[str, Tensor] = {}
@@ -152,6 +158,7 @@ class SelectiveOptimization(pl.Callback):
         }
         total, planned = sum(p.numel() for p in self._parameters.values()), planned_steps(trainer)
         self.plan(total, planned)
+        self._layers = groups(pl_module, "layer")
         known = {*self._parameters, *(name for name, _ in pl_module.named_modules())}
         if unknown := [name for name in self.always if name not in known]:
             raise ConfigError(f"always must name modules or parameters of the network, got {unknown[0]!r}.")
@@ -320,14 +327,13 @@ class SelectiveOptimization(pl.Callback):
             saved = 1.0 if kept else BACKWARD
             self.n_active = min(self.n_kept, entries_behind_cut(self._parameters, values, ids, self._costs, saved))
         before_it, places = self.active, self._costs.places
-        self.active = choose(
+        self.active = self._pick(self.granularity == "prefix")(
             self.n_active,
             values,
-            {name: ids[name] for name in self._parameters},
+            together={name: ids[name] for name in self._parameters},
             allowed=self.kept or None,
             always=[name for name in self._parameters if within(name, self.always)],
             costs=costs_of_groups(self._parameters, ids, places) if self.criterion == "gain_per_flop" else None,
-            in_order=self.granularity == "prefix",
         )
         if before_it:
             thawed = {name: mask & ~before_it[name].to(mask.device) for name, mask in self.active.items()}
@@ -346,7 +352,12 @@ class SelectiveOptimization(pl.Callback):
         values = self._kept_scores
         if self.keep_by == "magnitude":
             values = {name: p.detach().abs() for name, p in self._parameters.items()}
-        self.kept = choose(self.n_kept, values)
+        self.kept = self._pick()(self.n_kept, values)
+
+    def _pick(self, in_order: bool = False) -> Callable[..., dict[str, Tensor]]:
+        if self.scope == "layer":
+            return partial(choose_in_layers, layers=self._layers)
+        return partial(choose, in_order=in_order)
 
     @torch.no_grad()
     def _zero(self) -> None:

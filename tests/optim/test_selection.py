@@ -14,6 +14,7 @@ from nni_bayes_nas.optim.selection import (
     NEEDS,
     choose,
     choose_both,
+    choose_in_layers,
     groups,
     keeping_scores,
     scores,
@@ -45,6 +46,28 @@ def test_exactly_k_are_chosen_and_whole_groups_but_one(k, granularity, seed):
     assert ids.unique().tolist() == list(range(int(ids.max()) + 1))
     whole = [bool(taken[ids == i].all()) or not bool(taken[ids == i].any()) for i in ids.unique()]
     assert whole.count(False) <= 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 30), st.sampled_from(["weight", "neuron"]), st.integers(0, 9))
+def test_every_layer_has_its_share(k, granularity, seed):
+    model = net()
+    generator = torch.Generator().manual_seed(seed)
+    values = {name: torch.rand(p.shape, generator=generator) for name, p in model.named_parameters()}
+    layers, together = groups(model, "layer"), groups(model, granularity)
+    kept = choose_in_layers(30, values, layers)
+    for n, allowed in ((41, None), (30, kept)):
+        chosen = choose_in_layers(k, values, layers, together, allowed=allowed)
+        assert count(chosen) == k
+        for layer in ("0.", "1.", "3."):
+            names = [name for name in values if name.startswith(layer)]
+            of = sum(values[name].numel() if allowed is None else int(allowed[name].sum()) for name in names)
+            assert abs(sum(int(chosen[name].sum()) for name in names) - k * of / n) < 1
+        assert allowed is None or all(bool((allowed[name] | ~chosen[name]).all()) for name in values)
+    if granularity == "weight":
+        first = torch.cat([values[name].flatten() for name in ("3.weight", "3.bias")])
+        taken = torch.cat([choose_in_layers(k, values, layers)[name].flatten() for name in ("3.weight", "3.bias")])
+        assert not taken.any() or taken.all() or first[taken].min() >= first[~taken].max()
 
 
 def test_groups_by_hand():
@@ -193,6 +216,10 @@ BAD = {
     "keeping": (lambda s: keeping_scores("w", s, torch.Generator()), r"kept by one of magnitude, z, random, got 'w'"),
     "granularity": (lambda s: groups(net(), "row"), r"granularity must be one of weight, neuron, layer, prefix"),
     "too many": (lambda s: choose(5, {"w": torch.zeros(4)}), r"must be between 0 and 4 parameters, got 5"),
+    "too many in layers": (
+        lambda s: choose_in_layers(5, {"w": torch.zeros(4)}, {"w": torch.zeros(4)}),
+        r"must be between 0 and 4 parameters, got 5",
+    ),
     "negative": (lambda s: choose(-1, {"w": torch.zeros(4)}), r"must be between 0 and 4 parameters, got -1"),
     "k above l": (
         lambda s: choose_both(3, 2, {"w": torch.zeros(4)}, {"w": torch.zeros(4)}),

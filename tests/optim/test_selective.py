@@ -273,9 +273,22 @@ def test_with_nothing_to_optimize_the_training_ends():
     assert len(fit(Model(), selective(active=0))) == 6
 
 
+def test_shares_of_every_layer():
+    """Of 27 and 6 parameters before the linear layers, 392, and 18."""
+    model, callback = Model(), selective(scope="layer", granularity="weight", active=0.25, kept=0.5)
+    fit(model, callback)
+    for masks, share in ((callback.active, 0.25), (callback.kept, 0.5)):
+        for layer, n in (("net.0", 27), ("net.1", 6), ("net.4", 392), ("net.6", 18)):
+            found = sum(int(mask.sum()) for name, mask in masks.items() if name.startswith(layer))
+            assert abs(found - share * n) <= 1
+        assert sum(int(mask.sum()) for mask in masks.values()) == round(share * TOTAL)
+
+
 BAD = {
     "criterion": ({"criterion": "best"}, r"criterion must be one of random, gradient"),
     "granularity": ({"granularity": "row"}, r"`granularity` must be one of weight, neuron, layer, prefix"),
+    "scope": ({"scope": "network"}, r"`scope` must be one of global, layer"),
+    "scope of layers": ({"scope": "layer", "granularity": "prefix"}, r"`scope` must be global where whole layers"),
     "share": ({"active": 1.5}, r"`active` must be a number, or a float in \[0, 1\], a share"),
     "negative": ({"active": -3}, r"`active` must be a number"),
     "word": ({"active": "half"}, r"`active` must be a number, or a float"),
