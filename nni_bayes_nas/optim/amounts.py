@@ -24,7 +24,7 @@ def amount_of(name: str, value: float, total: int, what: str) -> int:
     """
     n = round(value * total) if isinstance(value, float) else value
     if not 0 <= n <= total:
-        raise ConfigError(f"{name} must be at most the {total} {what}, got {n}.")
+        raise ConfigError(f"{name} must be at most the {total} {what}, got {n}; lower it.")
     return n
 
 
@@ -52,11 +52,11 @@ def planned_amounts(
         ConfigError: A number that there is not.
     """
     if planned is None and isinstance(start, float):
-        raise ConfigError(f"start must be a number of steps where none are planned, got the share {start}.")
+        raise ConfigError(f"start must be a number of steps where none are planned, got the share {start}; 100 say.")
     at = int(start) if planned is None else amount_of("start", start, planned, "planned steps")
     if not least <= at < (at + 1 if planned is None else planned):
         most = "" if planned is None else f" to {planned - 1} of {planned} planned steps"
-        raise ConfigError(f"start must be from {least}{most}, got {at}.")
+        raise ConfigError(f"start must be from {least}{most}, got {at}; 0.2 of the steps is usual.")
     if total is None:
         return None, 0, at
     n_active = None if active == "auto" else amount_of("active", active, total, "parameters")
@@ -64,7 +64,7 @@ def planned_amounts(
     # A share and a number cannot be compared where there may be fewer.
     alike = exact or kept is None or isinstance(active, float) == isinstance(kept, float)
     if n_active is not None and alike and n_kept < n_active:
-        raise ConfigError(f"what goes on must be kept: active {n_active} of kept {n_kept} parameters.")
+        raise ConfigError(f"what goes on must be kept: active {n_active} of kept {n_kept} parameters; raise kept.")
     return n_active, n_kept, at
 
 

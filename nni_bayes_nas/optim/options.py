@@ -71,7 +71,7 @@ def check_options(
 
 def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
     """Refuse one whose steps of single entries cannot be left out; raises ConfigError."""
-    if type(optimizer).__name__.lower() in _COUPLED:
+    if any(kind.__name__.lower() in _COUPLED for kind in type(optimizer).__mro__):
         raise ConfigError(
             "selective optimization needs an optimizer that steps each entry by its own gradient, got "
             f"{type(optimizer).__name__}; take Adam or SGD."

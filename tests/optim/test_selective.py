@@ -311,6 +311,7 @@ BAD_RUNS = {
     "not kept": ({"active": 0.5, "kept": 0.25}, Model(), r"what goes on must be kept: active \d+ of kept \d+"),
     "name": ({"always": ["net.9"]}, Model(), r"always must name modules or parameters of the network, got 'net.9'"),
     "lbfgs": ({}, Model(torch.optim.LBFGS), r"needs an optimizer that steps each entry by its own gradient, got LBFGS"),
+    "lbfgs's kin": ({}, Model(type("Mine", (torch.optim.LBFGS,), {})), r"its own gradient, got Mine"),
 }
 
 
