@@ -162,15 +162,14 @@ class PredictConfig:
     """The plan ``architecture_prediction``: networks for the data, from searches on small parts of data sets.
 
     ``tasks`` parts of ``sources``, and of the data if ``own``, ``tasks_per_trial`` in a trial: a share in ``shares`` of
-    the objects but at least ``least_objects``, some of the classes and features, noise. Of each, and for each of
-    ``factors`` times the features connections, a search keeps the ``top`` of ``candidates`` by each of ``methods``,
-    trained ``steps`` and ``repeats`` times, and ``others``. ``bank``: a bank.jsonl, or the folder of an earlier run, to
-    begin with.
+    the objects but at least ``least_objects``, some of the classes and features, noise. Of each, and with each budget
+    of connections, ``factors`` times the features and ``dense_share`` of those of the dense network ``deepest``, a
+    search keeps the ``top`` of ``candidates`` by each of ``methods``, trained ``steps`` and ``repeats`` times, and
+    ``others``. ``bank``: a bank.jsonl, or the folder of an earlier run, to begin with.
 
     From all but ``held_out`` of it (they show the errors) decoders of ``kinds`` learn in ``fit_steps``; of ``draws``
-    for the data, and ``factors`` and ``dense_share`` of the connections of the dense network ``deepest``, ranked by
-    trainings of ``rank_steps`` too, the ``verify`` best are trained for ``train_steps``, and as many tries of each of
-    ``baselines``.
+    for the data, with each budget, ranked by trainings of ``rank_steps`` too, the ``verify`` best are trained for
+    ``train_steps``, and as many tries of each of ``baselines``.
 
     ``cells``: tasks of those sources that are images whose cells are searched too, as space, strategy and search say,
     ``cell_replicas`` times side by side; the ``cell_draws`` most probable cells for the data are retrained.
@@ -238,8 +237,9 @@ class PredictConfig:
         require(some, "predict.sources", "must name data sets", [], "[{name: digits}]")
         has = self.tasks > 0 or self.bank is not None
         require(has, "predict.tasks", "must be at least 1 without predict.bank", self.tasks, "40, say")
-        differ = self.bank is not None or self.tasks * len(self.factors) > 1
-        rule = "must give at least two searches with predict.factors, or there is nothing to tell apart"
+        budgets = len(self.factors) + (self.dense_share is not None)
+        differ = self.bank is not None or self.tasks * budgets > 1
+        rule = "must give at least two searches with the budgets, or there is nothing to tell apart"
         require(differ, "predict.tasks", rule, self.tasks, "40, say")
         require(min(self.factors) > 0, "predict.factors", "must be positive", self.factors, "[1, 2, 5], say")
         require(min(self.deepest) > 0, "predict.deepest", "must be positive", self.deepest, "[32, 32], say")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from typing import Any
 
-from contract import Target, correct, half_width
+from contract import Target, half_width
 from scipy.stats import ttest_rel
 
 DECODERS = ("seq2seq", "doubly_recurrent")
 SEARCH = "inner search on all data"
+# Of as many connections as predicted ones.
+EQUAL = ("random", "snip", "adanet", "low_rank")
 
 
 class Figures:
@@ -48,7 +51,7 @@ class Figures:
         return statistics.fmean(found) if found else None
 
     def above(self, one: str, other: str) -> list[dict[str, Any]]:
-        """Paired differences of test accuracy by data set and budget, with Holm's correction over all."""
+        """Paired differences of test accuracy by data set and budget, with p of one-sided t-tests."""
         found = []
         for data in self.data:
             for kind in self.KINDS:
@@ -61,29 +64,23 @@ class Figures:
                 gaps = [x - y for x, y in zip(ours, theirs, strict=True)]
                 head = {"test": f"{one} above {other}", "data": data, "budget_kind": kind, "seeds": len(seeds)}
                 found.append({**head, "difference": statistics.fmean(gaps), "half_width": half_width(gaps), "p": p})
-        correct(found)
         return found
 
 
-def targets(figures: Figures, bank: dict[str, Any], ours: str) -> list[Target]:
-    """What the issue asks for, of one decoder."""
-    tests = figures.above(ours, "random")
-    least = min((row["difference"] for row in tests), default=None)
-    found = [
-        Target("2", "share of parts with a small network as good as dense", bank["share"], 0.8, "higher"),
-        Target("3", f"{ours}: smallest mean difference to random, over data sets and budgets", least, 1e-4, "higher"),
-        Target(
-            "3",
-            "largest p (Holm) of being above random",
-            max((r["p_holm"] for r in tests), default=None),
-            0.05,
-            "lower",
-        ),
-    ]
-    for kind in ("n", "10 %"):
-        a, b = (figures.mean(arm, "test_accuracy", kind=kind) for arm in (ours, "snip"))
+def targets(figures: Figures, bank: dict[str, Any], ours: str, tests: list[dict[str, Any]]) -> list[Target]:
+    """What the issue asks for, of one decoder; of tests with corrected p."""
+    found = [Target("2", "share of parts with a small network as good as dense", bank["share"], 0.8, "higher")]
+    for other in ("random", "random, ranked", f"{ours}, shuffled"):
+        mine = [row for row in tests if row["test"] == f"{ours} above {other}"]
+        least, largest = (
+            choose((row[name] for row in mine), default=None) for choose, name in ((min, "difference"), (max, "p_holm"))
+        )
+        found.append(Target("3", f"{ours}: smallest mean difference to {other}", least, 1e-4, "higher"))
+        found.append(Target("3", f"{ours}: largest p (Holm) of being above {other}", largest, 0.05, "lower"))
+    for other, kind in itertools.product(("snip", "snip, ranked"), ("n", "10 %")):
+        a, b = (figures.mean(arm, "test_accuracy", kind=kind) for arm in (ours, other))
         gap = None if a is None or b is None else a - b
-        found.append(Target("3", f"mean difference to SNIP at {kind}", gap, 0.0, "higher"))
+        found.append(Target("3", f"mean difference to {other} at {kind}", gap, 0.0, "higher"))
     lost = []
     for data in figures.data:
         a, b = (figures.mean(arm, "test_accuracy", data, "10 %") for arm in (ours, "dense"))
@@ -93,7 +90,11 @@ def targets(figures: Figures, bank: dict[str, Any], ours: str) -> list[Target]:
     # Of the first decoder's jobs: the ranker is the same for both.
     found += [
         Target("3", f"Kendall's tau of the ranker, data set left out, {of}", figures.mean(arm, name), 0.6, "higher")
-        for of, arm, name in (("all of it", DECODERS[0], "whole_tau"), ("its parts", ours, "tau"))
+        for of, arm, name in (
+            ("all of it", DECODERS[0], "whole_tau"),
+            ("within a baseline", DECODERS[0], "within_tau"),
+            ("its parts", ours, "tau"),
+        )
     ]
     slowest = max((row["predict_seconds"] for row in figures.rows if row["arm"] == ours), default=None)
     found.append(Target("3", "seconds of the slowest prediction", slowest, 1.0, "lower"))
@@ -120,20 +121,24 @@ def print_tables(figures: Figures, tests: list[dict[str, Any]], bank: dict[str, 
             meta, fit, seconds, tau = (float(number or 0) for number in numbers)
             print(f"{arm}: {meta:.0f} parameters, fit {fit:.0f} s, prediction {seconds:.2f} s, tau {tau:.2f}")
     for name in figures.data:
-        columns = ("whole_tau", "within_tau", "between_seeds", "tau")
+        columns = ("whole_tau", "trees_tau", "short_tau", "within_tau", "between_seeds", "tau")
         taus = [figures.mean(DECODERS[0], column, name) for column in columns]
         if None not in taus:
-            whole, within, seeds, parts = (float(tau or 0) for tau in taus)
+            whole, trees, short, within, seeds, parts = (float(tau or 0) for tau in taus)
             print(
-                f"{name}: tau of the ranker {whole:.2f}, within a baseline {within:.2f}; two seeds have {seeds:.2f}, "
-                f"with which nobody is above {reachable(seeds):.2f}; on parts {parts:.2f}"
+                f"{name}: tau of the ranker {whole:.2f} (trees alone {trees:.2f}, short trainings alone {short:.2f}), "
+                f"within a baseline {within:.2f}; two seeds have {seeds:.2f}, with which nobody is above "
+                f"{reachable(seeds):.2f}; on parts {parts:.2f}"
             )
     if (pays := _pays(figures, bank)) is not None:
         after = "never pays" if pays[1] is None else f"pays after {pays[1]:.0f} data sets"
         print(f"searches on all data take {pays[0]:.1f} s a data set: the bank {after}")
     for arm in (*DECODERS, "dense"):
-        if (seconds_of := figures.mean(arm, "seconds", kind="10 %")) is not None:
-            print(f"training on all data, {arm}: {seconds_of:.2f} s a network")
+        if (seconds_of := figures.mean(arm, "alone_seconds")) is not None:
+            print(f"training on all data, {arm}, the largest budget: {seconds_of:.2f} s for a network by itself")
+    for kind in figures.KINDS:
+        counts = {arm: figures.mean(arm, "parameters", kind=kind) for arm in ("dense", *DECODERS, *EQUAL)}
+        print(f"parameters at {kind}: " + ", ".join(f"{a} {n:.0f}" for a, n in counts.items() if n is not None))
     print()
 
 

@@ -64,7 +64,7 @@ def run_predict(
                 f"left_out must name data of the bank, {closest(str(source), bank.sources)}, got {source!r}."
             )
         known = [entry for entry in entries if entry.task.source != source]
-        kept = [entry for entry in entries if entry.task.source == source]
+        kept = [entry for entry in entries if entry.task.source == source][:: int(parameters.get("every", 1))]
     else:
         known, kept = apart(entries, settings.held_out, seed)
     whole_ones = [parts.splits(name) for name in bank.sources]

@@ -124,7 +124,7 @@ def _f1(ours: set[Any], theirs: set[Any]) -> float:
 
 
 def _condition(predictor: Predictor, entry: Entry, data: TaskData) -> Condition:
-    return predictor.condition(data, entry.budget, len(entry.task.classes))
+    return predictor.condition(data, entry.budget, len(entry.task.classes), order=entry.order)
 
 
 def _nearest(predictor: Predictor, known: Sequence[Condition]) -> Callable[[Condition], float]:

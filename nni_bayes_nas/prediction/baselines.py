@@ -28,8 +28,7 @@ from nni_bayes_nas.prediction.training import (
     measured,
     seeds_of,
     train_module,
-    train_net,
-    train_nets,
+    train_together,
 )
 
 Baseline = Literal["random", "relevance", "snip", "magnitude", "adanet", "low_rank", "dense"]
@@ -47,7 +46,7 @@ def baseline(
     deepest: tuple[int, ...],
     seed: int,
 ) -> list[Trained]:
-    """Several networks of a kind, trained; fewer where there are not as many sizes within the budget.
+    """Several networks of a kind, trained. Sizes repeat where there are not as many within the budget.
 
     random: connections at random, of random depth and widths. relevance: the same, but rather of the features that come
     first in their order, which is all that a meta-model needs to know of data to do as well. snip: of dense networks of
@@ -71,29 +70,39 @@ def baseline(
         ConfigError: An unknown name, or a budget in which no network fits.
     """
     require(name in BASELINES, "baselines", f"must be among {', '.join(BASELINES)}", name, "leave it out")
-    generator = random.Random(seed)
-    n, k = data.n_features, data.n_classes
-    seeds = seeds_of(seed, tries)
-    if name == "dense":
-        return train_nets([dense(n, k, deepest)] * tries, data, how, seed)
+    seeds, k = seeds_of(seed, tries), data.n_classes
     if name == "low_rank":
         order = order_of_features(data.parts.x, data.parts.y)
-        sizes = sizes_within(n, k, budget, tries, generator)
-        pairs = zip(sizes, seeds, strict=False)
+        sizes = sizes_within(data.n_features, k, budget, tries, random.Random(seed))
+        pairs = zip(itertools.cycle(sizes), seeds, strict=False)
         return [train_module(LowRank(order, one, k, own), data, how, own) for one, own in pairs]
     if name == "adanet":
-        return _grown(data, budget, how, seeds, generator)
-    found = []
+        return _grown(data, budget, how, seeds, random.Random(seed))
+    started = time.perf_counter()
+    nets = nets_of(name, data, budget, how, tries=tries, vocabulary=vocabulary, deepest=deepest, seed=seed)
+    searched = (time.perf_counter() - started) / tries
+    trained = train_together(nets, seeds, data, how)
+    return [replace(one, seconds=round(one.seconds + searched, 3)) for one in trained]
+
+
+def nets_of(
+    name: Baseline,
+    data: WholeData,
+    budget: int,
+    how: Training,
+    *,
+    tries: int,
+    vocabulary: Vocabulary,
+    deepest: tuple[int, ...],
+    seed: int,
+) -> list[SparseArchitecture]:
+    """The networks that `baseline` trains of random, relevance, snip, magnitude or dense; its arguments."""
+    n, k, generator = data.n_features, data.n_classes, random.Random(seed)
+    if name == "dense":
+        return [dense(n, k, deepest)] * tries
+    nets = [draw_net(name, data.parts, k, budget, how, vocabulary, generator, own) for own in seeds_of(seed, tries)]
     ranked = order_of_features(data.parts.x, data.parts.y).tolist() if name == "relevance" else None
-    for own in seeds:
-        started = time.perf_counter()
-        net = draw_net(name, data.parts, k, budget, how, vocabulary, generator, own)
-        if ranked is not None:
-            net = of_columns(net, ranked)
-        searched = time.perf_counter() - started
-        trained = train_net(net, data, how, own)
-        found.append(replace(trained, seconds=round(trained.seconds + searched, 3)))
-    return found
+    return nets if ranked is None else [of_columns(net, ranked) for net in nets]
 
 
 def draw_net(
@@ -150,7 +159,8 @@ def _grown(data: WholeData, budget: int, how: Training, seeds: list[int], genera
     if not sizes:
         raise ConfigError(f"no subnetwork of two features and {k} outputs has {budget} connections; raise it.")
     found = []
-    for size, own in zip(generator.sample(sizes, min(len(seeds), len(sizes))), seeds, strict=False):
+    drawn = itertools.cycle(generator.sample(sizes, min(len(seeds), len(sizes))))
+    for size, own in zip(drawn, seeds, strict=False):
         started = time.perf_counter()
         module: nn.Module = grow(data.parts.x, data.parts.y, order, size, k, budget, how, own)
         seconds = time.perf_counter() - started

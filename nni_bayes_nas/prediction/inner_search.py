@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nni_bayes_nas.coercion import require
 from nni_bayes_nas.prediction.canonical import canonical
-from nni_bayes_nas.prediction.many import Many, Training
+from nni_bayes_nas.prediction.many import Many, Training, by_depth
 from nni_bayes_nas.prediction.random_nets import best_connections, mutated, random_net
 from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture
 from nni_bayes_nas.prediction.sparse_net import all_edges
@@ -106,7 +106,7 @@ def train_all(
     """
     half = len(data.y_val) // 2 if apart and len(data.y_val) >= _DIVIDED else 0
     results: list[tuple[float, float]] = [(0.0, 0.0)] * len(nets)
-    for places in _by_depth(nets):
+    for places in by_depth(nets):
         many = Many([nets[i] for i in places], [seeds[i] for i in places])
         many.train(data.x, data.y, how, seeds[0])
         losses, accuracies = many.scores(data.x_val, data.y_val)
@@ -216,7 +216,7 @@ class _Draw:
             for net in self._random()
         ]
         found = []
-        for places in _by_depth(wholes):
+        for places in by_depth(wholes):
             many = Many([wholes[i] for i in places], [self.seed + i for i in places])
             if trained:
                 many.train(self.data.x, self.data.y, _shorter(self.how.training, self.how.rounds), self.seed)
@@ -229,13 +229,6 @@ class _Draw:
                 shape = net.n_inputs, net.n_outputs, net.widths, net.activations
                 found.append(best_connections(*shape, tables, self.budget))
         return found
-
-
-def _by_depth(nets: Sequence[SparseArchitecture]) -> list[list[int]]:
-    """Places of those that can be trained side by side."""
-    return [
-        [i for i, net in enumerate(nets) if len(net.widths) == n] for n in sorted({len(net.widths) for net in nets})
-    ]
 
 
 def _shorter(how: Training, halvings: int) -> Training:

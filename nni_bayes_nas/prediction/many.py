@@ -47,6 +47,13 @@ def batches_of(n: int, how: Training, seed: int) -> Iterator[Tensor]:
         yield batch
 
 
+def by_depth(nets: Sequence[SparseArchitecture]) -> list[list[int]]:
+    """Places of those that can be trained side by side."""
+    return [
+        [i for i, net in enumerate(nets) if len(net.widths) == n] for n in sorted({len(net.widths) for net in nets})
+    ]
+
+
 class Many:
     """Networks of one number of inputs and outputs, side by side in padded tensors.
 

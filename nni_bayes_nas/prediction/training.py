@@ -1,4 +1,4 @@
-"""Networks on all data: trained one by one, the best one chosen by validation, and its one look at the test objects."""
+"""Networks on all data: trained, the best one chosen by validation, and its one look at the test objects."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nni_bayes_nas.errors import NumericsError
-from nni_bayes_nas.prediction.many import Many, Training, batches_of
+from nni_bayes_nas.prediction.many import Many, Training, batches_of, by_depth
 from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture
 from nni_bayes_nas.prediction.tasks import TaskData
 
@@ -49,7 +49,7 @@ class Trained:
         parameters: All of them.
         val_loss: Mean cross-entropy of the validation objects in nats.
         val_accuracy: Theirs.
-        seconds: Of the training.
+        seconds: Of the training; of several side by side a part of it.
         net: Where it is of this form.
     """
 
@@ -87,8 +87,33 @@ def seeds_of(seed: int, n: int) -> list[int]:
 
 
 def train_nets(nets: Sequence[SparseArchitecture], data: WholeData, how: Training, seed: int) -> list[Trained]:
-    """`train_net` of each, with seeds of their own."""
-    return [train_net(net, data, how, own) for net, own in zip(nets, seeds_of(seed, len(nets)), strict=True)]
+    """`train_together` with seeds of their own."""
+    return train_together(nets, seeds_of(seed, len(nets)), data, how)
+
+
+def train_together(
+    nets: Sequence[SparseArchitecture], seeds: Sequence[int], data: WholeData, how: Training
+) -> list[Trained]:
+    """`train_net` of each, those of equal depth side by side; the order of the objects is that of the first seed.
+
+    Args:
+        nets: Networks.
+        seeds: Of their initial weights.
+        data: All of it; its test objects are not looked at.
+        how: See `Training`.
+
+    Raises:
+        NumericsError: A loss is not finite.
+    """
+    found: dict[int, Trained] = {}
+    for places in by_depth(nets):
+        started = time.perf_counter()
+        many = Many([nets[i] for i in places], [seeds[i] for i in places])
+        many.train(data.parts.x, data.parts.y, how, seeds[0])
+        seconds = (time.perf_counter() - started) / len(places)
+        for k, i in enumerate(places):
+            found[i] = measured(many.network(k), data, nets[i].n_connections, seconds, nets[i])
+    return [found[i] for i in range(len(nets))]
 
 
 def train_module(module: nn.Module, data: WholeData, how: Training, seed: int) -> Trained:

@@ -8,7 +8,7 @@ from small_predict import SMALL, config, silent
 
 from nni_bayes_nas.config import Config, DataConfig
 from nni_bayes_nas.errors import ConfigError
-from nni_bayes_nas.experiment.bank import read_bank, run_bank, tasks_of, without_leaks
+from nni_bayes_nas.experiment.bank import _budgets, read_bank, run_bank, tasks_of, vocabulary_of, without_leaks
 from nni_bayes_nas.experiment.build import validate
 from nni_bayes_nas.experiment.data import load_data
 from nni_bayes_nas.experiment.parts import Parts, sources_of
@@ -147,6 +147,12 @@ def test_a_bank_that_was_killed_goes_on(run, tmp_path):
     for ours, theirs in zip(kept, map(json.loads, lines), strict=True):
         assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
     assert again["entries"] == 6 and again["default"] == results["bank-0"]["default"]
+
+
+def test_a_bank_has_the_budgets_of_predictions():
+    """A tenth of the dense network of a part with 30 features and two classes: of 30 8 + 8 8 + 8 2 connections."""
+    settings = config(dense_share=0.1).predict
+    assert _budgets(30, 2, settings, vocabulary_of(settings)) == [30, 32, 60]
 
 
 def test_tasks_are_kept_out_with_all_their_budgets(run):

@@ -7,6 +7,7 @@ SMALL = {
     "tasks": 4,
     "tasks_per_trial": 3,
     "factors": [1.0, 2.0],
+    "dense_share": None,
     "candidates": 3,
     "top": 2,
     "others": 2,

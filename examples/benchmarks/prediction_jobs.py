@@ -1,0 +1,185 @@
+"""Jobs of `prediction.py`: parts of the bank, predictions for a data set that was left out, and what is beside."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from prediction_results import DECODERS, SEARCH
+
+RANKED = ("random", "relevance", "snip")
+BASELINES = ("random", "relevance", "snip", "magnitude", "adanet", "low_rank", "dense")
+# Not of sparse layers, and so not side by side with others.
+OF_OTHER_FORM = ("adanet", "low_rank")
+SHUFFLED, SAME_SHAPE = "shuffled", "same shape"
+
+
+def searched(config: Any, parameters: dict[str, Any], directory: Path, report: Any) -> dict[str, Any]:
+    """A kind of job: `run_bank`, with its entries."""
+    from nni_bayes_nas.experiment.bank import FILE, run_bank
+    from nni_bayes_nas.experiment.record import read_rows
+
+    return {**run_bank(config, parameters, directory, report), "bank": read_rows(directory / FILE)}
+
+
+def left_out(config: Any, parameters: dict[str, Any], directory: Path, report: Any) -> dict[str, Any]:
+    """A kind of job: learn from the parts of all data sets but one, look at its parts, predict and train for it.
+
+    All networks are trained side by side, those of an arm with the same seeds. "trained" has what validation chooses of
+    an arm and its look at the test data, by arm and budget: "" is the decoder.
+    """
+    import dataclasses
+
+    from nni_bayes_nas.experiment.data import load_data
+    from nni_bayes_nas.experiment.parts import sources_of, whole
+    from nni_bayes_nas.experiment.predict import run_predict
+    from nni_bayes_nas.experiment.verify import predicted
+
+    target, decoder, seed = parameters["target"], parameters["decoder"], int(parameters["seed"])
+    fitted: list[Any] = []
+    config = dataclasses.replace(config, predict=dataclasses.replace(config.predict, tasks=0, bank=parameters["bank"]))
+    about = {"decoder": decoder, "banks": [], "seed": seed, "left_out": target, "every": parameters["every"]}
+    found = run_predict(config, about, directory, report, fitted.append)
+    settings, data, predictor = config.predict, whole(load_data(config.data)), fitted[0]
+    names = list(sources_of(config))
+    other = whole(load_data(sources_of(config)[names[(names.index(target) + 1) % len(names)]])).parts
+    arms: dict[tuple[str, int], list[Any]] = {}
+    taus: dict[str, dict[str, float]] = {}
+    for budget in (one["budget"] for one in found["predictions"]):
+        ours = predicted(directory, budget)[: settings.verify]
+        # The objects of the next data set in place of its own.
+        shuffled = predictor.predict(data.parts, budget, data.n_classes, n=settings.draws, seed=seed, seen=other)
+        arms |= {
+            ("", budget): ours,
+            (SHUFFLED, budget): [one.net for one in shuffled[: settings.verify]],
+            (SAME_SHAPE, budget): same_shape(ours, budget, seed),
+        }
+        # The ranker knows nothing of the decoder.
+        if decoder == DECODERS[0]:
+            ranked, taus[str(budget)] = _ranked(config, predictor, budget, data, seed)
+            arms |= {(arm, budget): nets for arm, nets in ranked.items()}
+    trained, rows = together(arms, data, settings, seed), dict[str, dict[str, Any]]()
+    for (arm, budget), one in trained.items():
+        rows.setdefault(arm, {})[str(budget)] = one.row(data)
+    largest = trained["", max(budget for _, budget in arms)].net
+    return {**found, "trained": rows, "whole_taus": taus, "alone": alone(largest, data, settings, seed)}
+
+
+def same_shape(nets: list[Any], budget: int, seed: int) -> list[Any]:
+    """Networks of the same widths and activations whose connections are drawn at random."""
+    import random
+
+    from nni_bayes_nas.prediction.random_nets import best_connections
+
+    generator, found = random.Random(f"{seed} {budget} shape"), []
+    for net in nets:
+        shape = net.n_inputs, net.n_outputs, net.widths, net.activations
+        scores = [
+            [[generator.random() for _ in range(net.sizes[i])] for _ in range(net.sizes[i + 1])]
+            for i in range(len(net.sizes) - 1)
+        ]
+        found.append(best_connections(*shape, scores, budget))
+    return found
+
+
+def together(arms: dict[tuple[str, int], list[Any]], data: Any, settings: Any, seed: int) -> dict[Any, Any]:
+    """The best of each arm and budget by validation, all trained side by side with the same seeds in every arm."""
+    from nni_bayes_nas.prediction.many import Training
+    from nni_bayes_nas.prediction.training import best, seeds_of, train_together
+
+    nets = [net for each in arms.values() for net in each]
+    seeds = [own for each in arms.values() for own in seeds_of(seed, len(each))]
+    trained, found, at = train_together(nets, seeds, data, Training(settings.train_steps)), {}, 0
+    for key, each in arms.items():
+        found[key], at = best(trained[at : at + len(each)]), at + len(each)
+    return found
+
+
+def alone(net: Any, data: Any, settings: Any, seed: int) -> float:
+    """Seconds of the training of a network by itself, in its sparse form."""
+    from nni_bayes_nas.prediction.many import Training
+    from nni_bayes_nas.prediction.sparse_net import build
+    from nni_bayes_nas.prediction.training import train_module
+
+    return float(train_module(build(net, seed), data, Training(settings.train_steps), seed).seconds)
+
+
+def _ranked(
+    config: Any, predictor: Any, budget: int, data: Any, seed: int
+) -> tuple[dict[str, list[Any]], dict[str, float]]:
+    """As many networks of a baseline as a decoder draws, of which its ranker picks, by arm; and how well it orders
+    every third of these, trained on all data: Kendall's tau with the mean validation loss of two seeds, of all together
+    and within each baseline, by its trees alone and by short trainings alone, and that of the two seeds.
+    """
+    import random
+
+    import numpy as np
+
+    from nni_bayes_nas.experiment.bank import vocabulary_of
+    from nni_bayes_nas.prediction.baselines import draw_net
+    from nni_bayes_nas.prediction.inner_search import train_all
+    from nni_bayes_nas.prediction.many import Training
+    from nni_bayes_nas.prediction.ranker import describe, kendall, short_losses
+    from nni_bayes_nas.prediction.relevance import order_of_features
+    from nni_bayes_nas.prediction.sparse_architecture import of_columns
+
+    settings, how = config.predict, Training(config.predict.train_steps)
+    order = order_of_features(data.parts.x, data.parts.y)
+    parts, arms, mixed, within = data.parts.in_order(order), dict[str, list[Any]](), list[Any](), list[Any]()
+    for name in RANKED:
+        generator = random.Random(f"{seed} {budget} {name}")
+        shared = (data.n_classes, budget, how, vocabulary_of(settings), generator)
+        nets = [draw_net(name, parts, *shared, seed * 1009 + i) for i in range(settings.draws)]
+        scores = predictor.ranked(nets, parts, seed)
+        chosen = sorted(range(len(nets)), key=scores.__getitem__)[: settings.verify]
+        arms[f"{name}, ranked"] = [of_columns(nets[i], order.tolist()) for i in chosen]
+        mixed += nets[::3]
+        within.append(scores[::3])
+    seeds = [[seed * 1009 + 10_007 * (repeat + 1) + i for i in range(len(mixed))] for repeat in (0, 1)]
+    one, two = ([loss for loss, _ in train_all(mixed, own, parts, how)] for own in seeds)
+    both, n = [(a + b) / 2 for a, b in zip(one, two, strict=True)], len(within[0])
+    # Scores are relative to those that are ranked together.
+    described, short = describe(mixed, parts), short_losses(mixed, parts, seed, predictor.short)
+    return arms, {
+        "whole_tau": kendall(predictor.ranker.scores(described, short), both),
+        "trees_tau": kendall(predictor.ranker.scores(described, np.zeros_like(short)), both),
+        "short_tau": kendall(short.mean(1), both),
+        "within_tau": statistics.fmean(kendall(own, both[i * n : (i + 1) * n]) for i, own in enumerate(within)),
+        "between_seeds": kendall(one, two),
+    }
+
+
+def beside(config: Any, parameters: dict[str, Any], directory: Path, report: Any) -> dict[str, Any]:
+    """A kind of job: the baselines, and the inner search on all data, for every budget of a data set."""
+    from nni_bayes_nas.experiment import verify
+    from nni_bayes_nas.experiment.bank import search_of, vocabulary_of
+    from nni_bayes_nas.experiment.data import load_data
+    from nni_bayes_nas.experiment.parts import whole
+    from nni_bayes_nas.experiment.predict import budgets_for
+    from nni_bayes_nas.prediction.baselines import nets_of
+    from nni_bayes_nas.prediction.inner_search import search
+    from nni_bayes_nas.prediction.many import Training
+    from nni_bayes_nas.prediction.training import best
+
+    settings, seed, data = config.predict, int(parameters["seed"]), whole(load_data(config.data))
+    how, rows, arms = Training(settings.train_steps), dict[str, dict[str, Any]](), dict[tuple[str, int], list[Any]]()
+    options = {"tries": settings.verify, "vocabulary": vocabulary_of(settings), "deepest": tuple(settings.deepest)}
+    searching = {}
+    for budget in budgets_for(config, data.n_features, data.n_classes):
+        for name in BASELINES:
+            if name not in OF_OTHER_FORM:
+                arms[name, budget] = nets_of(name, data, budget, how, **options, seed=seed)
+        started = time.perf_counter()
+        found, _ = search(data.parts, budget, search_of(settings), seed, data.n_classes)
+        searching[budget] = time.perf_counter() - started
+        arms[SEARCH, budget] = [one.net for one in found[: settings.verify]]
+    for (arm, budget), one in together(arms, data, settings, seed).items():
+        more = {"search_seconds": searching[budget]} if arm == SEARCH else {}
+        rows.setdefault(str(budget), {})[arm] = {**one.row(data), **more}
+    for budget in searching:
+        for name in OF_OTHER_FORM:
+            rows[str(budget)][name] = best(verify.beside(name, settings, data, budget, seed)).row(data)
+    dense = arms["dense", max(searching)][0]
+    return {"default": 0.0, "rows": rows, "alone": alone(dense, data, settings, seed)}
