@@ -96,7 +96,7 @@ def small(epochs: int) -> tuple[Arm, ...]:
 
 
 # Of the baseline: lambda / (2 m) sum w^2 is added to the loss of an object.
-DECAYS = (0.0, 0.3, 1.0, 3.0, 10.0)
+DECAYS = (0.0, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 SEED_LAMBDAS = (0.0, 0.1, 0.5, 1.0, 3.0, 10.0)
 SEED_SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -113,6 +113,7 @@ def seed_experiment(epochs: int, finetune_epochs: int) -> tuple[Arm, ...]:
         "prior_sd": 0.1**0.5,
         "rho": -3.0,
         "optimizer": "sgd",
+        "schedule": "constant",
         "learning_rate": 0.05,
         "rho_learning_rate": 0.05,
         "axis": "literal",
@@ -276,7 +277,7 @@ def convolutional(channels: tuple[int, ...], hidden: int, epochs: int) -> tuple[
     return (
         Arm("cnn, direct", shared, direct((0.1, 1.0, 3.0))),
         Arm("cnn, hypernetwork", shared, (("piecewise_linear", None),)),
-        Arm("cnn, dense", {**shared, **DENSE}, direct((0.0, 3.0)), "fixed"),
+        Arm("cnn, dense", {**shared, **DENSE}, direct(DECAYS), "fixed"),
     )
 
 

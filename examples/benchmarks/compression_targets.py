@@ -31,6 +31,10 @@ def targets(rows: list[dict[str, Any]]) -> list[Target]:
         ours, theirs = mine.best(0.0), dense.best(0.0)
         gap = ours[1] - theirs[1] if ours and theirs else None
         found.append(Target("2b", f"test error, {net}, whole: ours - tuned dense", gap, 0.0, "lower"))
+        inside = None if theirs is None else float(0 < theirs[0] < max(dense.lambdas))
+        found.append(
+            Target("2b", f"{net}, dense: its decay is none of the ends that were tried", inside, 1.0, "higher")
+        )
     gaps = [_minus(hyper.mean(lam, 0.0, "test"), direct.mean(lam, 0.0, "test")) for lam in LAMBDAS]
     largest = None if None in gaps else max(gap for gap in gaps if gap is not None)
     found.append(Target("2c", "whole: largest gap to a direct run, over lambda", largest, 0.2, "lower"))
@@ -67,13 +71,13 @@ def _fewer(curves: Curves, lams: Sequence[float], where: str) -> Iterator[Target
 
 
 def _cost(rows: list[dict[str, Any]], direct: Curves, hyper: Curves) -> Iterator[Target]:
-    ratios = next((row["ratios"] for row in rows if row["arm"] == "cost" and "ratios" in row), None)
-    largest = max(ratios.values()) if ratios else None
+    cost = next((row for row in rows if row["arm"] == "cost" and "ratios" in row), None)
+    largest = max(cost["ratios"].values()) if cost else None
     yield Target("2e", "step / (lambda per step x direct step), the largest", largest, 1.3, "lower")
     whole = None
-    if ratios and hyper.rows and direct.rows:
-        # Equal batches: epochs are steps.
-        whole = ratios["1"] * hyper.rows[0]["epochs"] / (len(LAMBDAS) * direct.rows[0]["epochs"])
+    if cost and hyper.rows and direct.rows:
+        epochs = hyper.rows[0]["epochs"] / (len(LAMBDAS) * direct.rows[0]["epochs"])
+        whole = cost["ratio_of_epochs"] * epochs
     yield Target("2e", "hypernetwork / five direct runs", whole, 0.35, "lower")
 
 

@@ -49,15 +49,14 @@ class Setting:
     search_epochs: int
     joint_epochs: int
     compress_epochs: int
-    retrain_epochs: int
     fractions: tuple[float, ...]
 
 
 _FRACTIONS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
 PRESETS = {
-    "smoke": Setting(2, 200, 100, 2, 2, 1, 1, (0.0, 0.5)),
-    "cpu": Setting(16, 10_000, None, 20, 60, 60, 30, _FRACTIONS),
-    "gpu": Setting(16, None, 5_000, 50, 100, 60, 60, _FRACTIONS),
+    "smoke": Setting(2, 200, 100, 2, 2, 1, (0.0, 0.5)),
+    "cpu": Setting(16, 10_000, None, 20, 60, 60, _FRACTIONS),
+    "gpu": Setting(16, None, 5_000, 50, 100, 60, _FRACTIONS),
 }
 SEEDS = {"smoke": 1, "cpu": 3, "gpu": 5}
 
@@ -121,8 +120,9 @@ def search(options: argparse.Namespace, arm: str, seed: int) -> Job:
 
 
 def training(options: argparse.Namespace, name: str, seed: int, choices: dict[str, Any]) -> Job:
-    """The retraining of a cell with weights that are points."""
-    section = {"epochs": PRESETS[options.preset].retrain_epochs, "batch_size": 64}
+    """The retraining of a cell with weights that are points, for all the epochs of a compression and what follows."""
+    epochs = PRESETS[options.preset].compress_epochs + cut(options)["finetune_epochs"]
+    section = {"epochs": epochs, "batch_size": 64}
     parameters = {"trial": f"train-{name}", "choices": choices, "seed": seed}
     return Job(f"train-{name}", "retrain", {**common(options), "retrain": section}, parameters, (seed, 1))
 

@@ -161,11 +161,13 @@ class LambdaAxis(Axis):
 class LiteralAxis(Axis):
     """The seed's axis: the position of lambda is lambda itself, any real number, so that alpha = lambda b1 + b2.
 
-    It is drawn log-uniformly from [low, high] where both are positive, uniformly otherwise.
+    It is drawn log-uniformly from [low, high] where both are positive and not `uniform`, uniformly otherwise.
 
     Raises:
         ConfigError: Unless low < high, both finite.
     """
+
+    uniform: bool = False
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
@@ -195,13 +197,13 @@ class LiteralAxis(Axis):
 
     def positions(self, fractions: Tensor) -> Tensor:
         """Positions at fractions in [0, 1] of the range, as it is drawn; any shape."""
-        if self.low > 0:
+        if self.low > 0 and not self.uniform:
             return (self.low * (self.high / self.low) ** fractions).clamp(self.low, self.high)
         return (self.low + (self.high - self.low) * fractions).clamp(self.low, self.high)
 
     def fractions(self, u: Tensor) -> Tensor:
         """Fractions of the range at positions u, as it is drawn; any shape."""
-        if self.low > 0:
+        if self.low > 0 and not self.uniform:
             return (u / self.low).log() / math.log(self.high / self.low)
         return (u - self.low) / (self.high - self.low)
 

@@ -82,11 +82,12 @@ class HyperVariational(nn.Module):
         kind: How the weights depend on lambda, see `WeightHypernet`; "constant" for one lambda, a direct run.
         weights: "variational", or "point": one value of every weight, the baseline with L2 decay.
         prior: "fixed" N(0, s^2); "scaled" N(0, s^2 / lambda), where lambda weighs nothing else (Grebenkova et al.'s
-            covariance reparametrization); "empirical_bayes"; "ard"; "log_uniform" (`bayes.normal`).
+            covariance reparametrization); "empirical_bayes"; "ard"; "log_uniform" (`bayes.normal`). None: "ard" of
+            Gaussian weights, and "fixed" of points, which have no other but "scaled".
         prior_sd: s.
         lambda_range: Lowest and highest lambda, or one lambda.
         axis: "log": drawn log-uniformly; "literal": the position is lambda itself, which may begin at 0, where the
-            weights maximize the likelihood; drawn uniformly then.
+            weights maximize the likelihood; drawn uniformly.
         rho: Logarithm of the standard deviations at first.
         estimator: See `to_variational`.
         skip: Names of modules that stay points.
@@ -111,7 +112,7 @@ class HyperVariational(nn.Module):
         *,
         kind: Kind = "piecewise_linear",
         weights: Weights = "variational",
-        prior: Prior = "ard",
+        prior: Prior | None = None,
         prior_sd: float = 1.0,
         lambda_range: tuple[float, float] | float = (0.1, 3.0),
         axis: Literal["log", "literal"] = "log",
@@ -125,6 +126,7 @@ class HyperVariational(nn.Module):
         shared_knots: bool = True,
     ) -> None:
         super().__init__()
+        prior = prior or ("fixed" if weights == "point" else "ard")
         _check(kind, weights, prior, lambda_range, axis)
         _check_tied(model)
         self.kind, self.weights, self.prior, self.prior_sd = kind, weights, prior, prior_sd
@@ -134,7 +136,7 @@ class HyperVariational(nn.Module):
         if isinstance(lambda_range, (int, float)):
             self.single = float(lambda_range)
         else:
-            self.axis = LambdaAxis(*lambda_range) if axis == "log" else LiteralAxis(*lambda_range)
+            self.axis = LambdaAxis(*lambda_range) if axis == "log" else LiteralAxis(*lambda_range, uniform=True)
         # To any layer the scaled prior is a fixed one, of another width at every lambda.
         given: Any = "fixed" if prior == "scaled" else prior
         network = to_variational(
@@ -329,6 +331,8 @@ def _check(kind: str, weights: str, prior: str, lambda_range: tuple[float, float
     ):
         if value not in known:
             raise ConfigError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
+    if weights == "point" and prior not in ("fixed", "scaled"):
+        raise ConfigError(f"prior must be fixed or scaled for weights that are points, got {prior!r}; or leave it out.")
     single = isinstance(lambda_range, (int, float))
     low = lambda_range if isinstance(lambda_range, (int, float)) else lambda_range[0]
     if not 0 <= low < float("inf"):

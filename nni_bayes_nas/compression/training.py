@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -15,7 +16,7 @@ from nni_bayes_nas.bayes import elbo, objective
 from nni_bayes_nas.coercion import require
 from nni_bayes_nas.compression.hyper_variational import HyperVariational
 from nni_bayes_nas.layers.normalization import batch_statistics
-from nni_bayes_nas.layers.variational import collect_kl, weight_noise
+from nni_bayes_nas.layers.variational import collect_kl, variational_layers, weight_noise
 
 Optimizer = Literal["adam", "sgd"]
 Schedule = Literal["falling", "constant"]
@@ -179,12 +180,9 @@ class HyperVariationalModule(pl.LightningModule):
 
     def made_optimizer(self) -> torch.optim.Optimizer:
         """Of means and points, and of standard deviations, at the rates of the beginning."""
-        rate, rho_rate = self.rates
-        groups = [{"params": list(self.model.hyper.means.parameters()), "lr": rate}]
-        if self.model.hyper.rhos is not None:
-            groups.append({"params": list(self.model.hyper.rhos.parameters()), "lr": rho_rate})
-        sgd = self.optimizer == "sgd"
-        return torch.optim.SGD(groups, momentum=0.9) if sgd else torch.optim.Adam(groups, fused=_FUSED)
+        nets = [net for net in (self.model.hyper.means, self.model.hyper.rhos) if net is not None]
+        groups = [(rate, list(net.parameters())) for rate, net in zip(self.rates, nets, strict=False)]
+        return optimizer_of(self.optimizer, groups)
 
     def _grid(self) -> list[float]:
         return [self.model.draw(1, torch.Generator())[0]] if self.model.axis is None else self.model.axis.grid(3)
@@ -195,6 +193,12 @@ class HyperVariationalModule(pl.LightningModule):
                 objective.check_finite(f"divergence of {name} at lambda {lam:g}", value, step=step)
 
 
+def optimizer_of(name: Optimizer, groups: Sequence[tuple[float, list[nn.Parameter]]]) -> torch.optim.Optimizer:
+    """ "adam", or "sgd" with momentum .9, of groups of parameters with rates of their own."""
+    made = [{"params": parameters, "lr": rate} for rate, parameters in groups]
+    return torch.optim.SGD(made, momentum=0.9) if name == "sgd" else torch.optim.Adam(made, fused=_FUSED)
+
+
 def finetune(
     network: nn.Module,
     loader: Any,
@@ -203,8 +207,10 @@ def finetune(
     *,
     lam: float = 1.0,
     n_objects: int | None = None,
+    rho_learning_rate: float | None = None,
+    optimizer: Optimizer = "adam",
 ) -> None:
-    """Train a network of its own further, in place: Adam, its rate falling linearly to zero.
+    """Train a network of its own further, in place, its rate falling linearly to zero.
 
     A plain network, pruned or not, minimizes its loss; one with Gaussian layers E_q[-log p] + lam KL / m, per object.
 
@@ -216,19 +222,23 @@ def finetune(
         learning_rate: At the first step.
         lam: Lambda, of Gaussian layers; of the prior "scaled", whose layers know theirs, 1.
         n_objects: m; the size of the loader's data set if None.
+        rho_learning_rate: Of the logarithms of standard deviations, at the first step; None: `learning_rate`.
+        optimizer: "adam", or "sgd" with momentum .9.
 
     Raises:
         ConfigError: Numbers that cannot be.
         NumericsError: A term that is not finite; it names the layer, if it is one's divergence.
     """
     require(epochs >= 0, "epochs", "must not be negative", epochs, "3 are usual")
-    require(learning_rate > 0, "learning_rate", "must be positive", learning_rate, "0.001 is usual")
+    rho_rate = learning_rate if rho_learning_rate is None else rho_learning_rate
+    for name, rate in (("learning_rate", learning_rate), ("rho_learning_rate", rho_rate)):
+        require(rate > 0, name, "must be positive", rate, "0.001 is usual")
     require(0 <= lam < float("inf"), "lam", "must be at least 0 and finite", lam, "1 gives the evidence bound")
     m = len(loader.dataset) if n_objects is None else n_objects
     require(m >= 1, "n_objects", "must be the size of the training set", m, "pass len(dataset)")
     device, mode = next(network.parameters()).device, network.training
     network.train()  # Lightning leaves the mode alone: noise and statistics of the batch would be off
-    module = _Finetuning(network, learning_rate, lam, m)
+    module = _Finetuning(network, (learning_rate, rho_rate), optimizer, lam, m)
     trainer = pl.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=1,
@@ -243,9 +253,11 @@ def finetune(
 
 
 class _Finetuning(pl.LightningModule):
-    def __init__(self, network: nn.Module, rate: float, lam: float, n_objects: int) -> None:
+    def __init__(
+        self, network: nn.Module, rates: tuple[float, float], optimizer: Optimizer, lam: float, n_objects: int
+    ) -> None:
         super().__init__()
-        self.network, self.rate, self.price = network, rate, lam / n_objects
+        self.network, self.rates, self.optimizer, self.price = network, rates, optimizer, lam / n_objects
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x, y = batch
@@ -258,7 +270,10 @@ class _Finetuning(pl.LightningModule):
         return objective.total(terms, step=self.trainer.global_step)
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.Adam(self.network.parameters(), lr=self.rate, fused=_FUSED)
+        rhos = [layer.rho for layer in variational_layers(self.network).values()]
+        own = {id(rho) for rho in rhos}
+        groups = [(self.rates[0], [p for p in self.network.parameters() if id(p) not in own]), (self.rates[1], rhos)]
+        optimizer = optimizer_of(self.optimizer, [(rate, parameters) for rate, parameters in groups if parameters])
         steps = max(1, int(self.trainer.estimated_stepping_batches))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -224,11 +224,15 @@ def _row(
 def _trained_on(
     network: nn.Module, price: float, data: DataSplits, settings: CompressConfig, seed: int, inputs: list[torch.Tensor]
 ) -> dict[str, float]:
-    """Train a network that was read off further, in place, by E_q log p(D | w) - price KL; its evidence then."""
+    """Train a network that was read off further, in place, by E_q log p(D | w) - price KL; its evidence then.
+
+    With the optimizer and the rates of the training: standard deviations have as far to go.
+    """
     evaluation.quiet_lightning()
     loader = batches(data.train, settings.batch_size, seed=seed)
     epochs = settings.posterior_finetune_epochs or 0
-    finetune(network, loader, epochs, settings.finetune_learning_rate, lam=price)
+    rate, rho_rate = settings.learning_rate, settings.rho_learning_rate
+    finetune(network, loader, epochs, rate, lam=price, rho_learning_rate=rho_rate, optimizer=settings.optimizer)
     recalibrate(network, inputs)
     with torch.no_grad():
         total = expected_log_likelihood(network.eval(), every_batch(data.train), log_likelihood)

@@ -82,9 +82,14 @@ def test_the_literal_position_is_lambda_itself() -> None:
 def test_the_literal_axis_is_drawn_by_decades_if_positive_and_evenly_otherwise() -> None:
     assert LiteralAxis(1e-4, 1e-1).grid(4) == pytest.approx([1e-4, 1e-3, 1e-2, 1e-1])
     assert LiteralAxis(-1.0, 1.0).grid(5) == pytest.approx([-1.0, -0.5, 0.0, 0.5, 1.0])
+    assert LiteralAxis(1.0, 3.0, uniform=True).grid(3) == pytest.approx([1.0, 2.0, 3.0])
 
 
-@pytest.mark.parametrize("axis", [LambdaAxis(1e-4, 1e-1), LiteralAxis(1e-4, 1e-1), LiteralAxis(-1.0, 2.0)], ids=repr)
+@pytest.mark.parametrize(
+    "axis",
+    [LambdaAxis(1e-4, 1e-1), LiteralAxis(1e-4, 1e-1), LiteralAxis(-1.0, 2.0), LiteralAxis(1.0, 2.0, True)],
+    ids=repr,
+)
 def test_positions_fill_the_domain_and_know_their_fraction(axis: Axis) -> None:
     low, high = axis.domain
     generator = torch.Generator().manual_seed(0)

@@ -125,6 +125,28 @@ def test_linear_is_the_best_affine_fit():
     assert worst > 0.02
 
 
+def test_direct_runs_are_above_a_hypernetwork_and_on_a_convex_curve():
+    """J of the package's own models, each trained at one lambda; the slope from one to the next lies between -KLs."""
+    lams, values, kls = (0.2, 0.6, 1.5, 4.0, 9.0), [], []
+    shared = fitted(hyper("piecewise_linear", knots=5))
+    for lam in lams:
+        found = fitted(hyper("constant", lambda_range=lam), [lam]).at()
+        with torch.no_grad():
+            values.append(float(DATA.expected_log_likelihood(*gaussian(found)) - found.complexity()))
+            kls.append(float(found.kl()))
+            ours = shared.at(lam)
+            assert values[-1] >= float(DATA.expected_log_likelihood(*gaussian(ours)) - ours.complexity()) - 1e-6
+    for i in range(len(lams) - 1):
+        slope = (values[i + 1] - values[i]) / (lams[i + 1] - lams[i])
+        assert -kls[i] - 1e-6 <= slope <= -kls[i + 1] + 1e-6 < 0
+
+
+def test_points_have_no_prior_that_learns():
+    with pytest.raises(ConfigError, match="prior must be fixed or scaled for weights that are points, got 'ard'"):
+        HyperVariational(network(), weights="point", prior="ard")
+    assert HyperVariational(network(), weights="point").prior == "fixed" and HyperVariational(network()).prior == "ard"
+
+
 def test_the_best_objective_is_convex_in_lambda_and_falls_by_the_divergence():
     """J*(lambda) = max_q(L - lambda KL): a maximum of straight lines; its slope is -KL."""
     lams = torch.linspace(0.2, 5, 200, dtype=torch.float64)
