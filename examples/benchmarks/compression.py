@@ -156,7 +156,8 @@ def print_seed(rows: list[dict[str, Any]]) -> None:
 def print_evidence(rows: list[dict[str, Any]]) -> None:
     """J, expected log-likelihood and KL in nats, what is gained of J by training on at a lambda, and weights kept."""
     print("\nnats, of all training objects; log_uniform is improper, and no evidence; gap (of amortization): J of the")
-    print("same network when it is trained on at this lambda alone, less J; direct: J of a direct run less J")
+    print("same network when it is trained on at this lambda alone, less J; direct: J of a direct run less J; J of the")
+    print("prior scaled, whose width lambda sets, is E log p - KL, another number than that of the others")
     head = "".join(f"{name:>11}" for name in ("lambda", "J", "L_E", "KL", "gap", "direct", "kept", "error, %"))
     print(f"{'prior':<18}{'kind':<18}{head}")
     own = [row for row in rows if not row["arm"].endswith(FURTHER)]

@@ -19,11 +19,12 @@ TEXT_COLUMNS = ("Trained",)
 
 
 class Key(NamedTuple):
-    """How something was trained, and the lambda at which it was read off."""
+    """How something was trained, and the lambda at which it was read off; whether it was trained on from there."""
 
     hypernet: str
     prior: str
     lam: float
+    on: bool = False
 
     @property
     def direct(self) -> Key:
@@ -34,7 +35,8 @@ class Key(NamedTuple):
     def trained(self) -> str:
         """In words; the prior where there are several."""
         kind = "direct" if self == self.direct else self.hypernet
-        return f"{kind}, {self.prior}".removesuffix(", ").replace("_", " ")
+        words = f"{kind}, {self.prior}".removesuffix(", ").replace("_", " ")
+        return f"{words}, trained on" if self.on else words
 
 
 def networks(run: RunFolder) -> dict[Key, list[Row]]:
@@ -45,7 +47,10 @@ def networks(run: RunFolder) -> dict[Key, list[Row]]:
     for trained in every:
         prior = str(trained.get("prior")) if several else ""
         for row in trained.get("rows") or []:
-            found.setdefault(Key(str(trained.get("hypernet", "?")), prior, float(row["lambda"])), []).append(row)
+            key = Key(str(trained.get("hypernet", "?")), prior, float(row["lambda"]))
+            found.setdefault(key, []).append(row)
+            if row.get("posterior_finetuned"):
+                found.setdefault(key._replace(on=True), []).append(row["posterior_finetuned"])
     return found
 
 
@@ -156,6 +161,8 @@ def _curve(found: dict[Key, list[Row]]) -> Plot:
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         lams = sorted({key.lam for key in found})
+        names = dict.fromkeys(key.trained for key in sorted(found, key=lambda key: key == key.direct))
+        styles = {name: ("-", "--", ":", "-.")[i % 4] for i, name in enumerate(names)}
         every: list[float] = []
         errors: list[float] = []
         for key, members in found.items():
@@ -163,9 +170,8 @@ def _curve(found: dict[Key, list[Row]]) -> Plot:
             x = [float(point["compression"]) for point in points]
             y = [_error([row["curve"][i].get("test_accuracy") for row in members]) for i in range(len(points))]
             color = SERIES[lams.index(key.lam) % len(SERIES)]
-            style = "--" if key == key.direct else "-"
             label = f"λ = {lam(key.lam)}, {key.trained}"
-            axes.plot(x, y, style, marker="o", markersize=3, color=color, linewidth=1.2, label=label)
+            axes.plot(x, y, styles[key.trained], marker="o", markersize=3, color=color, linewidth=1.2, label=label)
             after = [[row["curve"][i].get("finetuned") or {} for row in members] for i in range(len(points))]
             tuned = [_error([one.get("test_accuracy") for one in rows]) for rows in after]
             axes.plot(x, tuned, linestyle="none", marker="^", markersize=4, color=color, fillstyle="none")
@@ -195,7 +201,7 @@ def _evidence(found: dict[Key, list[Row]], run: RunFolder) -> Plot:
                 means = [measure([row.get(name) for row in mine[value]]).mean for value in x]
                 y = [math.nan if mean is None else mean for mean in means]
                 style: Any = {"linestyle": "none", "marker": "s"} if label in direct else {"marker": "o"}
-                color = MUTED if label in direct else SERIES[i % len(SERIES)]
+                color = MUTED if direct == {label} else SERIES[i % len(SERIES)]
                 axes.plot(x, y, color=color, markersize=3.5, linewidth=1.2, label=label, **style)
             axes.set_ylabel(title)
         panels[-1].set_xlabel("λ")

@@ -76,6 +76,16 @@ def test_several_priors(folder, edit_summary):
     assert "λ = 1, direct, fixed" in page
 
 
+def test_what_was_trained_on_stands_beside_what_was_read_off(folder, edit_summary):
+    further = {**row(0.1, 0.95), "objective": -90.0}
+    one = trained("piecewise_linear", 0, 10.4, {**row(0.1, 0.9), "posterior_finetuned": further})
+    edit_summary(folder, lambda summary: summary.update(compression=[one]))
+    rows = compression.table(read_run(folder))
+    assert [cells[0] for cells in rows] == ["piecewise linear", "piecewise linear, trained on"]
+    assert rows[1][3] == "−90" and rows[1][7] == "95.00 %"
+    assert "λ = 0.1, piecewise linear, trained on" in write_report([folder])[0].read_text(encoding="utf-8")
+
+
 def test_words(folder):
     run = read_run(folder)
     assert compression.sentence(run) == "2 hypernetworks in 10 s of training each and 1 direct run in 5 s each."
