@@ -187,17 +187,24 @@ class Predictor:
             schedule.step()
             losses.append(float(loss.detach()))
         self.model.eval()
-        self.ranker = self._ranker(entries, data)
+        self.fit_ranker(entries, data_of)
         return losses
 
-    def _ranker(self, entries: Sequence[Entry], data: Sequence[TaskData]) -> Ranker:
+    def fit_ranker(self, entries: Sequence[Entry], data_of: Callable[[Entry], TaskData]) -> None:
+        """Learn from a bank to rank, which `fit` does too: for a meta-model that was loaded.
+
+        Args:
+            entries: Of it.
+            data_of: The data of an entry's task.
+        """
         descriptions, losses = [], []
-        for entry, one in zip(entries, data, strict=True):
+        for entry in entries:
+            one = data_of(entry)
             every = [*entry.found, *entry.others]
             ranked = one.in_order(torch.tensor(entry.order))
             descriptions.append(describe([each.net for each in every], ranked))
             losses.append([each.loss for each in every])
-        return Ranker(self.seed).fit(descriptions, losses)
+        self.ranker = Ranker(self.seed).fit(descriptions, losses)
 
     def predict(
         self,
@@ -268,7 +275,7 @@ class Predictor:
         return list(self.ranker.scores(describe(nets, data), short_losses(nets, data, seed, self.short)))
 
     def save(self, path: Path) -> None:
-        """Write the meta-model; the ranker is fitted anew from the bank.
+        """Write the meta-model; `fit_ranker` fits the ranker anew from the bank.
 
         Args:
             path: Of a file of torch's.

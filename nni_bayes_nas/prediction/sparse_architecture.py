@@ -6,9 +6,12 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nni_bayes_nas.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 ACTIVATIONS = ("relu", "tanh")
 """Of a hidden layer."""
@@ -68,6 +71,12 @@ class SparseArchitecture:
                 raise ConfigError(
                     f"every hidden unit needs a target, but unit {min(unused)} of layer {layer - 1} has none; add one."
                 )
+
+    def build(self, seed: int = 0) -> nn.Sequential:
+        """The network of torch, its layers really sparse; see `sparse_net.build`."""
+        from nni_bayes_nas.prediction.sparse_net import build
+
+        return build(self, seed)
 
     @property
     def sizes(self) -> tuple[int, ...]:

@@ -53,6 +53,9 @@ def test_what_is_fitted_predicts_within_the_budget_and_is_saved(kind, tmp_path):
     others = again.predict(data, 15, len(task.classes), n=6)
     assert {one.net: one.log_prob for one in others} == pytest.approx(nets)
     assert [one.log_prob for one in others] == sorted((one.log_prob for one in others), reverse=True)
+    again.fit_ranker(entries, data_of)
+    assert [one.score for one in again.predict(data, 15, len(task.classes), n=6)] == [one.score for one in found]
+    assert found[0].net.build()(data.x).shape == (len(data.x), len(task.classes))
 
 
 def test_networks_of_ranks_are_those_of_columns():
