@@ -171,7 +171,7 @@ def divergence_of_scaled(q, x, y):
     return found
 
 
-@pytest.mark.parametrize(("seed", "decided"), [(0, True), (1, True), (4, False), (5, False)])
+@pytest.mark.parametrize(("seed", "decided"), [(0, True), (4, False)])
 def test_scaled_weights_are_closer_than_independent_ones_where_a_gate_stays_open(seed, decided):
     """Each at its best; they share the bound, so that where all gates are decided they are the same posterior."""
     x, y = data(seed)

@@ -29,7 +29,10 @@ def search(folder, strategy, space=CHAIN, samples=0, **parameters):
     return run_search(Config.from_dict(values), about, folder, lambda row: None)
 
 
-@pytest.mark.parametrize("strategy", ["dirichlet_darts", "regularized_darts", "hyper_darts"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("regularized_darts", "dirichlet_darts")]
+
+
+@pytest.mark.parametrize("strategy", ["hyper_darts", *SLOW])
 def test_a_budget_leaves_the_smaller_ones_in_their_order(strategy, tmp_path):
     every = unpack(search(tmp_path / "all", strategy, candidates=1_000)["candidates"])
     sizes = sorted(row["params"] for row in every)
