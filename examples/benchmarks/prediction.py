@@ -104,7 +104,7 @@ def sources(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
         "linear": {"kind": "linear", "n_classes": 3, "seed": 11},
         "parity": {"kind": "parity", "n_classes": 2, "n_informative": 3, "seed": 12},
         # As many features as the digits, and many classes: a decoder has not seen their numbers elsewhere.
-        "wide": {"kind": "blobs", "n_features": 64, "n_informative": 16, "n_classes": 10, "seed": 13},
+        "blobs-2": {"kind": "blobs", "n_features": 64, "n_informative": 16, "n_classes": 10, "seed": 13},
     }
     found: dict[str, dict[str, Any]] = {name: {"name": name} for name in ("digits", "wine", "breast_cancer")}
     found |= {f"synthetic-{name}": {"name": MADE_UP, "args": args} for name, args in tables.items()}
