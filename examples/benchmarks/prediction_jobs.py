@@ -71,17 +71,12 @@ def same_shape(nets: list[Any], budget: int, seed: int) -> list[Any]:
     """Networks of the same widths and activations whose connections are drawn at random."""
     import random
 
-    from nni_bayes_nas.prediction.random_nets import best_connections
+    from nni_bayes_nas.prediction.random_nets import random_connections
 
-    generator, found = random.Random(f"{seed} {budget} shape"), []
-    for net in nets:
-        shape = net.n_inputs, net.n_outputs, net.widths, net.activations
-        scores = [
-            [[generator.random() for _ in range(net.sizes[i])] for _ in range(net.sizes[i + 1])]
-            for i in range(len(net.sizes) - 1)
-        ]
-        found.append(best_connections(*shape, scores, budget))
-    return found
+    generator = random.Random(f"{seed} {budget} shape")
+    return [
+        random_connections(net.n_inputs, net.n_outputs, net.widths, net.activations, budget, generator) for net in nets
+    ]
 
 
 def together(arms: dict[tuple[str, int], list[Any]], data: Any, settings: Any, seed: int) -> dict[Any, Any]:

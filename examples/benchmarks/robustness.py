@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,9 +77,45 @@ class Setting:
 
 
 PRESETS = {
-    "smoke": Setting(2, 2, 200, 80, 2, 1, 250, 100, 1, 0.5, 2, 0.025, 64, 600, (2, 3, 4), 16, 16, 8),
+    "smoke": Setting(
+        width=2,
+        n_nodes=2,
+        limit=200,
+        val_limit=80,
+        epochs=2,
+        warmup_epochs=1,
+        train_limit=250,
+        train_val_limit=100,
+        train_epochs=1,
+        until=0.5,
+        more_epochs=2,
+        tune_rate=0.025,
+        tune_batch=64,
+        size=600,
+        widths=(2, 3, 4),
+        objects=16,
+        attacked=16,
+        strongly=8,
+    ),
     "cpu": Setting(
-        *(8, 3, 10_000, 2_000, 5, 2, 20_000, 4_000, 1, 0.975, 8, 0.025, 64, 12_000, tuple(range(4, 65)), 512, 1_024, 32)
+        width=8,
+        n_nodes=3,
+        limit=10_000,
+        val_limit=2_000,
+        epochs=5,
+        warmup_epochs=2,
+        train_limit=20_000,
+        train_val_limit=4_000,
+        train_epochs=1,
+        until=0.975,
+        more_epochs=8,
+        tune_rate=0.025,
+        tune_batch=64,
+        size=12_000,
+        widths=tuple(range(4, 65)),
+        objects=512,
+        attacked=1_024,
+        strongly=32,
     ),
 }
 # Steps between two looks at the validation data, and the learning rate between them.
@@ -134,7 +171,6 @@ def searched_and_attacked(config: Any, parameters: dict[str, Any], directory: Pa
     The epoch is one of SGD with momentum, of a constant rate. Accuracies are of test objects: clean, then by epsilon.
     """
     import torch
-    from torch.nn.functional import cross_entropy
 
     from nni_bayes_nas.experiment import attacks
     from nni_bayes_nas.experiment.data import batches, load_data
@@ -153,33 +189,43 @@ def searched_and_attacked(config: Any, parameters: dict[str, Any], directory: Pa
     def inspect(reader: Any, architectures: list[dict[str, Any]]) -> None:
         shared, choices = reader.shared, architectures[0]["choices"]
         found["one_hot_attacked"] = attacked(shared, choices)
-        network = shared.network.train()
-        optimizer = torch.optim.SGD(network.parameters(), lr=parameters["tune_rate"], momentum=0.9, nesterov=True)
+        step = sgd(shared.network, parameters["tune_rate"])
         with shared.binding.only(choices, shared.structure.reference):
             for images, classes in batches(data.train, parameters["tune_batch"], seed=seed):
-                optimizer.zero_grad()
-                cross_entropy(network(images), classes).backward()
-                optimizer.step()
+                step(images, classes)
         found["tuned_attacked"] = attacked(shared, choices)
 
     result = run_search(config, parameters, directory, report, inspect=inspect)
     return {**result, "architectures": [{**result["architectures"][0], **found}]}
 
 
+def sgd(network: Any, rate: float) -> Callable[[Any, Any], None]:
+    """What trains a network by one mini-batch: images and classes; SGD with momentum, its rate constant."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    optimizer = torch.optim.SGD(network.parameters(), lr=rate, momentum=0.9, nesterov=True)
+
+    def step(images: Any, classes: Any) -> None:
+        optimizer.zero_grad()
+        cross_entropy(network.train()(images), classes).backward()
+        optimizer.step()
+
+    return step
+
+
 def train_until(network: Any, data: Any, accuracy: float, epochs: int, seed: int) -> tuple[float, float]:
-    """SGD with momentum and a constant rate until the validation accuracy is reached, or for so many epochs.
+    """Steps of `sgd` until the validation accuracy is reached, or for so many epochs.
 
     Returns:
         Validation accuracy, and epochs that it took.
     """
     import torch
-    from torch.nn.functional import cross_entropy
 
     from nni_bayes_nas.experiment import attacks
     from nni_bayes_nas.experiment.data import batches
 
-    optimizer = torch.optim.SGD(network.parameters(), lr=RATE, momentum=0.9, nesterov=True)
-    steps, found = 0, 0.0
+    step, steps = sgd(network, RATE), 0
     for epoch in range(epochs):
         train = batches(data.train, 64, seed=1_000 * seed + epoch)
         for images, classes in train:
@@ -189,9 +235,7 @@ def train_until(network: Any, data: Any, accuracy: float, epochs: int, seed: int
                 if found >= accuracy:
                     return found, steps / len(train)
             steps += 1
-            optimizer.zero_grad()
-            cross_entropy(network.train()(images), classes).backward()
-            optimizer.step()
+            step(images, classes)
     with torch.no_grad():
         return attacks.accuracy(network, *data.val[:], 1_024), float(epochs)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nni_bayes_nas.coercion import require
 from nni_bayes_nas.prediction.canonical import canonical
-from nni_bayes_nas.prediction.many import Many, Training, by_depth
+from nni_bayes_nas.prediction.many import Many, Training, by_depth, side_by_side
 from nni_bayes_nas.prediction.random_nets import best_connections, mutated, random_net
 from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture
 from nni_bayes_nas.prediction.sparse_net import all_edges
@@ -106,9 +106,7 @@ def train_all(
     """
     half = len(data.y_val) // 2 if apart and len(data.y_val) >= _DIVIDED else 0
     results: list[tuple[float, float]] = [(0.0, 0.0)] * len(nets)
-    for places in by_depth(nets):
-        many = Many([nets[i] for i in places], [seeds[i] for i in places])
-        many.train(data.x, data.y, how, seeds[0])
+    for places, many in side_by_side(nets, seeds, data.x, data.y, how):
         losses, accuracies = many.scores(data.x_val, data.y_val)
         if half:
             losses, _ = many.scores(data.x_val[:half], data.y_val[:half])

@@ -157,3 +157,24 @@ class Many:
         """|weight x gradient| of every connection on these objects (Lee, Ajanthan & Torr, 2019), as `weights`."""
         gradients = torch.autograd.grad(self.losses(x, y).sum(), self.weights)
         return [(w * g).detach().abs() for w, g in zip(self.weights, gradients, strict=True)]
+
+
+def side_by_side(
+    nets: Sequence[SparseArchitecture], seeds: Sequence[int], x: Tensor, y: Tensor, how: Training
+) -> Iterator[tuple[list[int], Many]]:
+    """Networks trained with all others of their depth, and their places; the order of the objects is of the first seed.
+
+    Args:
+        nets: Networks.
+        seeds: Of their initial weights.
+        x: Objects.
+        y: Their classes.
+        how: See `Training`.
+
+    Raises:
+        NumericsError: A loss is not finite.
+    """
+    for places in by_depth(nets):
+        many = Many([nets[i] for i in places], [seeds[i] for i in places])
+        many.train(x, y, how, seeds[0])
+        yield places, many

@@ -45,6 +45,18 @@ def random_net(
     """A network of `random_widths`, of as many connections as the budget has, or as there can be, all at random."""
     widths = random_widths(n_outputs, budget, vocabulary, generator)
     activations = tuple(generator.choice(ACTIVATIONS) for _ in widths)
+    return random_connections(n_inputs, n_outputs, widths, activations, budget, generator)
+
+
+def random_connections(
+    n_inputs: int,
+    n_outputs: int,
+    widths: Sequence[int],
+    activations: Sequence[str],
+    budget: int,
+    generator: random.Random,
+) -> SparseArchitecture:
+    """A network of these widths and activations, its connections at random."""
     sizes = (n_inputs, *widths, n_outputs)
     scores = [[[generator.random() for _ in range(a)] for _ in range(b)] for a, b in pairwise(sizes)]
     return best_connections(n_inputs, n_outputs, widths, activations, scores, budget)

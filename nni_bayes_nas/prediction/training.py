@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nni_bayes_nas.errors import NumericsError
-from nni_bayes_nas.prediction.many import Many, Training, batches_of, by_depth
+from nni_bayes_nas.prediction.many import Training, batches_of, side_by_side
 from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture
 from nni_bayes_nas.prediction.tasks import TaskData
 
@@ -68,19 +68,6 @@ class Trained:
         return {**{name: getattr(self, name) for name in kept}, "test_loss": loss, "test_accuracy": accuracy}
 
 
-def train_net(net: SparseArchitecture, data: WholeData, how: Training, seed: int) -> Trained:
-    """Train a sparse network.
-
-    Raises:
-        NumericsError: The loss is not finite.
-    """
-    started = time.perf_counter()
-    many = Many([net], [seed])
-    many.train(data.parts.x, data.parts.y, how, seed)
-    seconds = time.perf_counter() - started
-    return measured(many.network(0), data, net.n_connections, seconds, net)
-
-
 def seeds_of(seed: int, n: int) -> list[int]:
     """Seeds of so many tries; those of neighbouring seeds have none in common."""
     return [1009 * seed + i for i in range(n)]
@@ -94,7 +81,7 @@ def train_nets(nets: Sequence[SparseArchitecture], data: WholeData, how: Trainin
 def train_together(
     nets: Sequence[SparseArchitecture], seeds: Sequence[int], data: WholeData, how: Training
 ) -> list[Trained]:
-    """`train_net` of each, those of equal depth side by side; the order of the objects is that of the first seed.
+    """Train sparse networks, those of equal depth side by side; the order of the objects is that of the first seed.
 
     Args:
         nets: Networks.
@@ -106,18 +93,17 @@ def train_together(
         NumericsError: A loss is not finite.
     """
     found: dict[int, Trained] = {}
-    for places in by_depth(nets):
-        started = time.perf_counter()
-        many = Many([nets[i] for i in places], [seeds[i] for i in places])
-        many.train(data.parts.x, data.parts.y, how, seeds[0])
+    started = time.perf_counter()
+    for places, many in side_by_side(nets, seeds, data.parts.x, data.parts.y, how):
         seconds = (time.perf_counter() - started) / len(places)
         for k, i in enumerate(places):
             found[i] = measured(many.network(k), data, nets[i].n_connections, seconds, nets[i])
+        started = time.perf_counter()
     return [found[i] for i in range(len(nets))]
 
 
 def train_module(module: nn.Module, data: WholeData, how: Training, seed: int) -> Trained:
-    """Train any network as `train_net` trains a sparse one; weights of linear layers are its connections.
+    """Train any network as `train_together` trains sparse ones; weights of linear layers are its connections.
 
     Raises:
         NumericsError: The loss is not finite.

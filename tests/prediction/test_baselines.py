@@ -15,7 +15,7 @@ from nni_bayes_nas.prediction.many import Many, Training
 from nni_bayes_nas.prediction.sparse_net import build, dense
 from nni_bayes_nas.prediction.tasks import TaskData
 from nni_bayes_nas.prediction.tokens import Vocabulary
-from nni_bayes_nas.prediction.training import WholeData, best, connections, fit, scores, train_net
+from nni_bayes_nas.prediction.training import WholeData, best, connections, fit, scores, train_nets
 
 HOW = Training(steps=60, batch_size=32)
 
@@ -91,7 +91,7 @@ def test_a_module_is_trained_as_networks_side_by_side_are():
     fit(module, data.parts.x, data.parts.y, how, 7)
     ours, theirs = module(data.x_test), many.network(0)(data.x_test)
     torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=1e-3)
-    assert train_net(net, data, HOW, 4).connections == net.n_connections
+    assert train_nets([net], data, HOW, 4)[0].connections == net.n_connections
 
 
 def test_a_low_rank_network_is_that_of_the_product():
