@@ -9,7 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nni_bayes_nas.compression.pruning import Scope, apply_masks, kept, masks, mean_network, prunable, scores
+from nni_bayes_nas.compression.pruning import (
+    Scope,
+    apply_masks,
+    kept,
+    masks,
+    mean_network,
+    prunable,
+    scores,
+    silence,
+)
 from nni_bayes_nas.errors import ConfigError, SpaceError
 from nni_bayes_nas.layers.normalization import recalibrate
 from nni_bayes_nas.layers.variational import collect_kl
@@ -58,6 +67,8 @@ def accuracy_pruning_curve(
     for fraction in fractions:
         pruned = mean_network(network)
         apply_masks(pruned, masks(found, fraction=fraction, scope=scope, structured=structured))
+        if structured:
+            silence(pruned)
         recalibrate(pruned, inputs)
         left = kept(pruned)
         row: dict[str, Any] = {"fraction": fraction, "kept": left, "compression": total / max(1, left)}

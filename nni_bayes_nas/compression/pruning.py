@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 
 from nni_bayes_nas.bayes import normal
 from nni_bayes_nas.errors import ConfigError, SpaceError
+from nni_bayes_nas.layers.flow import directly_normalized
 from nni_bayes_nas.layers.masked import Mask, make_plain, mask_of
 from nni_bayes_nas.layers.variational import Variational, to_deterministic
 
@@ -94,7 +95,7 @@ def prune(
     structured: bool = False,
     skip: Collection[str] = (),
 ) -> dict[str, Tensor]:
-    """Leave weights out, in place; see `masks`. Biases stay.
+    """Leave weights out, in place; see `masks`. Biases stay, but of filters that go as a whole, see `silence`.
 
     Args:
         model: With linear or convolutional layers.
@@ -121,6 +122,8 @@ def prune(
         )
     result = masks(found, fraction=fraction, threshold=threshold, scope=scope, structured=structured)
     apply_masks(model, result)
+    if structured:
+        silence(model)
     return result
 
 
@@ -142,6 +145,20 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
             there.mul_(mask)
         else:
             parametrize.register_parametrization(layer, "weight", Mask(mask.to(layer.weight).clone()))
+
+
+@torch.no_grad()
+def silence(model: nn.Module) -> None:
+    """Filters without weights give zero, in place: their biases go, and their part of normalization right behind.
+
+    A constant other than zero could not go where a convolution with padding follows: at the edge it sees zeros.
+    """
+    behind = {id(layer): norm for layer, norm in directly_normalized(model, lambda m: isinstance(m, nn.Conv2d))}
+    for layer in (m for m in prunable(model).values() if isinstance(m, nn.Conv2d)):
+        gone, norm = ~layer.weight.flatten(1).any(1), behind.get(id(layer))
+        for parameter in (layer.bias, getattr(norm, "weight", None), getattr(norm, "bias", None)):
+            if parameter is not None:
+                parameter[gone] = 0.0
 
 
 def masks_of(model: nn.Module) -> dict[str, Tensor]:

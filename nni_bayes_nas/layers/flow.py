@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
@@ -44,6 +45,19 @@ def before_normalization(model: nn.Module, is_layer: IsLayer) -> dict[int, Norma
         elif any(isinstance(child, NORMALIZATION) for child in module.children()):
             for chain in _chains(module):
                 found |= _of_chain(chain, is_layer)
+    return found
+
+
+def directly_normalized(model: nn.Module, is_layer: IsLayer) -> list[tuple[nn.Module, nn.Module]]:
+    """Pairs of a layer and the normalization of channels that nothing lies between; read as `before_normalization`."""
+    found = []
+    for module in model.modules():
+        chains = [_flat(module)] if isinstance(module, nn.Sequential) else []
+        if not chains and any(isinstance(child, _OF_CHANNELS) for child in module.children()):
+            chains = list(_chains(module))
+        for chain in chains:
+            pairs = itertools.pairwise(chain)
+            found += [(a, b) for a, b in pairs if is_layer(a) and isinstance(b, _OF_CHANNELS)]
     return found
 
 
@@ -113,4 +127,4 @@ def _step(module: nn.Module, node: fx.Node) -> nn.Module | None:
     return nn.ReLU() if passes else None
 
 
-__all__ = ["HOMOGENEOUS", "NORMALIZATION", "Normalized", "before_normalization"]
+__all__ = ["HOMOGENEOUS", "NORMALIZATION", "Normalized", "before_normalization", "directly_normalized"]

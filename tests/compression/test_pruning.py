@@ -190,3 +190,38 @@ def test_networks_without_weights_or_of_another_architecture():
         load_pruned(nn.Linear(3, 3), net.state_dict())
     with pytest.raises(ConfigError, match="state must be that of a network like this one"):
         load_pruned(network(gaussian=False), net.state_dict())
+
+
+class Branches(nn.Module):
+    """A convolution before normalization in one branch, one without any in the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.second = nn.Conv2d(1, 6, 3, padding=1)
+
+    def forward(self, x):
+        return torch.relu(self.norm(self.first(x))) + torch.relu(self.second(x))
+
+
+def test_filters_go_with_bias_and_normalization():
+    torch.manual_seed(0)
+    net = nn.Sequential(Branches(), nn.Flatten(), nn.Linear(96, 3)).double().train()
+    nn.init.normal_(net[0].norm.bias)
+    before = copy.deepcopy(net.state_dict())
+    found = prune(net, fraction=0.5, scope="layer", structured=True, skip=["2"])
+    optimizer = torch.optim.Adam(net.parameters(), 0.1)
+    for _ in range(5):
+        optimizer.zero_grad()
+        net(X).square().mean().backward()
+        optimizer.step()
+    # Behind a ReLU they stay zero in training too.
+    for layer, mask in found.items():
+        gone = mask.flatten(1).any(1) == 0
+        outputs = net[0].norm(net[0].first(X)) if layer == "0.first" else net[0].second(X)
+        assert int(gone.sum()) == 3 and not outputs[:, gone].any() and outputs[:, ~gone].any()
+    # Single weights take nothing with them.
+    other = nn.Sequential(Branches(), nn.Flatten(), nn.Linear(96, 3)).double()
+    other.load_state_dict(before)
+    prune(other, fraction=0.9)
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items() if "bias" in name)
