@@ -50,7 +50,7 @@ def before_normalization(model: nn.Module, is_layer: IsLayer) -> dict[int, Norma
 
 def directly_normalized(model: nn.Module, is_layer: IsLayer) -> list[tuple[nn.Module, nn.Module]]:
     """Pairs of a layer and the normalization of channels that nothing lies between; read as `before_normalization`."""
-    found = []
+    found: list[tuple[nn.Module, nn.Module]] = []
     for module in model.modules():
         chains = [_flat(module)] if isinstance(module, nn.Sequential) else []
         if not chains and any(isinstance(child, _OF_CHANNELS) for child in module.children()):
