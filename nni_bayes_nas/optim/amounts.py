@@ -16,6 +16,12 @@ def planned_steps(trainer: pl.Trainer) -> int | None:
     return int(planned) if 0 < planned < float("inf") else None
 
 
+def epochs_left(trainer: pl.Trainer, done: int) -> float:
+    """Of the whole training, after so many steps; 0 where nobody knows."""
+    left = (planned_steps(trainer) or done) - done
+    return left * trainer.accumulate_grad_batches / max(1, trainer.num_training_batches)
+
+
 def amount_of(name: str, value: float, total: int, what: str) -> int:
     """A number, or that of a share.
 

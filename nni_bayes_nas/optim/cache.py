@@ -73,6 +73,7 @@ class ActivationCache:
     """Runs a chain of modules, the outputs of whose frozen beginning are kept for every object.
 
     The beginning ends before the first module of which something is optimized, or that is not the same twice (dropout).
+    One that draws random numbers all the same, or changes its buffers, is noticed when it runs: then nothing is kept.
     Of a linear layer that comes there and of which some rows are optimized, the outputs of the other rows are kept too.
     Whether an object is the one that it was is looked at, of a few in a batch, by a weighted sum and the sum of squares
     of its input, of which a flip or a shift changes the first: where data are augmented, nothing is kept any more.
@@ -167,6 +168,9 @@ class ActivationCache:
         place = at.to(x.device)
         if not whole:
             found, new = self._computed(x[~known.to(x.device)]), at[~known]
+            if found is None:
+                self._kept = []
+                return None
             if not self._kept:
                 size = self.n * sum(part[0].numel() * part.element_size() for part in found)
                 if size > self.limit:
@@ -186,14 +190,36 @@ class ActivationCache:
             self._weights = drawn.to(x.device)
         return torch.stack([flat @ self._weights, flat.square().sum(1)], 1).cpu()
 
-    def _computed(self, values: Tensor) -> list[Tensor]:
+    def _computed(self, values: Tensor) -> list[Tensor] | None:
+        """Of the frozen beginning, and of all rows of the layer behind it; None where it is not the same twice."""
+        before = self._drawn_and_counted(values)
         for module in self.modules[: self.cut]:
             values = module(values)
+        if any(not torch.equal(a, b) for a, b in zip(before, self._drawn_and_counted(values), strict=True)):
+            # Random numbers that were drawn here are drawn again.
+            torch.set_rng_state(before[0])
+            if values.is_cuda:
+                torch.cuda.set_rng_state(before[1], values.device)
+            self.why_not = "a frozen layer gives something else each time it sees an object"
+            return None
         found = [values] if self._keeps_prefix else []
         if self.rows is not None:
             # Of all rows: those that are optimized are written over, each time.
             found.append(nn.functional.linear(values, self.rows.layer.weight, self.rows.layer.bias))
         return found
+
+    def _drawn_and_counted(self, values: Tensor) -> list[Tensor]:
+        """States of the generators of random numbers, and how often the buffers of the beginning were changed."""
+        states = [torch.get_rng_state()]
+        if values.is_cuda:
+            states.append(torch.cuda.get_rng_state(values.device))
+        versions = [buffer._version for module in self.modules[: self.cut] for buffer in module.buffers()]
+        return [*states, torch.tensor(versions)]
+
+
+def is_the_same_twice(chain: nn.Sequential) -> bool:
+    """Whether no module is known to be random; normalization, which is not where it is frozen, does not count."""
+    return not any(_differs(module) for module in chain.modules() if not isinstance(module, _NormBase))
 
 
 def _differs(module: nn.Module) -> bool:

@@ -21,7 +21,8 @@ class ConstantSGD(Sampler):
 
         A Sigma H^-1 + H^-1 Sigma A = Var(g)   (continuous time; arXiv 1704.04289, Eq. 13, in the units used here)
 
-    for the Hessian A of U. KL(N(w*, Sigma) || posterior) is least, whatever A is, at
+    for the Hessian A of U. KL(N(w*, Sigma) || posterior) is least, for one rate exactly, for rates of their own where
+    log det Sigma is log det H and a constant (A and Var(g) diagonal, say), at
 
         scalar      H = 2 D / (n_objects tr Var(g)) for all D parameters whose gradients have noise
         diagonal    H_i = 2 / (n_objects Var(g_i))
@@ -38,7 +39,8 @@ class ConstantSGD(Sampler):
         preconditioner: See above.
         gather: Gradients of a parameter before the preconditioner is used for it.
         decay: Of the estimated variances.
-        max_lr: Largest entry of H: where a gradient has no noise, that of a dead input, there is no optimum.
+        max_lr: Largest entry of H: where a gradient has no noise, that of a dead input, there is no optimum; where it
+            has little, the optimum may be beyond the rates at which steps converge. See `share_at_max_lr`.
         weight_decay: See `Sampler`.
         foreach: See `Sampler`.
 
@@ -77,7 +79,7 @@ class ConstantSGD(Sampler):
         if group["preconditioner"] == "none":
             torch._foreach_add_(params, slopes, alpha=-group["lr"])
             return
-        variances, seen = self._variances(group, params, gradients)
+        variances, noisy, seen = self._variances(group, params, gradients)
         # One that got its first gradient later has a variance later, too.
         late = [n < group["gather"] for n in seen]
         if all(late):
@@ -87,18 +89,37 @@ class ConstantSGD(Sampler):
             rates = [torch.full_like(r, group["lr"]) if wait else r for r, wait in zip(rates, late, strict=True)]
             torch._foreach_addcmul_(params, slopes, rates, value=-1.0)
         else:
-            known = [v for v, wait in zip(variances, late, strict=True) if not wait]
-            # Entries without noise, those that are held where they are say, are not among the D.
-            n = torch.stack([(v > 0).sum() for v in known]).sum()
-            total = torch.stack([v.sum() for v in known]).sum()
-            rate = (2 * n / (group["n_objects"] * total)).clamp_max(group["max_lr"])
+            known = [(v, moves) for v, moves, wait in zip(variances, noisy, late, strict=True) if not wait]
+            n = torch.stack([moves.sum() for _, moves in known]).sum()
+            total = torch.stack([(v * moves).sum() for v, moves in known]).sum()
+            rate = torch.where(total > 0, 2 * n / (group["n_objects"] * total), group["max_lr"])
+            rate = rate.clamp_max(group["max_lr"])
             rates = [slope.new_tensor(group["lr"]) if wait else rate for slope, wait in zip(slopes, late, strict=True)]
             torch._foreach_sub_(params, torch._foreach_mul(slopes, rates))
 
+    @torch.no_grad()
+    def share_at_max_lr(self) -> float:
+        """Share of the entries with known variances whose rate is the largest: of these the iterates are no draws."""
+        n = largest = 0
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state.get(p, {})
+                if (seen := int(state.get("seen", 0))) > group["gather"]:
+                    variance = state["half_square"] / (1 - group["decay"] ** (seen - 1))
+                    n += p.numel()
+                    largest += int(
+                        (optimal_rates([variance], group["n_objects"], group["max_lr"])[0] >= group["max_lr"]).sum()
+                    )
+        return largest / max(1, n)
+
+    def is_joint(self, group: dict[str, Any]) -> bool:
+        """One rate for all."""
+        return bool(group["preconditioner"] == "scalar")
+
     def _variances(
         self, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor]
-    ) -> tuple[list[Tensor], list[int]]:
-        """Of the gradients of mini-batches; and how many gradients each parameter had before."""
+    ) -> tuple[list[Tensor], list[Tensor], list[int]]:
+        """Of the gradients of mini-batches; which have noise now, which held ones have not; gradients before this."""
         decay, seen = group["decay"], [int(self.state[p].get("seen", 0)) for p in params]
         before, halves = self.state_of(params, "gradient"), self.state_of(params, "half_square")
         # Nothing is before a first gradient, not even a zero.
@@ -108,7 +129,8 @@ class ConstantSGD(Sampler):
         torch._foreach_copy_(before, gradients)
         for p, n in zip(params, seen, strict=True):
             self.state[p]["seen"] = n + 1
-        return list(torch._foreach_div(halves, [1 - decay ** max(1, n) for n in seen])), seen
+        variances = list(torch._foreach_div(halves, [1 - decay ** max(1, n) for n in seen]))
+        return variances, [difference != 0 for difference in differences], seen
 
 
 def optimal_rates(variances: list[Tensor], n_objects: int, largest: float) -> list[Tensor]:

@@ -54,6 +54,7 @@ class Holding:
         self.some = {name: bool(mask.any()) for name, mask in self.active.items()}
         self.rows: dict[str, Rows] = {}
         self._partly: list[_Partly] = []
+        self._stilled: list[_BatchNorm] = []
         for name, p in self.parameters.items():
             p.requires_grad_(self.some[name] or probe)
             if not self.some[name]:
@@ -71,10 +72,11 @@ class Holding:
     def still(self) -> None:
         """Batch normalization that is frozen keeps its running statistics; to be called after every `train()`."""
         for name, layer in self.module.named_modules() if self._layers else ():
-            if isinstance(layer, _BatchNorm):
+            if isinstance(layer, _BatchNorm) and layer.training:
                 own = [self.some.get(f"{name}.{key}" if name else key) for key, _ in layer.named_parameters()]
-                if own and not any(own):
+                if own and all(moves is False for moves in own):
                     layer.eval()
+                    self._stilled.append(layer)
 
     def before_step(self) -> None:
         """What is held has no gradient."""
@@ -94,13 +96,15 @@ class Holding:
             rows.sync()
 
     def release(self) -> None:
-        """All parameters have gradients again, and the optimizers see whole ones."""
+        """All parameters have gradients again, the optimizers see whole ones, and batch normalization learns."""
+        for layer in self._stilled:
+            layer.train()
         for rows in self.rows.values():
             for whole, part in _pairs(rows):
                 for optimizer in self.optimizers:
                     swap(optimizer, whole, part, rows.rows, back=True)
             rows.undo()
-        self.rows, self._partly = {}, []
+        self.rows, self._partly, self._stilled = {}, [], []
         for p in self.parameters.values():
             p.requires_grad_(True)
 

@@ -89,6 +89,11 @@ def best_cut(gains: Sequence[float], costs: Sequence[float], saved: float = 1.0)
     return best
 
 
+def share_saved(epochs: float) -> float:
+    """Of a frozen beginning whose outputs are kept, over so many epochs: all but the first one's pass forward."""
+    return 1 - (1 - BACKWARD) * min(1.0, 1 / max(epochs, 1e-9))
+
+
 def costs_of_groups(parameters: Mapping[str, Tensor], ids: Mapping[str, Tensor], places: Mapping[str, int]) -> Tensor:
     """Multiply-accumulates that the gradients of every group take for an object: of an entry as many as places.
 
@@ -113,6 +118,7 @@ def entries_behind_cut(
     ids: Mapping[str, Tensor],
     costs: LayerCosts,
     saved: float,
+    allowed: Mapping[str, Tensor] | None = None,
 ) -> int:
     """Parameters behind the best cut of the network, see `best_cut`.
 
@@ -123,13 +129,15 @@ def entries_behind_cut(
         costs: What the layers were measured to take; on an accelerator passes end before the work is done, and
             multiply-accumulates are counted instead.
         saved: See `best_cut`.
+        allowed: By name, booleans of entries that can be optimized; None: all.
     """
     n = 1 + max(int(ids[name].max()) for name in parameters)
     gains, seconds, sizes = [0.0] * n, [0.0] * n, [0] * n
     for name, p in parameters.items():
         layer, owner = int(ids[name].flatten()[0]), name.rpartition(".")[0]
-        gains[layer] += float(values[name].sum())
-        sizes[layer] += p.numel()
+        mask = None if not allowed else allowed[name].to(values[name].device)
+        gains[layer] += float(values[name].sum() if mask is None else values[name][mask].sum())
+        sizes[layer] += p.numel() if mask is None else int(mask.sum())
         counted = p.numel() * costs.places.get(owner, 1)
         seconds[layer] = seconds[layer] + counted if p.is_cuda else costs.seconds.get(owner, 0.0)
     return sum(sizes[best_cut(gains, seconds, saved) :])

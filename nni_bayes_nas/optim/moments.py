@@ -1,9 +1,9 @@
-"""The moments that Adam keeps of gradients: statistics at no further cost, and those of entries that are thawed."""
+"""What optimizers keep of gradients: statistics at no further cost, and what they get of entries that are thawed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -95,15 +95,17 @@ def fill_moments(
 ) -> None:
     """Moments of entries that are optimized again, in place, as if Adam had seen such gradients all along.
 
-    What was frozen has moments of zero, or ones that have faded, while the count of steps went on, so that nothing
-    corrects their bias: with the usual betas the first step would be .1 / sqrt(.001), three times too long. They become
+    What was frozen has averages of zero, or ones that have faded, while the count of steps went on, so that nothing
+    corrects their bias: with Adam's usual betas the first step would be .1 / sqrt(.001), three times too long. With s^2
+    what the optimizer has of the entries that were active all along over what was counted of them (it sees gradients
+    that are clipped, and longer ago) and t its steps they become, of
 
-        exp_avg = (1 - beta_1^t) s E g;  exp_avg_sq = (1 - beta_2^t) s^2 E g^2,
+        Adam and its kin        exp_avg = (1 - beta_1^t) s E g, exp_avg_sq = (1 - beta_2^t) s^2 E g^2
+        RMSprop, Adadelta       square_avg = (1 - decay^t) s^2 E g^2, RMSprop's grad_avg = (1 - decay^t) s E g
+        PreconditionedSGLD      square = (1 - decay^t) s^2 E g^2
+        ConstantSGD             half_square = (1 - decay^(t - 1)) s^2 Var(g), gradient = s E g
 
-    where s^2 is what the optimizer has of the entries that were active all along over what was counted of them: it sees
-    gradients that are clipped, and longer ago.
-
-    Optimizers without such moments, and parameters that have none, are left alone.
+    Other states, momentum say, begin again at zero. Parameters without a state are left alone.
 
     Args:
         optimizers: Their states are changed.
@@ -114,22 +116,54 @@ def fill_moments(
         active: By name, booleans of entries that were optimized until now.
     """
     for optimizer in optimizers:
-        of: dict[str, tuple[dict[str, Any], tuple[float, float]]] = {}
+        of: dict[str, list[_Average]] = {}
         for group in optimizer.param_groups:
             for name in _names(group, {name: parameters[name] for name in thawed}):
-                if set(state := optimizer.state.get(parameters[name], {})) >= _KEPT:
-                    of[name] = state, group["betas"]
+                if found := _averages(optimizer.state.get(parameters[name], {}), group):
+                    of[name] = found
         has = counted = 0.0
-        for name, (state, betas) in of.items():
-            own = active[name].to(state[_SQUARE].device)
-            has += float(state[_SQUARE][own].sum()) / (1 - betas[1] ** float(state["step"]))
-            counted += float(second_moment[name].to(state[_SQUARE])[own].sum())
+        for name, averages in of.items():
+            for state, key, power, weight in averages:
+                if power > 1:
+                    own = active[name].to(state[key].device)
+                    has += float(state[key][own].sum()) / weight
+                    counted += float(_powers(mean[name], second_moment[name])[power].to(state[key])[own].sum())
         square = has / counted if has > 0 and counted > 0 else 1.0
-        for name, (state, betas) in of.items():
-            steps, mask = float(state["step"]), thawed[name].to(state[_MEAN].device)
-            values = (square**0.5 * mean[name], square * second_moment[name])
-            for key, beta, value in zip((_MEAN, _SQUARE), betas, values, strict=True):
-                state[key].copy_(torch.where(mask, value.to(state[key]) * (1 - beta**steps), state[key]))
+        for name, averages in of.items():
+            for state, key, power, weight in averages:
+                factor = weight * (square**0.5 if power == 1 else square)
+                value = factor * _powers(mean[name], second_moment[name])[power].to(state[key])
+                state[key].copy_(torch.where(thawed[name].to(value.device), value, state[key]))
+
+
+class _Average(NamedTuple):
+    """One of an optimizer: its state and key, what it is of (1: E g, 2: E g^2, 3: Var(g)), the sum of its weights."""
+
+    state: dict[str, Any]
+    key: str
+    power: int
+    weight: float
+
+
+def _powers(mean: Tensor, second_moment: Tensor) -> dict[int, Tensor]:
+    return {1: mean, 2: second_moment, 3: (second_moment - mean.square()).clamp_min(0.0)}
+
+
+def _averages(state: dict[str, Any], group: dict[str, Any]) -> list[_Average]:
+    """What the state of a parameter has of its gradients."""
+    if set(state) >= _KEPT:
+        adams = zip((_MEAN, _SQUARE), (1, 2), group["betas"], strict=True)
+        return [_Average(state, key, power, 1 - beta ** float(state["step"])) for key, power, beta in adams]
+    if "half_square" in state:
+        weight = 1 - group["decay"] ** max(1, int(state["seen"]) - 1)
+        return [_Average(state, "half_square", 3, weight), _Average(state, "gradient", 1, 1.0)]
+    keys = {"square": ("decay", "seen"), "square_avg": ("alpha" if "alpha" in group else "rho", "step")}
+    for key, (decay, steps) in keys.items():
+        if key in state and decay in group and steps in state:
+            weight = 1 - group[decay] ** float(state[steps])
+            means = [_Average(state, "grad_avg", 1, weight)] if "grad_avg" in state else []
+            return [_Average(state, key, 2, weight), *means]
+    return []
 
 
 def _names(group: dict[str, Any], parameters: Mapping[str, Tensor]) -> list[str]:

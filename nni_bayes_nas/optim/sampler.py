@@ -67,7 +67,7 @@ class Sampler(Optimizer):
             params = [p for p in group["params"] if p.grad is not None]
             if any(p.grad.is_sparse for p in params):
                 raise ConfigError(f"{type(self).__name__} needs dense gradients, got sparse ones; set sparse=False.")
-            parts = [params] if group["foreach"] is not False else [[p] for p in params]
+            parts = [params] if group["foreach"] is not False or self.is_joint(group) else [[p] for p in params]
             for part in parts if params else ():
                 self.update(group, part, [p.grad for p in part])
             group["steps"] += 1
@@ -76,6 +76,10 @@ class Sampler(Optimizer):
     def update(self, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor]) -> None:
         """Change parameters of a group in place; `group["steps"]` is the number of steps before."""
         raise NotImplementedError
+
+    def is_joint(self, group: dict[str, Any]) -> bool:
+        """Whether the step of a parameter depends on those beside it in its group."""
+        return False
 
     def slopes(self, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
         """The gradient of U."""

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from nni_bayes_nas.errors import ConfigError
-from nni_bayes_nas.optim.amounts import planned_amounts, planned_steps, within
-from nni_bayes_nas.optim.cache import ActivationCache, BatchIndices, chain_of, watch_indices, why_not
+from nni_bayes_nas.optim import cache as caching
+from nni_bayes_nas.optim.amounts import epochs_left, planned_amounts, planned_steps, within
+from nni_bayes_nas.optim.cache import ActivationCache, BatchIndices, chain_of
 from nni_bayes_nas.optim.freeze_report import by_layer, multiply_accumulates, state_bytes
 from nni_bayes_nas.optim.holding import Holding, are_of_rows
-from nni_bayes_nas.optim.layer_cost import BACKWARD, LayerCosts, costs_of_groups, entries_behind_cut
+from nni_bayes_nas.optim.layer_cost import BACKWARD, LayerCosts, costs_of_groups, entries_behind_cut, share_saved
 from nni_bayes_nas.optim.moments import AdamMoments, fill_moments
 from nni_bayes_nas.optim.options import Gradients, check_optimizer, check_options
 from nni_bayes_nas.optim.selection import (
@@ -64,7 +65,8 @@ class SelectiveOptimization(pl.Callback):
         zero_at: When: at the "selection", or at the "end" of the training.
         batch_size: Objects of a mini-batch, for statistics of single objects.
         cache: Whether what frozen layers at the beginning of an `nn.Sequential` give is kept for every object, where
-            data are not augmented: see `ActivationCache`.
+            data are not augmented: see `ActivationCache`. Of data that are augmented say False: "auto" then counts on
+            no more than the pass backward.
         cache_limit: Bytes of it.
         seed: Of random choices.
 
@@ -164,7 +166,7 @@ class SelectiveOptimization(pl.Callback):
             raise ConfigError(f"always must name modules or parameters of the network, got {unknown[0]!r}.")
         # A layer with hooks is not fused.
         self._costs = LayerCosts(pl_module if self.by_layers else torch.nn.Identity())
-        self._indices = watch_indices(trainer.train_dataloader) if self.cache else None
+        self._indices = caching.watch_indices(trainer.train_dataloader) if self.cache else None
         if self.active:  # goes on from a checkpoint
             self._previous = self.steps_done(trainer)
             trainer.should_stop = trainer.should_stop or self.n_active == 0
@@ -222,7 +224,7 @@ class SelectiveOptimization(pl.Callback):
             self._choose(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Lightning has put all modules into training."""
+        """Something may have put modules into training since."""
         if self._holding is not None:
             self._holding.still()
 
@@ -323,9 +325,11 @@ class SelectiveOptimization(pl.Callback):
         ids = groups(pl_module, self.granularity)
         self._costs.remove()
         if self.share == "auto":
-            kept = self._indices is not None and chain_of(pl_module) is not None
-            saved = 1.0 if kept else BACKWARD
-            self.n_active = min(self.n_kept, entries_behind_cut(self._parameters, values, ids, self._costs, saved))
+            chain = chain_of(pl_module)
+            kept = self._indices is not None and chain is not None and caching.is_the_same_twice(chain[1])
+            saved = share_saved(epochs_left(trainer, self.steps_done(trainer))) if kept else BACKWARD
+            behind = entries_behind_cut(self._parameters, values, ids, self._costs, saved, self.kept or None)
+            self.n_active = min(self.n_kept, behind)
         before_it, places = self.active, self._costs.places
         self.active = self._pick(self.granularity == "prefix")(
             self.n_active,
@@ -377,7 +381,7 @@ class SelectiveOptimization(pl.Callback):
             "macs": {"before": count({}), "after": count(self.active, split=split, **known)},
             "state_bytes": {**self._report.get("state_bytes", {}), "after": state_bytes(self._optimizers)},
             "cache_bytes": 0 if cached is None else cached.size,
-            "no_cache": why_not(self.cache, self._indices, chain, cached),
+            "no_cache": caching.why_not(self.cache, self._indices, chain, cached),
         }
 
     def _hold(self, trainer: pl.Trainer, pl_module: pl.LightningModule, probe: bool = False) -> None:

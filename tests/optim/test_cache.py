@@ -73,6 +73,7 @@ SETTINGS = {
 }
 LOADERS = {
     "torch": lambda: DataLoader(objects(), batch_size=16, shuffle=True),
+    "incomplete last": lambda: DataLoader(objects(60), batch_size=16, shuffle=True),
     "drop last": lambda: DataLoader(objects(60), batch_size=16, shuffle=True, drop_last=True),
     "ours": lambda: batches(objects(), 16, seed=0),
 }
@@ -177,6 +178,41 @@ def test_what_is_not_the_same_twice_is_not_kept():
         callback = SelectiveOptimization(start=8, window=6, granularity="prefix", active=18)
         fit(Model(layers), callback)
         assert "no frozen layer comes before" in callback.freeze_report()["no_cache"]
+
+
+class Hidden(nn.Linear):
+    """Random in a way that no name tells of."""
+
+    def forward(self, x):
+        return super().forward(nn.functional.dropout(x, 0.5, self.training))
+
+
+class Counting(nn.Linear):
+    """Changes a buffer in every pass."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x):
+        self.count += 1
+        return super().forward(x) * (1 + 0.1 * torch.sin(self.count))
+
+
+@pytest.mark.parametrize(
+    "block",
+    [lambda: nn.Sequential(nn.Linear(36, 36), nn.RReLU()), lambda: Hidden(36, 36), lambda: Counting(36, 36)],
+    ids=["RReLU", "functional", "buffer"],
+)
+def test_what_nobody_can_tell_from_its_name_is_noticed(block):
+    layers = (nn.Flatten, block, lambda: nn.Linear(36, 8), nn.ReLU, lambda: nn.Linear(8, 2))
+    losses = []
+    for cache in (True, False):
+        callback = SelectiveOptimization(start=8, window=6, granularity="prefix", active=37 * 8 + 18, cache=cache)
+        losses.append(fit(Model(layers), callback, batches(objects(), 16, seed=0)))
+        assert "gives something else" in callback.freeze_report()["no_cache"] or not cache
+    if not isinstance(block(), Counting):  # which has counted one more
+        torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]))
 
 
 def test_loaders_that_are_watched_can_be_copied():

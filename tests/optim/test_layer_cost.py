@@ -8,7 +8,7 @@ from test_selective import Model, fit, selective
 from torch import nn
 
 from nni_bayes_nas.errors import ConfigError
-from nni_bayes_nas.optim.layer_cost import LayerCosts, best_cut
+from nni_bayes_nas.optim.layer_cost import BACKWARD, LayerCosts, best_cut, entries_behind_cut, share_saved
 
 
 class Slow(nn.Module):
@@ -72,3 +72,33 @@ def test_a_training_freezes_what_takes_long(seconds, first, monkeypatch):
 def test_what_is_automatic_is_a_beginning_by_scores(options):
     with pytest.raises(ConfigError, match=r"`active` auto needs granularity prefix and a criterion that measures"):
         selective(active="auto", **options)
+
+
+def test_what_keeping_outputs_saves():
+    """Of ten epochs nine save all, and the one in which they are computed the pass backward."""
+    assert share_saved(10) == pytest.approx((9 + BACKWARD) / 10)
+    assert share_saved(1) == share_saved(0.2) == share_saved(0) == pytest.approx(BACKWARD)
+
+
+def test_entries_behind_a_cut_are_those_that_can_be_optimized():
+    net = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Linear(4, 5, bias=False), nn.Linear(5, 2, bias=False))
+    parameters = dict(net.named_parameters())
+    values = {name: torch.ones_like(p) for name, p in parameters.items()}
+    ids = {name: torch.full(p.shape, i) for i, (name, p) in enumerate(parameters.items())}
+    costs = LayerCosts(net)
+    costs.remove()
+    costs.seconds = {"0": 8.0, "1": 1.0, "2": 1.0}
+    assert entries_behind_cut(parameters, values, ids, costs, 1.0) == 30
+    allowed = {name: torch.zeros(p.shape, dtype=torch.bool) for name, p in parameters.items()}
+    for name, n in (("0.weight", 12), ("1.weight", 6), ("2.weight", 3)):
+        allowed[name].view(-1)[:n] = True
+    # Twelve of the twenty-one are in the first layer: their share of the gain is not that of all.
+    assert entries_behind_cut(parameters, values, ids, costs, 1.0, allowed) == 9
+
+
+def test_what_is_kept_does_not_spill_into_the_frozen_beginning(monkeypatch):
+    monkeypatch.setattr("nni_bayes_nas.optim.layer_cost.best_cut", lambda *_: 2)
+    callback = selective(active="auto", granularity="prefix", criterion="gradient", kept=0.3, keep_by="magnitude")
+    fit(Model(), callback)
+    assert callback.n_active == sum(int(callback.kept[name].sum()) for name in callback.kept if name[4] in "46")
+    assert not any(mask.any() for name, mask in callback.active.items() if name[4] in "01")

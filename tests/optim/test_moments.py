@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.optim import ConstantSGD, PreconditionedSGLD
 from nni_bayes_nas.optim.moments import AdamMoments, fill_moments
 from nni_bayes_nas.optim.selection import scores
 from nni_bayes_nas.optim.selective import SelectiveOptimization
@@ -84,6 +85,41 @@ def test_a_thawed_entry_takes_a_step_as_any_other():
         lengths[filled] = ((before - parameters["w"]) / 1e-3).tolist()
     assert lengths[True] == pytest.approx([1.0, 1.0], abs=1e-6)
     assert lengths[False][1] > 1.3 and lengths[False][0] == pytest.approx(1.0, abs=1e-6)
+
+
+THAWING = {
+    "adam": lambda p: torch.optim.Adam(p, 1e-3),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, 1e-3),
+    "centered rmsprop": lambda p: torch.optim.RMSprop(p, 1e-3, centered=True),
+    "adadelta": lambda p: torch.optim.Adadelta(p, 1e-1),
+    "psgld": lambda p: PreconditionedSGLD(p, 1e-3, n_objects=1000, temperature=0.0),
+    "constant": lambda p: ConstantSGD(p, 1e-3, n_objects=1000, gather=20, max_lr=10.0),
+}
+
+
+@pytest.mark.parametrize("make", THAWING.values(), ids=THAWING)
+def test_a_first_step_is_as_long_as_that_of_what_was_active(make):
+    """Two equal entries; one is held, its gradient zero, for three hundred steps, then filled."""
+    torch.manual_seed(0)
+    w = torch.nn.Parameter(torch.zeros(2000, dtype=torch.float64))
+    optimizer, held = make([w]), torch.arange(2000) < 1000
+
+    def step(hold):
+        before = w.detach().clone()
+        w.grad = 0.3 + 0.1 * torch.randn_like(w)
+        if hold:
+            w.grad[held] = 0.0
+        optimizer.step()
+        return before - w.detach()
+
+    for i in range(400):
+        step(hold=i >= 100)
+    if "acc_delta" in optimizer.state[w]:  # of Adadelta's own steps nobody knows
+        optimizer.state[w]["acc_delta"][held] = optimizer.state[w]["acc_delta"][~held]
+    mean, square = torch.full_like(w, 0.3), torch.full_like(w, 0.3**2 + 0.1**2)
+    fill_moments([optimizer], {"w": w}, {"w": held}, {"w": mean}, {"w": square}, {"w": ~held})
+    moved = step(hold=False)
+    assert float(moved[held].mean()) == pytest.approx(float(moved[~held].mean()), rel=0.15)
 
 
 class Slope(pl.LightningModule):

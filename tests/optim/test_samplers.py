@@ -131,6 +131,46 @@ def test_a_gradient_without_noise_has_the_largest_rate():
     torch.testing.assert_close(w.detach(), torch.tensor([1.0, 1 - 0.2 - 0.5, 1 - 0.4 - 1.0]))
 
 
+def test_one_rate_is_that_of_what_moves_now():
+    """Entries that are held, or dead, are not among the D; without any noise the rate is the largest."""
+    torch.manual_seed(0)
+    w, other = torch.nn.Parameter(torch.zeros(40)), torch.nn.Parameter(torch.zeros(10))
+    runs = {}
+    for foreach in (True, False):
+        torch.manual_seed(1)
+        for p in (w, other):
+            p.data.zero_()
+        optimizer = ConstantSGD([w, other], 0.0, n_objects=N, preconditioner="scalar", gather=200, foreach=foreach)
+        for step in range(260):
+            w.grad, other.grad = 0.2 * torch.randn(40), 0.4 * torch.randn(10)
+            if step >= 200:
+                w.grad[8:] = 0.0
+            before = other.detach().clone()
+            optimizer.step()
+        runs[foreach] = (before - other.detach()) / other.grad
+        rate = float(runs[foreach][0])
+        assert rate == pytest.approx(2 * 18 / (N * (8 * 0.04 + 10 * 0.16)), rel=0.3) and rate < 0.5
+        torch.testing.assert_close(runs[foreach], torch.full((10,), rate), rtol=1e-3, atol=0.0)
+    torch.testing.assert_close(runs[True], runs[False])
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = ConstantSGD([p], 0.1, n_objects=N, preconditioner="scalar", gather=2, max_lr=0.25)
+    for _ in range(4):
+        p.grad = torch.ones(3)
+        optimizer.step()
+    torch.testing.assert_close(p.detach(), torch.full((3,), 1 - 2 * 0.1 - 2 * 0.25))
+
+
+def test_the_share_of_entries_at_the_largest_rate():
+    p = torch.nn.Parameter(torch.zeros(4))
+    optimizer = ConstantSGD([p], 0.1, n_objects=N, gather=20, max_lr=0.5)
+    assert optimizer.share_at_max_lr() == 0.0
+    torch.manual_seed(0)
+    for _ in range(60):
+        p.grad = torch.tensor([0.0, 1e-4, 1.0, 1.0]) * torch.randn(4)
+        optimizer.step()
+    assert optimizer.share_at_max_lr() == 0.5
+
+
 # -- as any optimizer ------------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """The callback: what is frozen stays to the bit, numbers are exact, choices come again, runs go on."""
 
 import copy
+import itertools
 
 import pytest
 import pytorch_lightning as pl
@@ -196,6 +197,39 @@ def test_rows_and_automatic_choices_go_on(name, make, tmp_path, monkeypatch):
     for a, b in zip(whole[4 * epochs :], states, strict=True):
         for key in a:
             torch.testing.assert_close(a[key], b[key], rtol=1e-5, atol=1e-6)
+
+
+class Statistics(pl.Callback):
+    """By step: whether the normalization learns its statistics, and what they are."""
+
+    def __init__(self):
+        self.found = []
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.found.append((module.net[1].training, module.net[1].running_mean.clone()))
+
+
+def test_normalization_that_is_thawed_learns_again(tmp_path, monkeypatch):
+    """Frozen from step 3 on, optimized again from step 9; a run that goes on from between does the same."""
+    layers = iter(["net.4", "net.0", "net.0"])
+
+    def choices(self, trainer, module, choose=SelectiveOptimization._choose):
+        self.always = (layer := next(layers), *(["net.1"] if layer == "net.0" else []))
+        choose(self, trainer, module)
+
+    monkeypatch.setattr(SelectiveOptimization, "_choose", choices)
+    options = {"granularity": "layer", "active": 400, "start": 3, "thaw_every": 6, "probe": 3, "criterion": "gradient"}
+    watch, model = Statistics(), Model()
+    whole = fit(model, selective(**options), watch)
+    moves = [not torch.equal(a[1], b[1]) for a, b in itertools.pairwise(watch.found)]
+    assert moves[:2] == [True] * 2 and not any(moves[3:8]) and all(moves[9:])
+    assert model.net[1].training
+    layers = iter(["net.4"])
+    fit(Model(), selective(**options), Stop(1, tmp_path / "a.ckpt"))
+    layers = iter(["net.0", "net.0"])
+    states = fit(Model(), selective(**options), checkpoint=tmp_path / "a.ckpt")
+    for a, b in zip(whole[4:], states, strict=True):
+        assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_a_callback_serves_another_training():
