@@ -11,16 +11,14 @@ from workers import Job
 
 CRITERIA = ("random", "gradient", "preconditioner", "snr", "effective_perturbation", "gain")
 # With what a weight costs at its places, which in an MLP are one for all: of the CNN's neurons.
-OF_THE_CNN, OF_THE_CNN_FROZEN = (*CRITERIA, "gain_per_flop"), (0.8, 0.9)
-FROZEN = (0.6, 0.8, 0.9, 0.95)
-# With the output layer active, as it is where rows are chosen: a control where single weights are.
-ACTIVE_OUTPUT, ACTIVE_OUTPUT_CRITERIA, ACTIVE_OUTPUT_FROZEN = ", output active", ("random", "gradient", "gain"), 0.8
-# Of the paper: SGD, tanh, pixels standardized, 600 steps, the choice after 100 by the gradient there.
-PAPER_CRITERIA, PAPER_FROZEN, PAPER_WINDOW = (
-    ("preconditioner", "gradient", "random"),
-    (0.2, 0.4, 0.6, 0.8, 0.9, 0.96),
-    10,
-)
+OF_THE_CNN, OF_THE_CNN_FROZEN = (*CRITERIA, "gain_per_flop"), 0.9
+FROZEN = (0.6, 0.8, 0.9, 0.96)
+# With the output layer active, as it is where rows are chosen: without it random single weights have a handicap.
+ACTIVE_OUTPUT, ACTIVE_OUTPUT_FROZEN = ", output active", 0.8
+# Of the paper: SGD, tanh, pixels standardized, 600 steps, the choice after 100: by the gradient there, and by variances
+# of all steps before.
+PAPER_CRITERIA, PAPER_FROZEN = ("preconditioner", "gradient", "random"), (0.2, 0.4, 0.6, 0.8, 0.9, 0.96)
+PAPER_WINDOW = {"preconditioner": 100, "gradient": 10, "random": 10}
 # Its curves, read off its figure: accuracy in % with so much frozen (all: as after 100 steps), and zeroed.
 PUBLISHED_FROZEN = {
     "preconditioner": {0.0: 96.9, 0.6: 96.65, 0.8: 96.1, 0.9: 95.3, 0.96: 94.45, 1.0: 92.6},
@@ -33,30 +31,35 @@ PUBLISHED_ZEROED = {
 }
 STOPPED = "all frozen"
 ZEROED = (0.8, 0.9, 0.94, 0.95, 0.96, 0.98)
+# Of the networks that are not the paper's.
+OTHERS, OTHERS_ZEROED = ("mlp-300-100", "cnn", "cnn-normalized"), (0.8, 0.9, 0.95, 0.98)
 KEEP_BY = ("magnitude", "z", "random")
 # Rates that validation data prefer, of a few, for trainings without selection.
 RATES = {"sgd": 0.1, "momentum": 0.02, "adam": 3e-3, "sgld": 0.1, "psgld": 3e-3, "mandt": 0.1}
-OUTPUT = {"mlp-200": "net.3", "mlp-300-100": "net.5"}
+OUTPUT = {"mlp-200": "net.3", "mlp-300-100": "net.5", "cnn": "net.9", "cnn-normalized": "net.13"}
+# Full training that takes as long as an arm: rates, in units of the usual one, of which validation prefers one.
+EQUAL_RATES = (1.0, 2.0, 4.0)
 OF_TIME = ("mlp-200", "mlp-300-100", "cnn", "cnn-normalized")
 FULL = "full"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How large a preset is; epochs of the MLPs where criteria are compared, where rows are, and of the CNNs."""
+    """How large a preset is; epochs of the MLPs where criteria are compared, where rows are, and of the CNNs so."""
 
     limit: int | None
     epochs: int
     row_epochs: int
+    cnn_curve_epochs: int
     cnn_epochs: int
     paper_steps: int
     objects: int
 
 
 PRESETS = {
-    "smoke": Setting(1_000, 1, 1, 1, 20, 1_000),
-    "cpu": Setting(None, 5, 12, 6, 600, 55_000),
-    "gpu": Setting(None, 5, 12, 20, 600, 55_000),
+    "smoke": Setting(1_000, 1, 1, 1, 1, 20, 1_000),
+    "cpu": Setting(None, 5, 12, 2, 6, 600, 55_000),
+    "gpu": Setting(None, 5, 12, 5, 20, 600, 55_000),
 }
 SEEDS = {"smoke": 1, "cpu": 10, "gpu": 10}
 Parameters = dict[str, Any]
@@ -74,16 +77,17 @@ def arms(preset: str) -> dict[tuple[str, str], Parameters]:
             for frozen in FROZEN:
                 selection = {**_selection(1 - frozen, criterion), "granularity": granularity}
                 if granularity == "neuron":
-                    selection["always"] = ["net.3"]
+                    selection["always"] = [OUTPUT["mlp-200"]]
                 found["criteria", f"{granularity} {criterion} {frozen:g}"] = {**mlp, "selection": selection}
-    for criterion in ACTIVE_OUTPUT_CRITERIA:
-        selection = {**_selection(1 - ACTIVE_OUTPUT_FROZEN, criterion), "granularity": "weight", "always": ["net.3"]}
-        found["criteria", f"weight {criterion} {ACTIVE_OUTPUT_FROZEN:g}{ACTIVE_OUTPUT}"] = {
-            **mlp,
-            "selection": selection,
-        }
+    for criterion in CRITERIA:
+        selection = {**_selection(1 - ACTIVE_OUTPUT_FROZEN, criterion), "granularity": "weight"}
+        name = f"weight {criterion} {ACTIVE_OUTPUT_FROZEN:g}{ACTIVE_OUTPUT}"
+        found["criteria", name] = {**mlp, "selection": {**selection, "always": [OUTPUT["mlp-200"]]}}
     last = {**_selection(2010, "gain"), "granularity": "prefix"}
     found["criteria", "output layer alone"] = {**mlp, "selection": last}
+    for name in OTHERS:
+        epochs = setting.epochs if name.startswith("mlp") else setting.cnn_curve_epochs
+        found |= _curves(name, {**adam, "network": name, "rate": _rate(name), "steps": epochs * each})
     for name in ("mlp-200", "mlp-300-100"):
         rows = {**adam, "network": name, "steps": setting.row_epochs * each}
         found[name, FULL] = rows
@@ -91,21 +95,37 @@ def arms(preset: str) -> dict[tuple[str, str], Parameters]:
             selection = {**_selection(0.1, criterion), "granularity": "neuron", "always": [OUTPUT[name]]}
             found[name, f"rows {criterion} 0.9"] = {**rows, "selection": selection}
     for name in ("cnn", "cnn-normalized"):
-        cnn = {**adam, "network": name, "rate": 1e-3, "steps": setting.cnn_epochs * each}
+        cnn = {**adam, "network": name, "rate": _rate(name), "steps": setting.cnn_epochs * each}
         automatic = {**_selection("auto", "gain"), "granularity": "prefix"}
         for shift, suffix in ((0, ""), (2, ", augmented")):
             found[name, f"{FULL}{suffix}"] = {**cnn, "shift": shift}
-            found[name, f"automatic{suffix}"] = {**cnn, "shift": shift, "selection": automatic}
-        for criterion in OF_THE_CNN if name == "cnn" else ():
-            for frozen in OF_THE_CNN_FROZEN:
-                selection = {**_selection(1 - frozen, criterion), "granularity": "neuron", "always": ["net.9"]}
-                found[name, f"neuron {criterion} {frozen:g}"] = {**cnn, "shift": 0, "selection": selection}
-    return found | _paper(setting) | _zeroed(mlp) | _optimizers(mlp)
+            # Of images that are augmented nothing can be kept, and the choice must know.
+            selection = {**automatic, "cache": shift == 0}
+            found[name, f"automatic{suffix}"] = {**cnn, "shift": shift, "selection": selection}
+    return found | _paper(setting) | _zeroed("zeroed", "", mlp, ZEROED) | _optimizers(mlp)
+
+
+def _rate(network: str) -> float:
+    return 3e-3 if network.startswith("mlp") else 1e-3
+
+
+def _curves(name: str, training: Parameters) -> dict[tuple[str, str], Parameters]:
+    """Of another network: single weights frozen by every criterion, or zeroed; of the CNN neurons too."""
+    group = f"criteria, {name}"
+    found = {(group, FULL): training}
+    for criterion in CRITERIA:
+        for frozen in FROZEN:
+            selection = {**_selection(1 - frozen, criterion), "granularity": "weight"}
+            found[group, f"weight {criterion} {frozen:g}"] = {**training, "selection": selection}
+    for criterion in OF_THE_CNN if name == "cnn" else ():
+        selection = {**_selection(1 - OF_THE_CNN_FROZEN, criterion), "granularity": "neuron", "always": [OUTPUT[name]]}
+        found[group, f"neuron {criterion} {OF_THE_CNN_FROZEN:g}"] = {**training, "selection": selection}
+    return found | _zeroed(group, "zeroed by ", training, OTHERS_ZEROED)
 
 
 def is_timed(group: str, arm: str) -> bool:
     """Whether the seconds of an arm are compared: such arms run alone, one after the other."""
-    return group == "optimizers" or (group in OF_TIME and not arm.startswith("neuron"))
+    return group == "optimizers" or group in OF_TIME
 
 
 def _selection(active: float | str, criterion: str) -> Parameters:
@@ -120,25 +140,27 @@ def _paper(setting: Setting) -> dict[tuple[str, str], Parameters]:
     for criterion in PAPER_CRITERIA:
         for frozen in PAPER_FROZEN:
             selection = {"active": 1 - frozen, "criterion": criterion, "granularity": "weight", "scope": "layer"}
-            selection |= {"start": begun, "window": min(PAPER_WINDOW, begun)}
+            selection |= {"start": begun, "window": min(PAPER_WINDOW[criterion], begun)}
             found["paper", f"{criterion} {frozen:g}"] = {**paper, "selection": selection}
     for by, shares in PUBLISHED_ZEROED.items():
         for share in shares:
             # All that is kept goes on, as there.
             selection = {"active": 1 - share, "kept": 1 - share, "keep_by": by, "granularity": "weight"}
-            selection |= {"scope": "layer", "start": begun, "window": min(PAPER_WINDOW, begun)}
+            selection |= {"scope": "layer", "start": begun, "window": min(PAPER_WINDOW["gradient"], begun)}
             found["paper", f"zeroed by {by} {share:g}"] = {**paper, "selection": selection}
     return found
 
 
-def _zeroed(mlp: Parameters) -> dict[tuple[str, str], Parameters]:
+def _zeroed(
+    group: str, prefix: str, training: Parameters, shares: tuple[float, ...]
+) -> dict[tuple[str, str], Parameters]:
     """All that is kept is optimized further."""
     found = {}
     for by in KEEP_BY:
-        for share in ZEROED:
+        for share in shares:
             kept = 1 - share
             selection = {**_selection(kept, "gain"), "granularity": "weight", "kept": kept, "keep_by": by}
-            found["zeroed", f"{by} {share:g}"] = {**mlp, "selection": selection}
+            found[group, f"{prefix}{by} {share:g}"] = {**training, "selection": selection}
     return found
 
 
@@ -147,7 +169,7 @@ def _optimizers(mlp: Parameters) -> dict[tuple[str, str], Parameters]:
     for name, rate in RATES.items():
         falls = name in ("sgd", "momentum", "adam")
         training = {**mlp, "optimizer": name, "rate": rate, "falls": falls}
-        selection = {**_selection(0.2, "gain"), "granularity": "neuron", "always": ["net.3"]}
+        selection = {**_selection(0.2, "gain"), "granularity": "neuron", "always": [OUTPUT["mlp-200"]]}
         found["optimizers", name] = training
         found["optimizers", f"{name}, selected"] = {**training, "selection": selection}
     return found

@@ -13,6 +13,8 @@ from selection_arms import (
     FULL,
     KEEP_BY,
     OF_TIME,
+    OTHERS,
+    OTHERS_ZEROED,
     PAPER_CRITERIA,
     PAPER_FROZEN,
     PUBLISHED_FROZEN,
@@ -33,15 +35,17 @@ def draw(rows: list[dict[str, Any]], mean: Mean, path: Path) -> None:
         mean: Mean over seeds by group, arm and name of a figure, which is the test accuracy unless given.
         path: Of the file.
     """
-    figure, grid = grid_of(3, 4, width=3.8)
+    figure, grid = grid_of(5, 4, width=3.8)
     panels = iter(grid.flat)
-    for granularity in ("weight", "neuron"):
+    curves = [("criteria", "weight", "weights"), ("criteria", "neuron", "neurons")]
+    curves += [(f"criteria, {name}", "weight", f"{name}, weights") for name in OTHERS]
+    for group, granularity, words in curves:
         axes = next(panels)
         for colour, criterion in zip(COLOURS, CRITERIA, strict=False):
-            values = [mean("criteria", f"{granularity} {criterion} {share:g}") for share in FROZEN]
+            values = [mean(group, f"{granularity} {criterion} {share:g}") for share in FROZEN]
             Line(criterion, _percent(FROZEN), values, colour).draw(axes)
-        _level(axes, mean("criteria", FULL))
-        finish(axes, f"{granularity}s frozen after a fifth", "frozen, %", "test accuracy, %")
+        _level(axes, mean(group, FULL))
+        finish(axes, f"{words} frozen after a fifth", "frozen, %", "test accuracy, %")
     axes, arms = next(panels), {0.0: FULL, **{share: "" for share in PAPER_FROZEN}, 1.0: STOPPED}
     for colour, criterion in zip(COLOURS, PAPER_CRITERIA, strict=False):
         values = [mean("paper", arm or f"{criterion} {share:g}") for share, arm in arms.items()]
@@ -54,16 +58,21 @@ def draw(rows: list[dict[str, Any]], mean: Mean, path: Path) -> None:
         Line(by, _percent(theirs), values, colour).draw(axes)
         _published(axes, by, theirs, colour)
     finish(axes, "the paper's setting, zeroed", "zeroed, %", "test accuracy, %")
-    axes = next(panels)
-    for colour, by in zip(COLOURS, KEEP_BY, strict=False):
-        Line(by, _percent(ZEROED), [mean("zeroed", f"{by} {share:g}") for share in ZEROED], colour).draw(axes)
-    _level(axes, mean("criteria", FULL))
-    finish(axes, "zeroed after a fifth", "zeroed, %", "test accuracy, %")
+    zeroed = [("zeroed", "", "criteria", ZEROED, "")]
+    zeroed += [(f"criteria, {name}", "zeroed by ", f"criteria, {name}", OTHERS_ZEROED, f"{name}, ") for name in OTHERS]
+    for group, prefix, of_full, shares, words in zeroed:
+        axes = next(panels)
+        for colour, by in zip(COLOURS, KEEP_BY, strict=False):
+            Line(by, _percent(shares), [mean(group, f"{prefix}{by} {share:g}") for share in shares], colour).draw(axes)
+        _level(axes, mean(of_full, FULL))
+        finish(axes, f"{words}zeroed after a fifth", "zeroed, %", "test accuracy, %")
     for group in OF_TIME:
         timed = [arm for arm in _arms(rows, group) if is_timed(group, arm)]
         _by_time(next(panels), mean, group, timed, "test_accuracy", "test accuracy, %")
     for name, words in (("accuracy", "test accuracy, %"), ("nll", "test NLL, nats"), ("ece", "test ECE")):
         _by_time(next(panels), mean, "optimizers", _arms(rows, "optimizers"), f"test_{name}", words)
+    for axes in panels:
+        axes.set_visible(False)
     write(figure, path)
 
 

@@ -236,6 +236,9 @@ def run_selection(
         found |= _scores(module, data, "averaged_", draws.states)
     report({"default": found["val_accuracy"], "epoch": trainer.current_epoch})
     result = {"default": found["val_accuracy"], **found, "process_seconds": clock.seconds, "seed": seed}
+    for optimizer in trainer.optimizers:
+        if isinstance(optimizer, ConstantSGD):
+            result["share_at_max_lr"] = optimizer.share_at_max_lr()
     if chosen is not None:
         said = chosen.freeze_report()
         counts = [sum(row[key] for row in said["layers"].values()) for key in ("parameters", "active")]

@@ -29,9 +29,9 @@ def test_the_criterion_is_chosen_by_validation() -> None:
     rows = [row("weight gain 0.8", 0, 0.9, group="criteria"), row("weight random 0.8", 0, 0.5, group="criteria")]
     rows.append({**row("weight snr 0.8", 0, 0.95, group="criteria"), "val_accuracy": 0.8})
     table = script.Table([*rows, {"group": "criteria", "arm": "full", "seed": 0, "error": "out of memory"}])
-    found = {target.name: target for target in script.targets(table)}
-    assert found["2c"].value == pytest.approx(40.0) and "weight gain 0.8" in found["2c"].what and found["2c"].holds
-    assert not any(target.holds for name, target in found.items() if name != "2c")
+    found = [target for target in script.targets(table) if target.name == "2c"]
+    assert found[0].value == pytest.approx(40.0) and "weight gain 0.8" in found[0].what and found[0].holds
+    assert "output active" in found[1].what and [t.holds for t in script.targets(table)].count(True) == 1
 
 
 @pytest.mark.parametrize("preset", ["smoke", "cpu", "gpu"])
@@ -66,7 +66,14 @@ def test_means_over_shares_are_those_of_a_polygon() -> None:
 def test_what_is_timed_runs_alone() -> None:
     arms = module("selection_arms")
     assert arms.is_timed("cnn", "automatic") and arms.is_timed("optimizers", "adam")
-    assert not arms.is_timed("cnn", "neuron gain 0.8") and not arms.is_timed("criteria", "full")
+    assert not arms.is_timed("criteria, cnn", "neuron gain 0.9") and not arms.is_timed("criteria", "full")
+
+
+def test_arms_take_turns() -> None:
+    script, jobs = module("selection"), module("workers").Job
+    named = [(g, s, jobs(f"{g}{a}{s}", "", {}, {})) for s in (0, 1) for g in "xy" for a in "abc"]
+    found = sorted(script.in_turns(named), key=lambda one: one.order)
+    assert [one.name for one in found] == "xa0 xb0 xc0 ya0 yb0 yc0 xb1 xc1 xa1 yb1 yc1 ya1".split()
 
 
 def test_figure(tmp_path: Path) -> None:
