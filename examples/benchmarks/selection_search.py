@@ -7,7 +7,8 @@ HyperDARTS on the cell space, as it is and with `search.selection`, one search a
 the other in an order that turns with the seed:
 
     full            all weights to the end
-    full, shorter   the same with .85 of the epochs: what the time alone is worth that selection saves
+    full, shorter   the same with so many epochs fewer that it takes as long as "prefix 0.5": what the time alone is
+                    worth that selection saves; it runs after the others
     layer 0.5       of a fifth of the steps on half of the weights, whole layers by their gain; and 0.2
     prefix 0.5      the last half of the weights, so that the backward pass of a weight step ends before; and 0.2
     neuron 0.2      a fifth of the rows: of the gradients of a layer in which some go on nothing is saved here
@@ -25,14 +26,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from contract import STEMS, Target, data_section, half_width, parse, write_result
-from workers import Job, Store, Workers
+from workers import Job, Outcome, Store, Workers
 
 NAME = "selection_search"
 FULL, SHORTER, NAMED = "full", "full, shorter", "prefix 0.5"
-_SHORTER = 0.85
 ARMS: dict[str, dict[str, Any] | None] = {
     FULL: None,
-    SHORTER: None,
     "layer 0.5": {"active": 0.5, "granularity": "layer"},
     "layer 0.2": {"active": 0.2, "granularity": "layer"},
     "prefix 0.5": {"active": 0.5, "granularity": "prefix"},
@@ -56,15 +55,15 @@ SEEDS = {"smoke": 1, "cpu": 5, "gpu": 5}
 FIRST_SEED = 401
 
 
-def job(options: argparse.Namespace, arm: str, seed: int, place: int) -> Job:
-    """One search."""
+def job(options: argparse.Namespace, arm: str, seed: int, place: int, share: float = 1.0) -> Job:
+    """One search, of a share of the epochs."""
     setting: Setting = PRESETS[options.preset]
     whole = options.data == "digits" and options.preset != "smoke"
     limits = (None, None) if whole else (setting.limit, setting.val_limit)
-    epochs = round(_SHORTER * setting.epochs) if arm == SHORTER else setting.epochs
+    epochs = max(2, round(share * setting.epochs))
     section: dict[str, Any] = {"epochs": epochs, "warmup_epochs": max(1, epochs // 5), "lambdas": 3, "random": 0}
-    if ARMS[arm] is not None:
-        section["selection"] = {"criterion": "gain", "start": 0.2, **(ARMS[arm] or {})}
+    if (selection := ARMS.get(arm)) is not None:
+        section["selection"] = {"criterion": "gain", "start": 0.2, **selection}
     config = {
         "space": {"name": "cell", "args": {"stem": STEMS[options.data], "width": setting.width}},
         "data": data_section(options, *limits),
@@ -76,54 +75,58 @@ def job(options: argparse.Namespace, arm: str, seed: int, place: int) -> Job:
     return Job(name, "search", config, {"trial": f"search-{name}", "seed": seed}, (seed, place))
 
 
+def by_seed(rows: list[dict[str, Any]], arm: str, name: str) -> dict[int, float]:
+    """A figure of the searches of an arm that ended well."""
+    return {row["seed"]: row[name] for row in rows if row["arm"] == arm and "error" not in row}
+
+
+def speed(rows: list[dict[str, Any]], arm: str) -> float | None:
+    """Seconds of the full search over those of an arm: the median over seeds."""
+    full, mine = (by_seed(rows, name, "training_seconds") for name in (FULL, arm))
+    speeds = [full[seed] / mine[seed] for seed in mine if seed in full]
+    return statistics.median(speeds) if speeds else None
+
+
+def gained(rows: list[dict[str, Any]], arm: str, than: str) -> dict[str, Any] | None:
+    """Points of validation accuracy, paired by seed: mean, half of the 95 % interval, seeds."""
+    mine, theirs = (by_seed(rows, name, "val_accuracy") for name in (arm, than))
+    found = [mine[seed] - theirs[seed] for seed in mine if seed in theirs]
+    return {"mean": statistics.fmean(found), "half_width": half_width(found), "n": len(found)} if found else None
+
+
 def targets(rows: list[dict[str, Any]]) -> list[Target]:
     """What the issue asks for."""
-    done = [row for row in rows if "error" not in row]
+    found = [Target("3", f"{NAMED}: times as fast", speed(rows, NAMED), 1.15, "higher")]
+    for than in (FULL, SHORTER):
+        gap = gained(rows, NAMED, than)
+        what = f"{NAMED}: points of validation accuracy against {than}"
+        found.append(Target("3", what, None if gap is None else gap["mean"], 0.0, "higher"))
+    return found
 
-    def of(arm: str, name: str) -> dict[int, float]:
-        return {row["seed"]: row[name] for row in done if row["arm"] == arm}
 
-    mine, taken = of(NAMED, "val_accuracy"), of(NAMED, "training_seconds")
-    full, seconds, shorter = of(FULL, "val_accuracy"), of(FULL, "training_seconds"), of(SHORTER, "val_accuracy")
-    speeds = [seconds[seed] / taken[seed] for seed in mine if seed in full]
-    gained, above = ([mine[seed] - theirs[seed] for seed in mine if seed in theirs] for theirs in (full, shorter))
-    points = f"{NAMED}: points of validation accuracy against"
-    return [
-        Target("3", f"{NAMED}: times as fast", statistics.median(speeds) if speeds else None, 1.15, "higher"),
-        Target("3", f"{points} full", statistics.fmean(gained) if gained else None, 0.0, "higher"),
-        Target("3", f"{points} {SHORTER}", statistics.fmean(above) if above else None, 0.0, "higher"),
-    ]
+def intervals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of every arm against the full search, and of the named one against the shorter."""
+    pairs = [(arm, FULL) for arm in (*ARMS, SHORTER) if arm != FULL] + [(NAMED, SHORTER)]
+    found = [{"arm": arm, "than": than, **(gained(rows, arm, than) or {})} for arm, than in pairs]
+    return [row for row in found if "mean" in row]
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     """A line an arm, paired by seed with the full search."""
-    done = [row for row in rows if "error" not in row]
-    full = {row["seed"]: row for row in done if row["arm"] == FULL}
     print(f"\n{'arm':<14}{'accuracy, %':>14}{'against full':>22}{'s':>8}{'times as fast':>15}")
-    for arm in ARMS:
-        mine = [row for row in done if row["arm"] == arm and row["seed"] in full]
-        if not mine:
+    for arm in (*ARMS, SHORTER):
+        accuracy, seconds = (by_seed(rows, arm, name) for name in ("val_accuracy", "training_seconds"))
+        gap, times = gained(rows, arm, FULL), speed(rows, arm)
+        if gap is None or times is None:
             continue
-        gained = [row["val_accuracy"] - full[row["seed"]]["val_accuracy"] for row in mine]
-        speed = statistics.median(full[row["seed"]]["training_seconds"] / row["training_seconds"] for row in mine)
-        width = half_width(gained)
-        shown = f"{statistics.fmean(gained):+.2f}" + ("" if width is None else f" +- {width:.2f}")
-        accuracy = statistics.fmean(row["val_accuracy"] for row in mine)
-        seconds = statistics.fmean(row["training_seconds"] for row in mine)
-        print(f"{arm:<14}{accuracy:>14.2f}{shown:>22}{seconds:>8.0f}{speed:>15.2f}")
+        shown = f"{gap['mean']:+.2f}" + ("" if gap["half_width"] is None else f" +- {gap['half_width']:.2f}")
+        means = (statistics.fmean(values.values()) for values in (accuracy, seconds))
+        print(f"{arm:<14}{next(means):>14.2f}{shown:>22}{next(means):>8.0f}{times:>15.2f}")
     print()
 
 
-def main() -> int:
-    """Run what the file of finished jobs does not hold yet."""
-    options = parse(__doc__, PRESETS, SEEDS, workers=None)
-    store, seeds = Store(options.output), range(FIRST_SEED, FIRST_SEED + options.seeds)
-    jobs = {}
-    for turn, seed in enumerate(seeds):
-        order = [*ARMS][turn % len(ARMS) :] + [*ARMS][: turn % len(ARMS)]
-        jobs |= {(arm, seed): job(options, arm, seed, place) for place, arm in enumerate(order)}
-    with Workers(store, options.output.with_suffix(".work"), 1) as workers:
-        outcomes = workers.run(jobs.values())
+def rows_of(jobs: dict[tuple[str, int], Job], outcomes: dict[str, Outcome]) -> list[dict[str, Any]]:
+    """A row for every search."""
     rows: list[dict[str, Any]] = []
     for (arm, seed), one in jobs.items():
         outcome, head = outcomes[one.name], {"arm": arm, "seed": seed}
@@ -136,9 +139,26 @@ def main() -> int:
             "training_seconds": result["stage_seconds"]["training"],
         }
         rows.append({**head, **numbers, "milliseconds": result["search"].get("selection", {}).get("milliseconds")})
+    return rows
+
+
+def main() -> int:
+    """Run what the file of finished jobs does not hold yet."""
+    options = parse(__doc__, PRESETS, SEEDS, workers=None)
+    store, seeds = Store(options.output), range(FIRST_SEED, FIRST_SEED + options.seeds)
+    jobs = {}
+    for turn, seed in enumerate(seeds):
+        order = [*ARMS][turn % len(ARMS) :] + [*ARMS][: turn % len(ARMS)]
+        jobs |= {(arm, seed): job(options, arm, seed, place) for place, arm in enumerate(order)}
+    with Workers(store, options.output.with_suffix(".work"), 1) as workers:
+        rows = rows_of(jobs, workers.run(jobs.values()))
+        share = 1 / max(1.0, speed(rows, NAMED) or 1.0)
+        shorter = {(SHORTER, seed): job(options, SHORTER, seed, 0, share) for seed in seeds}
+        rows += rows_of(shorter, workers.run(shorter.values()))
     found = targets(rows)
     complete = all("error" not in row for row in rows)
-    write_result(options, NAME, rows, found, seconds=store.seconds, workers=workers.n, complete=complete)
+    more: dict[str, Any] = {"seconds": store.seconds, "workers": workers.n, "complete": complete}
+    write_result(options, NAME, rows, found, **more, intervals=intervals(rows))
     print_table(rows)
     print(*found, sep="\n")
     return 0 if complete else 1

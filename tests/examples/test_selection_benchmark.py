@@ -103,7 +103,9 @@ def test_selection(tmp_path: Path) -> None:
     assert isinstance(augmented["frozen"], list)
     drawn = next(row for row in rows if (row["group"], row["arm"]) == ("optimizers", "sgld"))
     assert 0 <= drawn["averaged_test_accuracy"] <= 1 and drawn["averaged_test_nll"] > 0
-    assert any((row["group"], row["arm"]) == ("cnn", "neuron gain_per_flop 0.8") for row in rows if "group" in row)
+    assert any(
+        (row["group"], row["arm"]) == ("criteria, cnn", "neuron gain_per_flop 0.9") for row in rows if "group" in row
+    )
     assert "points lost, neurons frozen" in said and "optimizer" in said
     assert (tmp_path / "selection.png").is_file()
 
