@@ -60,7 +60,7 @@ class SelectiveOptimization(pl.Callback):
             have gradients and do not move; None: chosen once.
         probe: See there.
         always: Names of modules or parameters that go on in any case, within `active`.
-        kept: Parameters that are not set to zero: a number, or a share; None: all. What goes on is among them.
+        kept: Parameters that are not set to zero: a number, or a share; None: all. At the selection: what goes on, too.
         keep_by: What they are picked by, see `keeping_scores`.
         zero_at: When: at the "selection", or at the "end" of the training.
         batch_size: Objects of a mini-batch, for statistics of single objects.
@@ -273,15 +273,16 @@ class SelectiveOptimization(pl.Callback):
         Returns:
             "layers", see `freeze_report.by_layer`; "macs" of an object "before" and "after" the choice, see there;
             "state_bytes" of the optimizer before and after; "cache_bytes", and "no_cache", why nothing was kept;
-            "milliseconds" of a step before and after, medians of all.
+            "milliseconds" of a step before and after, medians, and "seconds", sums, with what is done once and probes.
 
         Raises:
             ConfigError: Nothing was chosen.
         """
         if not self.has_ended:
             raise ConfigError("a freeze report needs a choice, but the training has made none; train past `start`.")
-        times = {name: 1e3 * statistics.median(values) for name, values in self.seconds.items() if values}
-        return {**self._report, "milliseconds": times}
+        known = {name: values for name, values in self.seconds.items() if values}
+        times = {name: 1e3 * statistics.median(values) for name, values in known.items()}
+        return {**self._report, "milliseconds": times, "seconds": {name: sum(v) for name, v in known.items()}}
 
     # -- choices -----------------------------------------------------------------------------------------------------
 
@@ -370,10 +371,9 @@ class SelectiveOptimization(pl.Callback):
 
     def _look_back(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """What the report says, while everything is still held."""
-        cached, chain = self._cached, chain_of(pl_module)
-        known: dict[str, Any] = (
-            {} if cached is None else {"cached": cached.layers, "rows_cached": cached.rows is not None}
-        )
+        cached, chain, known = self._cached, chain_of(pl_module), dict[str, Any]()
+        if cached is not None:
+            known = {"cached": cached.layers, "rows_cached": cached.rows is not None}
         split = () if self._holding is None else tuple(self._holding.rows)
         count = partial(multiply_accumulates, self._parameters, places=self._costs.places)
         self._report |= {
@@ -387,8 +387,7 @@ class SelectiveOptimization(pl.Callback):
     def _hold(self, trainer: pl.Trainer, pl_module: pl.LightningModule, probe: bool = False) -> None:
         self._release()
         self._holding = Holding(pl_module, self._optimizers, self.active, probe=probe, layers=self.by_layers)
-        chain = chain_of(pl_module)
-        if self._indices is not None and chain is not None and not probe:
+        if self._indices is not None and not probe and (chain := chain_of(pl_module)) is not None:
             n = self._indices.n_objects
             self._cached = ActivationCache(chain[1], self._holding, chain[0], n, self.cache_limit)
 
