@@ -142,14 +142,14 @@ def _export(options: argparse.Namespace) -> int:
             "tolerance": options.tolerance,
         },
     )
-    others = (
-        {"--seed": options.seed} if options.compressed else {"--lambda": options.lam, "--fraction": options.fraction}
-    )
+    others: dict[str, Any] = {"--seed": options.seed}
+    if options.compressed is None:
+        others = {"--lambda": options.lam, "--fraction": options.fraction, "--trained-on": options.trained_on or None}
     if wrong := [name for name, value in others.items() if value is not None]:
         has, goes = ("--compressed", "--architecture") if options.compressed else ("--architecture", "--compressed")
         raise ConfigError(f"`{wrong[0]}` must go with {goes}, got it with {has}\nleave it out")
     if options.compressed is not None:
-        given = {"lam": options.lam, "fraction": options.fraction}
+        given = {"lam": options.lam, "fraction": options.fraction, "trained_on": options.trained_on}
         exported = export_compressed(run, options.compressed, options.format, **given, **shared)
     else:
         exported = export(run, options.architecture, options.format, seed=options.seed, **shared)
@@ -308,6 +308,7 @@ def _add_export_options(command: argparse.ArgumentParser) -> None:
     which.add_argument("--compressed", metavar="NAME", help="or a compression in RUN/summary.json, with:")
     command.add_argument("--lambda", dest="lam", type=float, metavar="L", help="any in the range that was trained")
     command.add_argument("--fraction", type=float, metavar="F", help="share of the weights left out, in [0, 1)")
+    command.add_argument("--trained-on", action="store_true", help="of the network trained on at its lambda, if it was")
     command.add_argument(
         "--format", default="pt2", help="pt2: torch.export (default); onnx: needs the extra nni-bayes-nas[export]"
     )

@@ -52,6 +52,7 @@ class Compressed:
         directory: `RUN/trials/NAME`, which holds data.json and the file of the point.
         choices: Of the architecture, where a search has found it with its weights.
         changes: What of the configuration is this search's own.
+        trained_on: Whether it was trained on at its lambda by the bound before weights were left out.
     """
 
     config: Config
@@ -61,6 +62,7 @@ class Compressed:
     directory: Path
     choices: dict[str, Any] | None = None
     changes: dict[str, Any] = field(default_factory=dict)
+    trained_on: bool = False
 
     @property
     def measured(self) -> bool:
@@ -70,7 +72,8 @@ class Compressed:
     @property
     def name(self) -> str:
         """For messages and files."""
-        return f"{self.row['name']}-lambda{self.lam:g}-fraction{self.point['fraction']:.8g}"
+        on = "-trained-on" if self.trained_on else ""
+        return f"{self.row['name']}-lambda{self.lam:g}{on}-fraction{self.point['fraction']:.8g}"
 
     @property
     def _share(self) -> str:
@@ -86,13 +89,16 @@ class Compressed:
             )
         scores = self.point.get("finetuned") or self.point
         tuned = " and trained further" if "finetuned" in self.point else ""
+        on = ", trained on at it by the bound" if self.trained_on else ""
         return (
-            f"{self.row['name']} at lambda {self.lam:g}, {self._share} of the weights left out{tuned}, "
+            f"{self.row['name']} at lambda {self.lam:g}{on}, {self._share} of the weights left out{tuned}, "
             f"validation accuracy {scores['val_accuracy']:.4f}"
         )
 
 
-def find_compressed(run: Path, name: str, lam: float | None = None, fraction: float | None = None) -> Compressed:
+def find_compressed(
+    run: Path, name: str, lam: float | None = None, fraction: float | None = None, *, trained_on: bool = False
+) -> Compressed:
     """A network that a compression was read off as.
 
     Args:
@@ -100,13 +106,15 @@ def find_compressed(run: Path, name: str, lam: float | None = None, fraction: fl
         name: Of the compression in summary.json.
         lam: Any in its range; None where it was read off at one alone.
         fraction: Share of the weights that is left out, in [0, 1); None where its curve has one alone.
+        trained_on: Of the network that was trained on at its lambda (`compress.posterior_finetune_epochs`), whose curve
+            alone can be had.
 
     Returns:
         The point of the curve, up to a rounding of lambda and share; one that is not measured where there is none.
 
     Raises:
         ConfigError: The folder holds no compressions, or not this one; lambda lies outside its range, or the share
-            outside [0, 1); or one of its files is not there.
+            outside [0, 1); nothing was trained on there; or one of its files is not there.
     """
     summary = read_summary(run)
     rows = {str(row["name"]): row for row in summary.get("compression") or []}
@@ -124,7 +132,17 @@ def find_compressed(run: Path, name: str, lam: float | None = None, fraction: fl
     searches = {f"search-{one['id']}": one for one in summary.get("searches") or []}
     searched = searches.get(name, {})
     at = _near("--lambda", lam, {float(one["lambda"]): one for one in row["rows"]}, lambda value: value)
-    curve = (at or row["rows"][0])["curve"]
+    if trained_on and "posterior_finetuned" not in (at or {}):
+        known = [f"{one['lambda']:.4g}" for one in row["rows"] if "posterior_finetuned" in one]
+        raise ConfigError(
+            f"`--trained-on` must be for a lambda that `{name}` was trained on at, which are {', '.join(known)}, got "
+            f"{lam:g}\ntake one of these"
+            if known
+            else f"`--trained-on` must be for a network that was trained on at its lambda, of `{name}` none was\n"
+            "compress with posterior_finetune_epochs"
+        )
+    whole = at or row["rows"][0]
+    curve = (whole["posterior_finetuned"] if trained_on else whole)["curve"]
     # Alike by the weights that are left.
     point = _near("--fraction", fraction, {float(one["fraction"]): one for one in curve}, lambda value: 1 - value)
     if at is None or point is None:
@@ -139,6 +157,9 @@ def find_compressed(run: Path, name: str, lam: float | None = None, fraction: fl
             )
         if not 0 <= point["fraction"] < 1:
             raise ConfigError(f"`--fraction` must lie in [0, 1), got {fraction:g}; 0.9 leaves one weight in ten")
+        if trained_on:
+            shares = ", ".join(f"{one['fraction']:.4g}" for one in curve)
+            raise ConfigError(f"`--fraction` with --trained-on must be one of {shares}, got {fraction:g}")
     at = at or {"lambda": lam}
     file = f"networks/{point['file']}" if "file" in point else "model.pt"
     for path in (directory / file, directory / "data.json"):
@@ -148,7 +169,7 @@ def find_compressed(run: Path, name: str, lam: float | None = None, fraction: fl
                 f"or its files were removed\ncopy trials/{name} from the machine that ran it, or run it again"
             )
     changes = searched.get("changes") or {}
-    return Compressed(config, row, float(at["lambda"]), point, directory, at.get("choices"), changes)
+    return Compressed(config, row, float(at["lambda"]), point, directory, at.get("choices"), changes, trained_on)
 
 
 def rebuild(found: Compressed) -> tuple[nn.Module, DataSplits]:

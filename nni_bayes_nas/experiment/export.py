@@ -122,6 +122,7 @@ def export_compressed(
     *,
     lam: float | None = None,
     fraction: float | None = None,
+    trained_on: bool = False,
     output: Path | None = None,
     standardized: bool = False,
     tolerance: float | None = None,
@@ -137,6 +138,7 @@ def export_compressed(
         format: See `export`.
         lam: Lambda, see `find_compressed`.
         fraction: Share of the weights that is left out, see there.
+        trained_on: See there.
         output: The file; `RUN/export/NAME-lambdaL-fractionF.FORMAT` if None.
         standardized: See `export`.
         tolerance: See `export`.
@@ -146,7 +148,8 @@ def export_compressed(
         RunError: As `export`.
     """
     _check_format(format)
-    return _export(run, find_compressed(run, name, lam, fraction), format, output, standardized, tolerance)
+    found = find_compressed(run, name, lam, fraction, trained_on=trained_on)
+    return _export(run, found, format, output, standardized, tolerance)
 
 
 def _export(

@@ -147,6 +147,22 @@ def test_any_lambda_and_share_can_be_had(made):
     assert kept(network) == weights - round(0.9 * weights)
 
 
+def test_what_was_trained_on_can_be_had(tmp_path):
+    run = compressed(tmp_path / "run", direct=[], lambdas=[1.0], epochs=3, posterior_finetune_epochs=2)
+    x, y = load_data(Config.from_dict({}).data).test.tensors
+    for fraction in (0.0, 0.95):
+        found = find_compressed(run, NAMES[0], 1.0, fraction, trained_on=True)
+        row = found.row["rows"][0]
+        assert found.point in row["posterior_finetuned"]["curve"] and "trained on at it by the bound" in found.words
+        with torch.no_grad():
+            accuracy = float((rebuild(found)[0](x).argmax(1) == y).double().mean())
+        assert accuracy == pytest.approx(found.point["test_accuracy"], abs=1e-9)
+        assert found.name != find_compressed(run, NAMES[0], 1.0, fraction).name
+    for lam, fraction, said in ((1.0, 0.5, "must be one of 0, 0.95, got 0.5"), (2.0, 0.0, "which are 1, got 2")):
+        with pytest.raises(ConfigError, match=said):
+            find_compressed(run, NAMES[0], lam, fraction, trained_on=True)
+
+
 @pytest.mark.slow
 def test_any_lambda_and_share_can_be_exported(made, tmp_path, capsys):
     options = ["--lambda", "0.7", "--fraction", "0.9", "--output", str(tmp_path / "net.pt2")]
@@ -178,6 +194,11 @@ BAD = {
     "no such fraction": (["--compressed", NAMES[1], "--fraction", "1"], "`--fraction` must lie in [0, 1), got 1"),
     "seed": (["--compressed", NAMES[1], "--seed", "1"], "`--seed` must go with --architecture, got it with --compress"),
     "architecture": (["--architecture", "a", "--lambda", "1"], "`--lambda` must go with --compressed"),
+    "trained on": (
+        ["--compressed", NAMES[1], "--fraction", "0", "--trained-on"],
+        "`--trained-on` must be for a network that was trained on at its lambda, of `compress-direct-lam1-seed0` none",
+    ),
+    "architecture, trained on": (["--architecture", "a", "--trained-on"], "`--trained-on` must go with --compressed"),
     "both": (["--architecture", "a", "--compressed", "b"], "not allowed with"),
     "suffix": (["--compressed", NAMES[1], "--fraction", "0", "--output", "a.onnx"], "`--output` must end in .pt2"),
 }
