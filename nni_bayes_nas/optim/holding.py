@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -109,10 +110,14 @@ class Holding:
             p.requires_grad_(True)
 
     def _split(self) -> None:
+        # What two modules share has gradients from both.
+        uses = Counter(id(p) for _, p in self.module.named_parameters(remove_duplicate=False))
         for name, layer in self.module.named_modules():
             prefix = f"{name}." if name else ""
             mask = self.active.get(f"{prefix}weight")
             if mask is None or not can_split(layer) or not self.some[f"{prefix}weight"]:
+                continue
+            if any(uses[id(p)] > 1 for p in layer.parameters()):
                 continue
             some = mask.flatten(1).any(1)
             of_bias = self.active.get(f"{prefix}bias")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
+import pytorch_lightning as pl
 import torch
 
 from nni_bayes_nas.coercion import require
@@ -12,7 +14,7 @@ from nni_bayes_nas.optim.selection import GRANULARITIES, KEEPING, check_criterio
 
 Gradients = Literal["steps", "optimizer"]
 # Optimizers whose step of an entry depends on others.
-_COUPLED = ("lbfgs", "adafactor", "muon", "shampoo", "lars", "lamb")
+_COUPLED = ("lbfgs", "adafactor", "muon", "shampoo", "lars", "lamb", "soap", "sam", "novograd", "prodigy")
 
 
 def check_options(
@@ -69,10 +71,19 @@ def check_options(
     require(longer, "thaw_every", f"must be more than the {probe} steps of a probe", thaw_every, "raise it")
 
 
-def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Refuse one whose steps of single entries cannot be left out; raises ConfigError."""
-    if any(kind.__name__.lower() in _COUPLED for kind in type(optimizer).__mro__):
-        raise ConfigError(
-            "selective optimization needs an optimizer that steps each entry by its own gradient, got "
-            f"{type(optimizer).__name__}; take Adam or SGD."
-        )
+def check_training(trainer: pl.Trainer, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Refuse several devices, whose gradients are not those of a step, and optimizers whose steps of single entries
+    cannot be left out.
+
+    Raises:
+        ConfigError: With rule, value and remedy.
+    """
+    n = trainer.world_size
+    require(n == 1, "devices", "must be 1 with selective optimization", n, "start a training for each device")
+    for optimizer in optimizers:
+        names = [kind.__name__.lower() for kind in type(optimizer).__mro__]
+        if any(name in _COUPLED or name.startswith("dadapt") for name in names):
+            raise ConfigError(
+                "selective optimization needs an optimizer that steps each entry by its own gradient, got "
+                f"{type(optimizer).__name__}; take Adam or SGD."
+            )

@@ -61,9 +61,10 @@ class Rows:
             return given.to(active.dtype).index_copy_(-1, self.rows, active)
         if isinstance(layer, nn.Linear):
             output = _RowLinear.apply(x, *own)
-        else:
-            output = _RowConv.apply(x, *own, layer.stride, layer.padding, layer.dilation)
-        return output
+            return output
+        batch = x if x.dim() == 4 else x.unsqueeze(0)
+        output = _RowConv.apply(batch, *own, layer.stride, layer.padding, layer.dilation)
+        return output if x.dim() == 4 else output.squeeze(0)
 
 
 def can_split(layer: nn.Module) -> bool:

@@ -20,7 +20,7 @@ from nni_bayes_nas.optim.freeze_report import by_layer, multiply_accumulates, st
 from nni_bayes_nas.optim.holding import Holding, are_of_rows
 from nni_bayes_nas.optim.layer_cost import BACKWARD, LayerCosts, costs_of_groups, entries_behind_cut, share_saved
 from nni_bayes_nas.optim.moments import AdamMoments, fill_moments
-from nni_bayes_nas.optim.options import Gradients, check_optimizer, check_options
+from nni_bayes_nas.optim.options import Gradients, check_options, check_training
 from nni_bayes_nas.optim.selection import (
     KEEPING,
     NEEDS,
@@ -148,8 +148,7 @@ class SelectiveOptimization(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look at numbers, names and optimizers before any step."""
         self._optimizers = self.chosen_optimizers(trainer)
-        for optimizer in self._optimizers:
-            check_optimizer(optimizer)
+        check_training(trainer, self._optimizers)
         if not self._goes_on:  # another fit than the last one, with the same callback
             self.active, self.kept, self._kept_scores, self._report = {}, {}, {}, {}
             self.seconds, self._statistics, self._previous = {"before": [], "after": []}, None, 0
@@ -259,7 +258,7 @@ class SelectiveOptimization(pl.Callback):
         """Go on with them."""
         self.active, self.kept = dict(state_dict["active"]), dict(state_dict["kept"])
         self._kept_scores = dict(state_dict["scores"])
-        self._loaded, self._goes_on = state_dict["statistics"], True
+        self._statistics, self._loaded, self._goes_on = None, state_dict["statistics"], True
         self._report, self.seconds = dict(state_dict["report"]), dict(state_dict["seconds"])
 
     @property

@@ -173,11 +173,10 @@ class GradientStatistics:
             ConfigError: "chain" was not gathered, or fewer than two blocks are full.
         """
         self._check("chain", 2 * self.block)
-        n, found = self.blocks, []
+        n, slopes, found = self.blocks, self._slopes(), []
         for i, (name, p) in enumerate(self.parameters.items()):
             w, g, ww, gg, wg = (self._sums[key][i] / n for key in ("w_b", "g_b", "ww_b", "gg_b", "wg_b"))
-            h = self._slopes()[i]
-            inverse = torch.where(h > 0, 1 / h, 0.0)
+            inverse = torch.where(slopes[i] > 0, 1 / slopes[i], 0.0)
             spread = (ww - w * w) - 2 * inverse * (wg - w * g) + inverse.square() * (gg - g * g)
             now = p.detach() - self._first[i]
             sd = (spread.clamp_min(0.0) / (n - 1)).sqrt()

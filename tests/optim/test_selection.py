@@ -129,6 +129,16 @@ def test_criteria_find_what_has_not_converged(criterion):
     assert torch.equal(choose(4, found)["w"], far)
 
 
+def test_gains_find_what_has_not_converged_whatever_curvature_and_noise():
+    """Slopes from .2 to 5, noise in proportion to their roots: what is far may have less gradient than noise."""
+    best, far = torch.zeros(12), torch.zeros(12, dtype=torch.bool)
+    far[[0, 3, 6, 9]] = True
+    curvature = torch.logspace(-0.7, 0.7, 12)[torch.randperm(12, generator=torch.Generator().manual_seed(2))]
+    statistics = trained(best + 3 * far, best, curvature, 0.8 * curvature.sqrt(), 200, PARTS)
+    found = scores("gain", statistics, torch.Generator())
+    assert torch.equal(choose(4, found)["w"], far)
+
+
 def test_criteria_weigh_noise_and_scale_as_they_say():
     """Equal drifts: noise counts against a parameter by its ratio; scale counts for it in sums and gains alone."""
     best, curvature = torch.zeros(3), torch.tensor([1.0, 1.0, 0.1])

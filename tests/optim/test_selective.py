@@ -1,7 +1,6 @@
 """The callback: what is frozen stays to the bit, numbers are exact, choices come again, runs go on."""
 
 import copy
-import itertools
 
 import pytest
 import pytorch_lightning as pl
@@ -10,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from nni_bayes_nas.errors import ConfigError
-from nni_bayes_nas.optim import SGLD, ConstantSGD
+from nni_bayes_nas.optim import SGLD, ConstantSGD, PreconditionedSGLD
 from nni_bayes_nas.optim.selection import GRANULARITIES, NEEDS
 from nni_bayes_nas.optim.selective import SelectiveOptimization
 
@@ -20,6 +19,7 @@ OPTIMIZERS = {
     "adamw": lambda p: torch.optim.AdamW(p, 1e-2, weight_decay=0.1),
     "sgld": lambda p: SGLD(p, 1e-2, n_objects=64, weight_decay=1e-2),
     "constant": lambda p: ConstantSGD(p, 1e-2, n_objects=64, gather=5),
+    "psgld": lambda p: PreconditionedSGLD(p, 1e-3, n_objects=64, weight_decay=1e-2),
 }
 
 
@@ -155,7 +155,9 @@ def test_exactly_so_many_are_not_zero(keep_by, zero_at):
     states = fit(model, callback)
     n = round(0.5 * TOTAL)
     assert sum(int(mask.sum()) for mask in callback.kept.values()) == n
-    assert sum(int((p != 0).sum()) for p in model.net.parameters()) <= n
+    # What is kept may be zero by itself: biases of the normalization that were frozen where they began.
+    zeros = sum(int((p[callback.kept[name]] == 0).sum()) for name, p in model.named_parameters())
+    assert sum(int((p != 0).sum()) for p in model.net.parameters()) == n - zeros and zeros <= 3
     for name, p in model.named_parameters():
         assert not bool(p[~callback.kept[name]].any())
         if zero_at == "selection":
@@ -197,39 +199,6 @@ def test_rows_and_automatic_choices_go_on(name, make, tmp_path, monkeypatch):
     for a, b in zip(whole[4 * epochs :], states, strict=True):
         for key in a:
             torch.testing.assert_close(a[key], b[key], rtol=1e-5, atol=1e-6)
-
-
-class Statistics(pl.Callback):
-    """By step: whether the normalization learns its statistics, and what they are."""
-
-    def __init__(self):
-        self.found = []
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        self.found.append((module.net[1].training, module.net[1].running_mean.clone()))
-
-
-def test_normalization_that_is_thawed_learns_again(tmp_path, monkeypatch):
-    """Frozen from step 3 on, optimized again from step 9; a run that goes on from between does the same."""
-    layers = iter(["net.4", "net.0", "net.0"])
-
-    def choices(self, trainer, module, choose=SelectiveOptimization._choose):
-        self.always = (layer := next(layers), *(["net.1"] if layer == "net.0" else []))
-        choose(self, trainer, module)
-
-    monkeypatch.setattr(SelectiveOptimization, "_choose", choices)
-    options = {"granularity": "layer", "active": 400, "start": 3, "thaw_every": 6, "probe": 3, "criterion": "gradient"}
-    watch, model = Statistics(), Model()
-    whole = fit(model, selective(**options), watch)
-    moves = [not torch.equal(a[1], b[1]) for a, b in itertools.pairwise(watch.found)]
-    assert moves[:2] == [True] * 2 and not any(moves[3:8]) and all(moves[9:])
-    assert model.net[1].training
-    layers = iter(["net.4"])
-    fit(Model(), selective(**options), Stop(1, tmp_path / "a.ckpt"))
-    layers = iter(["net.0", "net.0"])
-    states = fit(Model(), selective(**options), checkpoint=tmp_path / "a.ckpt")
-    for a, b in zip(whole[4:], states, strict=True):
-        assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_a_callback_serves_another_training():
