@@ -10,7 +10,7 @@ from nni_bayes_nas.prediction.many import Training
 from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture
 from nni_bayes_nas.prediction.sparse_net import all_edges, dense
 from nni_bayes_nas.prediction.tasks import TaskData
-from nni_bayes_nas.prediction.tokens import Vocabulary
+from nni_bayes_nas.prediction.tokens import Vocabulary, decode, encode
 
 WORDS = Vocabulary(max_depth=2, widths=(2, 3, 4, 6))
 HOW = Search(
@@ -84,3 +84,19 @@ def test_what_chooses_does_not_judge():
     assert loss < 0.3 < whole_loss and accuracy < 0.2 < whole_accuracy
     few = TaskData(x[:60], y[:60], x[60:66], y[60:66])
     assert train_all([net], [0], few, how, apart=True) == train_all([net], [0], few, how)
+
+
+@pytest.mark.parametrize("factor", [pytest.param(1, id="n", marks=pytest.mark.slow), pytest.param(5, id="5n")])
+def test_objects_of_784_features(factor):
+    """As many as images of MNIST have: within the budget, exact as tokens, and better than chance."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(4, (600,), generator=generator)
+    x = torch.randn(600, 784, generator=generator) + torch.randn(4, 784, generator=generator)[y] / 2
+    data = TaskData(x[:400], y[:400], x[400:], y[400:])
+    words = Vocabulary(max_depth=2, widths=(4, 8, 16, 32))
+    how = Search(**{**HOW.__dict__, "candidates": 4, "generations": 1, "vocabulary": words})
+    found, others = search(data, 784 * factor, how, seed=0, n_outputs=4)
+    for one in found + others:
+        assert one.net.n_inputs == 784 and one.net.n_connections <= 784 * factor
+        assert decode(encode(one.net, words), words, 784, 4) == one.net
+    assert found[0].accuracy > 0.6
