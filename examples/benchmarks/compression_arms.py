@@ -283,7 +283,7 @@ def convolutional(channels: tuple[int, ...], hidden: int, epochs: int) -> tuple[
 
 PRESETS = {
     "smoke": Setting((*lenet(2, 2, (1, 20, 50, 68, 100)), *small(2)), 400, 200),
-    "cpu": Setting((*lenet(40, 60), *small(40))),
+    "cpu": Setting((*lenet(40, 57), *small(40))),
     "gpu": Setting((*lenet(100, 200), *small(100))),
     "seed": Setting(seed_experiment(50, 3)),
     "authors": Setting(authors_table(25, 50, 17)),

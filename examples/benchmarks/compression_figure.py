@@ -10,6 +10,7 @@ from compression_arms import AUTHORS, EVIDENCE_KINDS, EVIDENCE_PRIORS, PUBLISHED
 from compression_rows import FURTHER, Curves
 from figures import COLOURS, Line, finish, grid_of, write
 
+_COLUMNS, _LEFT = 4, "weights / weights that are left"
 KINDS = {"constant": "direct", "linear": "linear", "piecewise_linear": "piecewise linear"}
 
 
@@ -20,21 +21,33 @@ def draw(preset: str, rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def _errors(rows: list[dict[str, Any]]) -> Any:
-    """A column for every arm: test error by compression, as left by pruning (dashed) and trained further."""
+    """A panel for every arm: test error by compression, as left by pruning (dashed) and trained further; of an arm that
+    is not cut the weights that could go, by lambda."""
     arms = list(dict.fromkeys(row["arm"] for row in rows))
-    figure, grid = grid_of(1, len(arms))
-    for axes, arm in zip(grid[0], arms, strict=True):
+    n_rows = -(-len(arms) // _COLUMNS)
+    figure, grid = grid_of(n_rows, min(len(arms), _COLUMNS))
+    for axes in grid.flat[len(arms) :]:
+        axes.set_visible(False)
+    for axes, arm in zip(grid.flat, arms, strict=False):
         curves = Curves(rows, arm)
-        times = [1 / (1 - f) for f in curves.fractions]
+        if len(curves.fractions) < 2:
+            kept = [curves.mean_of(lam, "kept") for lam in curves.lambdas]
+            Line("", curves.lambdas, kept, COLOURS[0]).draw(axes)
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            finish(axes, arm, "λ", "weights above one sd")
+            continue
+        times, tuned = [1 / (1 - f) for f in curves.fractions], False
         for colour, lam in zip(COLOURS, curves.lambdas, strict=False):
-            for name, style, suffix in (("test", "--", ""), ("tuned_test", "-", ", trained further")):
-                errors = [curves.mean(lam, f, name) for f in curves.fractions]
-                Line(f"λ = {lam:g}{suffix}", times, errors, colour, style).draw(axes)
+            raw, trained = ([curves.mean(lam, f, name) for f in curves.fractions] for name in ("test", "tuned_test"))
+            tuned = tuned or any(error is not None for error in trained)
+            Line(f"λ = {lam:g}", times, raw, colour, "--").draw(axes)
+            Line("", times, trained, colour).draw(axes)
         axes.set_xscale("log")
         axes.set_xticks(times, [f"{t:.3g}" for t in times])
         axes.minorticks_off()
         axes.set_ylim(*_limits(curves))
-        finish(axes, arm, "weights / weights that are left", "test error, %")
+        finish(axes, f"{arm}\nfull lines: trained further" if tuned else arm, _LEFT, "test error, %")
     return figure
 
 

@@ -18,7 +18,7 @@ COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#cc79a7")
 
 @dataclass(frozen=True)
 class Line:
-    """A curve of a panel; `None` where nothing was measured."""
+    """A curve of a panel; `None` where nothing was measured. Without a label it is in no legend."""
 
     label: str
     x: Sequence[float]
@@ -30,7 +30,9 @@ class Line:
         """With a marker at every point that was measured."""
         known = [(x, y) for x, y in zip(self.x, self.y, strict=True) if y is not None]
         if known:
-            axes.plot(*zip(*known, strict=True), self.style, color=self.colour, label=self.label, marker="o", ms=3)
+            axes.plot(
+                *zip(*known, strict=True), self.style, color=self.colour, label=self.label or None, marker="o", ms=3
+            )
 
 
 def grid_of(n_rows: int, n_columns: int, width: float = 3.4, height: float = 3.0) -> tuple[Any, Any]:
