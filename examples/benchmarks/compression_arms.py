@@ -115,7 +115,8 @@ def seed_experiment(epochs: int, finetune_epochs: int) -> tuple[Arm, ...]:
         "optimizer": "sgd",
         "schedule": "constant",
         "learning_rate": 0.05,
-        "rho_learning_rate": 0.05,
+        # Of .05, .5, 2 and 5 that of the largest J with another seed, at every lambda of the hypernetwork but one.
+        "rho_learning_rate": 5.0,
         "axis": "literal",
         "lambda_range": [min(SEED_LAMBDAS), max(SEED_LAMBDAS)],
         "lambdas": list(SEED_LAMBDAS),
