@@ -34,11 +34,12 @@ ZEROED = (0.8, 0.9, 0.94, 0.95, 0.96, 0.98)
 # Of the networks that are not the paper's.
 OTHERS, OTHERS_ZEROED = ("mlp-300-100", "cnn", "cnn-normalized"), (0.8, 0.9, 0.95, 0.98)
 KEEP_BY = ("magnitude", "z", "random")
-# Rates that validation data prefer, of a few, for trainings without selection.
-RATES = {"sgd": 0.1, "momentum": 0.02, "adam": 3e-3, "sgld": 0.1, "psgld": 3e-3, "mandt": 0.1}
+# Rates that validation data prefer with other seeds, of three to five each, for trainings without selection; of
+# samplers by the loss of the averaged draws.
+RATES = {"sgd": 0.4, "momentum": 0.05, "adam": 3e-3, "sgld": 0.4, "psgld": 3e-3, "mandt": 0.3}
 OUTPUT = {"mlp-200": "net.3", "mlp-300-100": "net.5", "cnn": "net.9", "cnn-normalized": "net.13"}
 # Full training that takes as long as an arm: rates, in units of the usual one, of which validation prefers one.
-EQUAL_RATES = (1.0, 2.0, 4.0)
+EQUAL_RATES = (0.5, 1.0, 2.0)
 OF_TIME = ("mlp-200", "mlp-300-100", "cnn", "cnn-normalized")
 FULL = "full"
 
@@ -106,7 +107,8 @@ def arms(preset: str) -> dict[tuple[str, str], Parameters]:
 
 
 def _rate(network: str) -> float:
-    return 3e-3 if network.startswith("mlp") else 1e-3
+    """Of Adam, falling to nothing, as validation data prefer it with other seeds."""
+    return 3e-3 if network.startswith("mlp") else 4e-3
 
 
 def _curves(name: str, training: Parameters) -> dict[tuple[str, str], Parameters]:
@@ -133,7 +135,8 @@ def _selection(active: float | str, criterion: str) -> Parameters:
 
 
 def _paper(setting: Setting) -> dict[tuple[str, str], Parameters]:
-    recipe = {"optimizer": "sgd", "rate": 0.1, "falls": False, "batch_size": 512, "inputs": "pixels"}
+    # Its rate is not told: of .05 to 3.2 the one that validation data prefer with other seeds.
+    recipe = {"optimizer": "sgd", "rate": 1.6, "falls": False, "batch_size": 512, "inputs": "pixels"}
     paper: Parameters = {**recipe, "network": "mlp-200-tanh", "steps": setting.paper_steps}
     begun = setting.paper_steps // 6
     found = {("paper", FULL): paper, ("paper", STOPPED): {**paper, "steps": begun}}
