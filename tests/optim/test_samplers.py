@@ -70,6 +70,15 @@ def test_preconditioned_langevin_draws_a_gaussian():
     assert bool((w.mean(0).abs() < 4 * (exact / CHAINS).sqrt()).all())
 
 
+@pytest.mark.parametrize(("noise", "most"), [(0.0, 1.6), (0.3, 1.25)])
+def test_at_the_default_decay_draws_are_somewhat_too_wide(noise, most):
+    """V follows the chain then, and what its derivative adds is left out; noise of mini-batches makes it steadier."""
+    hessian = torch.diag(torch.tensor([3.0, 0.03]))
+    w = run(lambda p: PreconditionedSGLD(p, 5e-3, n_objects=N), 4000, hessian, noise=noise * hessian.sqrt())
+    wide = w.var(0) * N * hessian.diagonal()
+    assert bool((wide > 1.0).all()) and bool((wide < most).all()), wide
+
+
 def test_constant_rates_end_in_the_solution_of_lyapunovs_equation():
     noise = torch.tensor([[0.3, 0.0], [0.2, 0.4]])  # B / sqrt(S): a factor of the covariance of a mini-batch's gradient
     lr = 0.1
