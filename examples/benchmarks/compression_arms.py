@@ -278,7 +278,7 @@ def convolutional(channels: tuple[int, ...], hidden: int, epochs: int) -> tuple[
     return (
         Arm("cnn, direct", shared, direct((0.1, 1.0, 3.0))),
         Arm("cnn, hypernetwork", shared, (("piecewise_linear", None),)),
-        Arm("cnn, dense", {**shared, **DENSE}, direct(DECAYS), "fixed"),
+        Arm("cnn, dense", {**shared, **DENSE}, direct(DECAYS[1::2]), "fixed"),
     )
 
 
@@ -288,7 +288,7 @@ PRESETS = {
     "gpu": Setting((*lenet(100, 200), *small(100))),
     "seed": Setting(seed_experiment(50, 3)),
     "authors": Setting(authors_table(25, 50, 17)),
-    "evidence": Setting(evidence(30)),
+    "evidence": Setting(evidence(40), 20_000),
     "cnn": Setting(convolutional((16, 32), 64, 25), 10_000),
     "cnn-gpu": Setting(convolutional((48, 96, 192), 256, 100)),
 }

@@ -55,7 +55,7 @@ class Setting:
 _FRACTIONS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
 PRESETS = {
     "smoke": Setting(2, 200, 100, 2, 2, 1, (0.0, 0.5)),
-    "cpu": Setting(16, 10_000, None, 20, 60, 60, _FRACTIONS),
+    "cpu": Setting(16, 5_000, 4_000, 20, 60, 60, _FRACTIONS),
     "gpu": Setting(16, None, 5_000, 50, 100, 60, _FRACTIONS),
 }
 SEEDS = {"smoke": 1, "cpu": 3, "gpu": 5}
