@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 
 from nni_bayes_nas.optim.rows import Rows, can_split, swap
 
@@ -56,6 +57,7 @@ class Holding:
         self.rows: dict[str, Rows] = {}
         self._partly: list[_Partly] = []
         self._stilled: list[_BatchNorm] = []
+        self._handles: list[RemovableHandle] = []
         for name, p in self.parameters.items():
             p.requires_grad_(self.some[name] or probe)
             if not self.some[name]:
@@ -80,11 +82,11 @@ class Holding:
                     self._stilled.append(layer)
 
     def before_step(self) -> None:
-        """What is held has no gradient."""
+        """What is held has no gradient, after a probe counted it."""
         for name, p in self.parameters.items():
             if not self.some[name]:
                 p.grad = None
-        for tensor, mask, _ in self._partly:
+        for tensor, mask, _ in self._partly if self.probe else ():
             if tensor.grad is not None:
                 tensor.grad.masked_fill_(~mask, 0.0)
 
@@ -98,6 +100,8 @@ class Holding:
 
     def release(self) -> None:
         """All parameters have gradients again, the optimizers see whole ones, and batch normalization learns."""
+        for handle in self._handles:
+            handle.remove()
         for layer in self._stilled:
             layer.train()
         for rows in self.rows.values():
@@ -105,7 +109,7 @@ class Holding:
                 for optimizer in self.optimizers:
                     swap(optimizer, whole, part, rows.rows, back=True)
             rows.undo()
-        self.rows, self._partly, self._stilled = {}, [], []
+        self.rows, self._partly, self._stilled, self._handles = {}, [], [], []
         for p in self.parameters.values():
             p.requires_grad_(True)
 
@@ -135,8 +139,14 @@ class Holding:
                 self._hold(rows.bias, of_bias[rows.rows])
 
     def _hold(self, tensor: Tensor, mask: Tensor) -> None:
-        if not bool(mask.all()):
-            self._partly.append(_Partly(tensor, mask, tensor.detach().clone()))
+        if bool(mask.all()):
+            return
+        self._partly.append(_Partly(tensor, mask, tensor.detach().clone()))
+        if not self.probe:
+            # Of whoever asks: steps that are only thought of, of second order, leave it where it is too.
+            held = ~mask
+            handle = tensor.register_hook(lambda gradient: gradient.masked_fill(held, 0.0))  # type: ignore[no-untyped-call]
+            self._handles.append(handle)
 
 
 def are_of_rows(optimizers: Sequence[torch.optim.Optimizer]) -> bool:

@@ -74,3 +74,23 @@ def test_a_matrix_that_two_layers_share_has_gradients_from_both():
     free.training_step((x, torch.arange(4) % 2), 0).backward()
     assert not holding.rows
     torch.testing.assert_close(plain.net[4].weight.grad[mask], free.net[4].weight.grad[mask])
+
+
+def test_what_is_held_has_no_gradient_for_anyone_who_asks():
+    """Second derivatives through a step that is only thought of, too; all of it is over when it is released."""
+    model, x, y = Model(), torch.randn(4, 1, 6, 6), torch.arange(4) % 2
+    weight = model.net[4].weight
+    mask = torch.rand(weight.shape) < 0.5
+    active = {name: torch.ones(p.shape, dtype=torch.bool) for name, p in model.named_parameters()}
+    holding = Holding(model, [], {**active, "net.4.weight": mask}, layers=False)
+
+    def step():
+        loss = F.cross_entropy(model.net(x), y)
+        (gradient,) = torch.autograd.grad(loss, weight, create_graph=True)
+        return gradient, torch.autograd.grad(gradient.square().sum(), weight)[0]
+
+    for gradient in step():
+        assert not gradient[~mask].any() and gradient[mask].any()
+    holding.release()
+    for gradient in step():
+        assert gradient[~mask].any()
