@@ -20,6 +20,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from nni_bayes_nas.config import load_config
 from nni_bayes_nas.experiment.record import read_json
@@ -59,6 +60,10 @@ def draw(rows, retrained, path):
     size.set(xscale="log", yscale="log", xlabel="λ", ylabel="parameters")
     size.set_title("one search: q(structure, weights | λ)", fontsize=9)
     size.legend(fontsize=8, frameon=False)
+    for axis in (accuracy.xaxis, size.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axis.set_minor_formatter(NullFormatter())
     for axes in (accuracy, size):
         axes.grid(alpha=0.25)
     figure.savefig(path, dpi=120)
