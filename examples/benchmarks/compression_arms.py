@@ -105,7 +105,9 @@ SEED_SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 def seed_experiment(epochs: int, finetune_epochs: int) -> tuple[Arm, ...]:
     """784-100-10 with the prior N(0, .1), SGD, lambda as it is from 0 on, five of them for a batch.
 
-    What is read off is trained further at its lambda, by the bound, and then pruned, in the seed's order.
+    What is read off is trained further at its lambda, by the bound, and then pruned, in the seed's order. Rates of the
+    standard deviations are those, of .05, .5, 2 and 5, of the largest J with other seeds: of the hypernetwork 5 has a
+    larger one still, but one start in four ends far off, and with clipped gradients it has a smaller one.
     """
     shared = {
         "network": "mlp",
@@ -115,8 +117,6 @@ def seed_experiment(epochs: int, finetune_epochs: int) -> tuple[Arm, ...]:
         "optimizer": "sgd",
         "schedule": "constant",
         "learning_rate": 0.05,
-        # Of .05, .5, 2 and 5 that of the largest J with another seed, at every lambda of the hypernetwork but one; there
-        # gradients are clipped, or one start in four ends far off.
         "rho_learning_rate": 5.0,
         "axis": "literal",
         "lambda_range": [min(SEED_LAMBDAS), max(SEED_LAMBDAS)],
@@ -132,7 +132,7 @@ def seed_experiment(epochs: int, finetune_epochs: int) -> tuple[Arm, ...]:
     }
     return (
         Arm("seed, direct", {**shared, "lambdas_per_step": 1}, direct(SEED_LAMBDAS), "fixed"),
-        Arm("seed, hypernetwork", {**shared, "gradient_clip": 1.0}, (("low_rank", None),), "fixed"),
+        Arm("seed, hypernetwork", {**shared, "rho_learning_rate": 0.05}, (("low_rank", None),), "fixed"),
     )
 
 
