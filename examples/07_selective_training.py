@@ -116,7 +116,7 @@ def draw(found, path):
         shares = [100 * row["active"] / row["parameters"] for row in rows]
         bars.bar([i + 0.27 * (place - 1) for i in range(len(layers))], shares, 0.25, color=colour, label=name)
     bars.set_xticks(range(len(layers)), [layer.removesuffix(".weight") for layer in layers])
-    bars.set(ylabel="weights that are optimized, %", xlabel="layer")
+    bars.set(ylabel="weights that are optimized, %", xlabel="layer", ylim=(0, 130), yticks=range(0, 101, 20))
     bars.legend(fontsize=8, frameon=False, loc="upper left")
     for axes in (curves, bars):
         axes.grid(alpha=0.25)
