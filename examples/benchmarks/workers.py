@@ -223,7 +223,7 @@ def _line(outcome: Outcome) -> str:
 
 
 def _prepare() -> None:
-    """Once per process: one thread, no warnings, no life after the parent."""
+    """Once per process: one thread, no warnings, no life after the parent, data loaded once for jobs in a row."""
     import logging
     import warnings
 
@@ -231,6 +231,9 @@ def _prepare() -> None:
     warnings.filterwarnings("ignore")
     import torch
 
+    from nni_bayes_nas.experiment.data import KEPT
+
+    KEPT.set({})
     torch.set_num_threads(1)
     logging.getLogger("nni").setLevel(logging.ERROR)
 

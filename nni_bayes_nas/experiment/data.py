@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,9 @@ from nni_bayes_nas.experiment.tasks import Task, task_of
 _SPLIT_SEED = 20_261_122  # one split for all seeds: test objects of one run are never training objects of another
 _SHARE_OF_MEMORY = 0.25  # of a GPU, that the data may take; the rest is for the network
 BATCH_OF_FIRST = 128
+# Where it holds a mapping, this process keeps the data set that it loaded last: for processes that run many trainings
+# of one data set, whose files do not change.
+KEPT: ContextVar[dict[str, DataSplits] | None] = ContextVar("KEPT", default=None)
 _CHUNK = 4096  # objects that are standardized at a time: double precision for all of them may not fit the memory
 
 
@@ -159,11 +163,15 @@ def load_data_on(device: str, config: DataConfig, shared: dict[str, Any] | None 
     Args:
         device: "cpu" or "gpu".
         config: Of the data.
-        shared: What trainings side by side have in common: equal data are loaded once.
+        shared: What trainings side by side have in common: equal data are loaded once. Others load them anew, unless
+            `KEPT` holds a mapping.
     """
-    known = {} if shared is None else shared.setdefault("data", {})
-    key = repr(config)
+    kept = KEPT.get() if shared is None else None
+    known = kept if kept is not None else {} if shared is None else shared.setdefault("data", {})
+    key = repr((device, config))
     if key not in known:
+        if kept is not None:
+            kept.clear()  # before the next is loaded: both may not fit the memory
         known[key] = _placed(load_data(config), device, config.on_gpu)
     found: DataSplits = known[key]
     return found

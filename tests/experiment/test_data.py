@@ -11,7 +11,16 @@ import torch
 from nni_bayes_nas.config import Config, DataConfig
 from nni_bayes_nas.errors import ConfigError, DataError
 from nni_bayes_nas.experiment.build import validate
-from nni_bayes_nas.experiment.data import DataSplits, Images, batches, halves, load_data, load_data_on, part_of
+from nni_bayes_nas.experiment.data import (
+    KEPT,
+    DataSplits,
+    Images,
+    batches,
+    halves,
+    load_data,
+    load_data_on,
+    part_of,
+)
 
 
 def npz(folder: Path, **arrays: Any) -> DataConfig:
@@ -244,3 +253,19 @@ def test_batches_of_data_on_a_gpu_are_those_of_the_others() -> None:
     there = load_data_on("gpu", DataConfig())
     for here, on_gpu in zip(batches(data.train, 64, seed=3), batches(there.train, 64, seed=3), strict=True):
         assert all(b.is_cuda and torch.equal(a, b.cpu()) for a, b in zip(here, on_gpu, strict=True))
+
+
+def test_a_process_keeps_the_data_it_loaded_last_where_it_is_told_to() -> None:
+    one, other = DataConfig(limit=100), DataConfig(limit=90)
+    assert load_data_on("cpu", one) is not load_data_on("cpu", one)
+    token = KEPT.set({})
+    try:
+        first = load_data_on("cpu", one)
+        assert load_data_on("cpu", one) is first
+        # What trainings side by side share is theirs.
+        shared: dict[str, Any] = {}
+        assert load_data_on("cpu", one, shared) is load_data_on("cpu", one, shared) is not first
+        assert len(load_data_on("cpu", other).train) == 90
+        assert load_data_on("cpu", one) is not first
+    finally:
+        KEPT.reset(token)
