@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+# On a GPU every clock waits for the work before it, so that a few passes are timed, not those that choose kernels.
+_FIRST_TIMED, _TIMED = 3, 20
+
 
 class LayerCosts:
-    """Watches the passes of a network until `remove`.
+    """Watches the passes of a network until `remove`; on a GPU it times the fourth to the 23rd.
 
     Args:
         module: The network.
@@ -25,8 +28,10 @@ class LayerCosts:
     def __init__(self, module: nn.Module) -> None:
         self.seconds: dict[str, float] = {}
         self.places: dict[str, int] = {}
-        self._last, self._began = "", 0.0
+        self._last = ""
+        self._began: float | None = None
         self._first: nn.Module | None = None
+        self._passes = 0
         self._handles = []
         for name, layer in module.named_modules():
             if next(layer.children(), None) is not None:
@@ -50,7 +55,8 @@ class LayerCosts:
         self._first = self._first or layer
         if layer is self._first:  # another pass begins
             self._last = ""
-        self._began = time.perf_counter()
+            self._passes += 1
+        self._began = self._now(inputs[0] if inputs else None)
 
     def _ended(self, name: str | None) -> Any:
         def hook(layer: nn.Module, inputs: Any, output: Any) -> None:
@@ -60,9 +66,18 @@ class LayerCosts:
                     convolves = isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
                     features = output.shape[1] if convolves or output.dim() == 4 else output.shape[-1]
                     self.places[name] = max(1, output.numel() // (len(output) * int(features)))
-            self.seconds[self._last] = self.seconds.get(self._last, 0.0) + time.perf_counter() - self._began
+            ended = self._now(output)
+            if ended is not None and self._began is not None:
+                self.seconds[self._last] = self.seconds.get(self._last, 0.0) + ended - self._began
 
         return hook
+
+    def _now(self, values: Any) -> float | None:
+        if isinstance(values, Tensor) and values.is_cuda:
+            if not _FIRST_TIMED < self._passes <= _FIRST_TIMED + _TIMED:
+                return None
+            torch.cuda.synchronize(values.device)
+        return time.perf_counter()
 
 
 # Of a pass forward, and backward to inputs and to weights, the share that a frozen layer does without.
@@ -126,18 +141,18 @@ def entries_behind_cut(
         parameters: By name.
         values: Their scores.
         ids: Of `selection.groups`, by layers.
-        costs: What the layers were measured to take; on an accelerator passes end before the work is done, and
+        costs: What the layers were measured to take; where they were not, as on a GPU in the first passes,
             multiply-accumulates are counted instead.
         saved: See `best_cut`.
         allowed: By name, booleans of entries that can be optimized; None: all.
     """
     n = 1 + max(int(ids[name].max()) for name in parameters)
-    gains, seconds, sizes = [0.0] * n, [0.0] * n, [0] * n
+    gains, seconds, counts, sizes = [0.0] * n, [0.0] * n, [0.0] * n, [0] * n
     for name, p in parameters.items():
         layer, owner = int(ids[name].flatten()[0]), name.rpartition(".")[0]
         mask = None if not allowed else allowed[name].to(values[name].device)
         gains[layer] += float(values[name].sum() if mask is None else values[name][mask].sum())
         sizes[layer] += p.numel() if mask is None else int(mask.sum())
-        counted = p.numel() * costs.places.get(owner, 1)
-        seconds[layer] = seconds[layer] + counted if p.is_cuda else costs.seconds.get(owner, 0.0)
-    return sum(sizes[best_cut(gains, seconds, saved) :])
+        counts[layer] += p.numel() * costs.places.get(owner, 1)
+        seconds[layer] = costs.seconds.get(owner, 0.0)
+    return sum(sizes[best_cut(gains, seconds if any(seconds) else counts, saved) :])

@@ -102,3 +102,33 @@ def test_what_is_kept_does_not_spill_into_the_frozen_beginning(monkeypatch):
     fit(Model(), callback)
     assert callback.n_active == sum(int(callback.kept[name].sum()) for name in callback.kept if name[4] in "46")
     assert not any(mask.any() for name, mask in callback.active.items() if name[4] in "01")
+
+
+def test_where_nothing_was_measured_multiply_accumulates_are_counted():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3, bias=False), nn.Flatten(), nn.Linear(32, 10, bias=False))
+    parameters = dict(net.named_parameters())
+    ids = {name: torch.full(p.shape, i) for i, (name, p) in enumerate(parameters.items())}
+    costs = LayerCosts(net)
+    net(torch.zeros(1, 1, 6, 6))
+    costs.remove()
+    costs.seconds = {}
+    # The convolution: 18 entries at 16 places; of the costs 288 / 608, which gains of a half outweigh.
+    values = {"0.weight": torch.full((2, 1, 3, 3), 0.1), "2.weight": torch.full((10, 32), 0.1)}
+    assert entries_behind_cut(parameters, values, ids, costs, 1.0) == 320
+    values["0.weight"] = torch.full((2, 1, 3, 3), 2.0)
+    assert entries_behind_cut(parameters, values, ids, costs, 1.0) == 338
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_some_passes_are_timed_to_their_end():
+    net = nn.Sequential(nn.Linear(4096, 4096), nn.Linear(4096, 8)).to("cuda")
+    costs, x = LayerCosts(net), torch.zeros(4096, 4096, device="cuda")
+    for _ in range(3):
+        net(x)
+    assert costs.places == {"0": 1, "1": 1} and not costs.seconds
+    for _ in range(20):
+        net(x)
+    timed = dict(costs.seconds)
+    assert timed["0"] > 5 * timed["1"] > 0
+    net(x)
+    assert costs.seconds == timed
