@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -33,11 +33,37 @@ class Weighted:
 
 @dataclass(frozen=True)
 class Merged:
-    """Architectures that are one network: the most probable of them, how many they are, and their probability."""
+    """Architectures that are one network: the most probable of them, how many they are, and log q of them together."""
 
     choices: dict[str, Any]
     members: int
-    probability: float
+    log_prob: float
+
+    @property
+    def probability(self) -> float:
+        """Of all of them together."""
+        return math.exp(self.log_prob)
+
+
+def merge(architectures: Iterable[Weighted], key: Callable[[dict[str, Any]], Hashable]) -> dict[Hashable, Merged]:
+    """Classes of architectures by key, the most probable class first; a probability is the sum over its members.
+
+    Args:
+        architectures: The most probable first.
+        key: Equal for architectures that are one.
+    """
+    classes: dict[Hashable, list[Weighted]] = defaultdict(list)
+    for one in architectures:
+        classes[key(one.choices)].append(one)
+    found = {
+        name: Merged(
+            members[0].choices,
+            len(members),
+            float(torch.tensor([one.log_prob for one in members], dtype=torch.float64).logsumexp(0)),
+        )
+        for name, members in classes.items()
+    }
+    return dict(sorted(found.items(), key=lambda item: -item[1].log_prob))
 
 
 class ArchitecturePosterior:
@@ -184,14 +210,7 @@ class ArchitecturePosterior:
                 f"classes need all architectures listed, at most {limit}, got {math.exp(self.log_count):.3g}; "
                 "take those of top_k."
             )
-        classes: dict[Hashable, list[Weighted]] = defaultdict(list)
-        for one in self.by_probability():
-            classes[key(one.choices)].append(one)
-        found = {
-            name: Merged(members[0].choices, len(members), sum(math.exp(one.log_prob) for one in members))
-            for name, members in classes.items()
-        }
-        return dict(sorted(found.items(), key=lambda item: -item[1].probability))
+        return merge(self.by_probability(), key)
 
     def _parts(self) -> Iterator[tuple[law.Unit, Tensor]]:
         return zip(self.units, self.probs, strict=True)

@@ -13,13 +13,13 @@ from torch import nn
 
 from nni_bayes_nas import registry
 from nni_bayes_nas.architecture import Architecture
-from nni_bayes_nas.bayes import law
 from nni_bayes_nas.complexity.measure import count_parameters
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.errors import ConfigError, DataError, NniBayesNasError, SpaceError
 from nni_bayes_nas.experiment.augment import check_augmentation
 from nni_bayes_nas.experiment.data import DataSplits, batches, data_arguments, halves, load_data, steps_per_epoch
 from nni_bayes_nas.experiment.evaluator import pick_device
+from nni_bayes_nas.experiment.posterior_checks import check_refinement, check_samples
 from nni_bayes_nas.experiment.selection import check_amounts, selection_arguments
 from nni_bayes_nas.experiment.tasks import evaluation_module, task_of
 from nni_bayes_nas.layers.replicas import check_stackable
@@ -226,7 +226,7 @@ def _check_search(config: Config, data: DataSplits, space: Any) -> None:
     supernet = strategy.mutate_model(copy.deepcopy(space))
     _check_outputs(config, data, space)
     _check_batches(config, data, space, min(map(len, parts)))
-    _check_samples(config, strategy)
+    check_samples(config, strategy, space)
     of_lambda = getattr(strategy, "bayes", None) is not None and strategy.bayes.weight_hypernet != "constant"
     if of_lambda and data.task != "classification":
         raise ConfigError(
@@ -237,55 +237,10 @@ def _check_search(config: Config, data: DataSplits, space: Any) -> None:
     total = None if of_lambda else count_parameters(supernet)
     check_amounts(config, "search", total, config.search.epochs * steps)
     strategy.measure(supernet, data.shape)
-    _check_refinement(config, strategy)
+    check_refinement(config, strategy, space)
     strategy.check_order(supernet, data.shape)
     if config.search.replicas > 1:
         check_stackable(supernet, data.shape, "search.replicas", strategy.template, strategy.structure.mean(None))
-
-
-def _check_samples(config: Config, strategy: Any) -> None:
-    """Refuse more architectures of the posterior than there are, and some of one that depends on lambda."""
-    wanted = config.search.samples
-    if config.search.derive != "mean" and strategy.axis is not None:
-        raise ConfigError(
-            f"search.derive looks at the loss alone, got {config.search.derive!r} for a strategy with a range of "
-            "lambda, whose sizes it would undo; set it to 'mean', or leave lambda_range out."
-        )
-    if not wanted:
-        return
-    if strategy.axis is not None:
-        raise ConfigError(
-            f"search.samples are of a posterior without lambda, got {wanted} for a strategy with a range of lambda; "
-            "set search.samples to 0, or leave lambda_range out."
-        )
-    others = math.prod(law.count(unit) for unit in strategy.units_at_the_end()) - 1
-    if wanted > others:
-        raise ConfigError(
-            f"search.samples must be distinct architectures beside the derived one, of which there are {others} at the "
-            f"end of the search, got {wanted}; lower it."
-        )
-
-
-def _check_refinement(config: Config, strategy: Any) -> None:
-    """Refuse a refinement that leaves no architecture, or trains more than there are; sizes are the search's model."""
-    most = config.refine.max_params
-    if config.experiment.plan != "posterior_refinement":
-        return
-    there_are = math.prod(law.count(unit) for unit in strategy.units_at_the_end())
-    if config.refine.evaluations > there_are:
-        raise ConfigError(
-            f"refine.evaluations must be distinct architectures, of which there are {there_are} at the end of the "
-            f"search, got {config.refine.evaluations}; lower it."
-        )
-    if most is None:
-        return
-    smallest, _ = strategy.extreme("params", -1.0)
-    least = round(strategy.exact_cost("params", smallest))
-    if least > most:
-        raise ConfigError(
-            f"refine.max_params must leave architectures, but the smallest of the space has {least} parameters, got "
-            f"{most}; raise it, or take a smaller space."
-        )
 
 
 def _check_replicas(config: Config, strategy: Any) -> None:

@@ -13,7 +13,7 @@ from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.experiment.packed import unpack
 from nni_bayes_nas.experiment.record import read_json
 
-_MERGED_AT_MOST, _NETWORKS = 20_000, 20
+MERGED_AT_MOST, _NETWORKS = 20_000, 20
 Key = Callable[[dict[str, Any]], Hashable]
 
 
@@ -57,7 +57,7 @@ def refined_posterior(run: Path, search: str = "s0") -> CandidatePosterior:
 
 
 def _networks(q: ArchitecturePosterior, key: Key | None) -> dict[str, Any]:
-    if key is None or q.log_count > math.log(_MERGED_AT_MOST):
+    if key is None or q.log_count > math.log(MERGED_AT_MOST):
         return {}
     merged = list(q.merged(key).values())
     rows = [{"probability": m.probability, "forms": m.members, "choices": m.choices} for m in merged[:_NETWORKS]]

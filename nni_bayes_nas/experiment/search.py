@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from nni.nas.space import RawFormatModelSpace
 from torch import Tensor
 
 from nni_bayes_nas.architecture import Architecture
+from nni_bayes_nas.bayes.posterior import merge
 from nni_bayes_nas.complexity.measure import count_macs, count_parameters
 from nni_bayes_nas.config import Config, SearchConfig
 from nni_bayes_nas.errors import SpaceError
@@ -28,7 +30,7 @@ from nni_bayes_nas.experiment.derived import SharedWeights
 from nni_bayes_nas.experiment.deriving import best_of, by_perturbation
 from nni_bayes_nas.experiment.joint import joint_rows
 from nni_bayes_nas.experiment.packed import pack
-from nni_bayes_nas.experiment.posterior_file import posterior_file
+from nni_bayes_nas.experiment.posterior_file import MERGED_AT_MOST, posterior_file
 from nni_bayes_nas.experiment.record import write_json
 from nni_bayes_nas.experiment.selection import freeze_report_of, selective_search
 from nni_bayes_nas.experiment.step_counter import count_optimizer_steps
@@ -41,7 +43,6 @@ from nni_bayes_nas.variants import varied
 _CURVE_POINTS = 33
 _RANDOM_TRIES = 60
 _NOISE_OF_BOUNDS = 0
-_CANDIDATES_LOOKED_AT = 20_000
 _DRAWS_PER_SAMPLE = 50
 
 
@@ -215,6 +216,7 @@ class Reader:
         self.generator = torch.Generator().manual_seed(seed)
         self._one_hot: dict[str, float] = {}
         self._sizes: dict[str, dict[str, Any]] = {}
+        self._networks: dict[float | None, dict[str, float]] = {}
 
     def read(self, wanted: SearchConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
         """Architectures at the lambda that are asked for, sizes on the grid, random architectures."""
@@ -258,23 +260,42 @@ class Reader:
             SpaceError: None of the most probable ones is so small.
         """
         wanted, most, rows = int(parameters["candidates"]), parameters.get("max_params"), []
-        seen: set[str] = set()
-        for one in itertools.islice(self.strategy.posterior().by_probability(), _CANDIDATES_LOOKED_AT):
-            if (identity := self.identity(one.choices)) in seen:
-                continue
-            seen.add(identity)
-            size = self.modelled_size(one.choices)
+        for found, log_prob in self.most_probable():
+            size = self.modelled_size(found)
             if most is None or size["params"] <= most:
-                choices = Architecture(one.choices).canonical()
-                rows.append({"choices": choices, "log_prob": one.log_prob, **size})
+                rows.append({"choices": Architecture(found).canonical(), "log_prob": log_prob, **size})
             if len(rows) == wanted:
                 break
         if not rows:
             raise SpaceError(
-                f"refine.max_params must leave architectures, but of the {_CANDIDATES_LOOKED_AT} most probable none "
+                f"refine.max_params must leave architectures, but of the {MERGED_AT_MOST} most probable none "
                 f"has at most {most} parameters; raise it, or search with a cost penalty."
             )
         return rows
+
+    def most_probable(self) -> Iterator[tuple[dict[str, Any], float]]:
+        """The most probable form of each network, and log q of the network, the most probable one first.
+
+        Of the 20,000 most probable architectures: in a larger space log q is that of a network's forms among these.
+        """
+        looked_at = itertools.islice(self.strategy.posterior().by_probability(), MERGED_AT_MOST)
+        if self.isomorphism_key is None:
+            yield from ((one.choices, one.log_prob) for one in looked_at)
+        else:
+            yield from ((one.choices, one.log_prob) for one in merge(looked_at, self.identity).values())
+
+    def log_prob(self, choices: dict[str, Any], lam: float | None = None) -> float:
+        """log q at lambda, in nats: of all architectures that compute the same, as far as the space knows.
+
+        In a space of more than 20,000 architectures: of this one alone.
+        """
+        q = self.strategy.posterior(lam)
+        if self.isomorphism_key is None or q.log_count > math.log(MERGED_AT_MOST):
+            return float(q.log_prob(choices))
+        if lam not in self._networks:
+            merged = merge(q.by_probability(), self.identity)
+            self._networks[lam] = {str(name): one.log_prob for name, one in merged.items()}
+        return self._networks[lam].get(self.identity(choices), -math.inf)
 
     def one_hot_score(self, choices: dict[str, Any], lam: float | None = None) -> float:
         """Validation score of an architecture with the weights of the search at lambda."""
@@ -312,7 +333,7 @@ class Reader:
             "lambda": lam,
             "origin": wanted.derive if lam is None else "lambda",
             "choices": choices,
-            "log_prob": float(self.strategy.structure.log_prob(choices, lam).detach()),
+            "log_prob": self.log_prob(choices, lam),
             **self.size(choices),
             "price": self.shared.price(lam),
             f"mixture_{self.score}": self.shared.mixture(lam)[self.score],
@@ -322,7 +343,7 @@ class Reader:
     def sampled(self, n: int, derived: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """`n` architectures of the posterior, in the order in which they are drawn; none twice, and none of `derived`.
 
-        Where the space says which compute the same, these are one. "log_prob" is that of the form that was drawn.
+        Where the space says which compute the same, these are one, and "log_prob" is that of all their forms.
         Where draws bring nothing new for long, the most probable ones that are left stand in for them.
         """
         if not n:
@@ -335,8 +356,8 @@ class Reader:
                 continue
             taken.add(identity)
             row = {"lambda": None, "origin": "sample", "choices": Architecture(choices).canonical()}
-            row |= {"log_prob": q.log_prob(choices), **self.size(choices)}
-            rows.append({**row, f"one_hot_{self.score}": self.one_hot_score(choices)})
+            known = {"log_prob": self.log_prob(choices), f"one_hot_{self.score}": self.one_hot_score(choices)}
+            rows.append({**row, **self.size(choices), **known})
             if len(rows) == n:
                 break
         return rows

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nni_bayes_nas.architecture import Architecture
 from nni_bayes_nas.bayes import law
-from nni_bayes_nas.bayes.posterior import ArchitecturePosterior
+from nni_bayes_nas.bayes.posterior import ArchitecturePosterior, Weighted, merge
 from nni_bayes_nas.errors import ConfigError
 
 UNITS = (
@@ -155,6 +155,9 @@ def test_classes_of_architectures():
     }
     assert {one.members for one in classes.values()} == {144}
     assert all(one.choices["layer"] == name for name, one in classes.items())
+    # Where probabilities are below what a number can hold, their logarithms are added all the same.
+    rare = merge([Weighted({"layer": i}, -2000.0 - i) for i in range(3)], lambda choices: choices["layer"] > 0)
+    assert rare[True].log_prob == pytest.approx(-2001 + math.log(1 + math.exp(-1))) and rare[True].probability == 0
     found = [one.probability for one in classes.values()]
     assert found == sorted(found, reverse=True)
     with pytest.raises(ConfigError, match="at most 100, got 432"):

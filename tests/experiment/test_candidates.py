@@ -1,15 +1,22 @@
 """What a search gives a refinement: its most probable architectures, each network once, within a budget."""
 
+import copy
+import itertools
 import json
+import math
 
 import pytest
 
 from nni_bayes_nas.architecture import Architecture
+from nni_bayes_nas.bayes import law
+from nni_bayes_nas.bayes.posterior import ArchitecturePosterior
 from nni_bayes_nas.config import Config
-from nni_bayes_nas.errors import SpaceError
+from nni_bayes_nas.errors import ConfigError, SpaceError
+from nni_bayes_nas.experiment.build import validate
 from nni_bayes_nas.experiment.plans.posterior_refinement import unpack
 from nni_bayes_nas.experiment.search import run_search
-from nni_bayes_nas.search_spaces.cell import isomorphism_key
+from nni_bayes_nas.search_spaces.cell import CellSpace, isomorphism_key
+from nni_bayes_nas.strategies import DirichletDARTS
 
 CHAIN = {"name": "chain", "args": {"width": 4, "depth": 2}}
 CELL = {
@@ -51,3 +58,28 @@ def test_networks_come_once_among_candidates_and_draws(tmp_path):
     drawn = [isomorphism_key(row["choices"]) for row in result["architectures"]]
     read = json.loads((tmp_path / "run" / "posterior.json").read_text())
     assert len(set(keys)) == len(keys) == read["networks"]["count"] and len(set(drawn)) == len(drawn) == 7
+    # What they weigh is the probability of the network, in whatever form it was found.
+    merged = ArchitecturePosterior.from_dict(read).merged(isomorphism_key)
+    assert max(one.members for one in merged.values()) > 1
+    for row in (*unpack(result["candidates"]), *result["architectures"]):
+        assert row["log_prob"] == pytest.approx(merged[isomorphism_key(row["choices"])].log_prob, abs=1e-4)
+    logs = [row["log_prob"] for row in unpack(result["candidates"])]
+    assert sum(map(math.exp, logs)) == pytest.approx(1) and logs == sorted(logs, reverse=True)
+
+
+def test_more_networks_than_there_are_are_refused_before_the_search():
+    """Which cells are one network does not depend on the search."""
+    space = CellSpace(**CELL["args"], in_channels=1, num_classes=10)
+    strategy = DirichletDARTS(input_shape=(1, 8, 8))
+    strategy.mutate_model(copy.deepcopy(space))
+    parts = itertools.product(*map(law.enumerate_choices, strategy.structure.units))
+    cells = [{label: choice for part in each for label, choice in part.items()} for each in parts]
+    n = len({isomorphism_key(cell) for cell in cells})
+    assert n < len(cells)
+    values = {"space": CELL, "strategy": {"name": "dirichlet_darts"}, "data": {"limit": 192}}
+    validate(Config.from_dict({**values, "search": {"samples": n - 1}}))
+    with pytest.raises(ConfigError, match=f"of which there are {n - 1} at the end of the search, got {n}"):
+        validate(Config.from_dict({**values, "search": {"samples": n}}))
+    refined = {**values, "experiment": {"plan": "posterior_refinement"}, "search": {"random": 0}}
+    with pytest.raises(ConfigError, match=f"distinct architectures, of which there are {n} at the end .*, got {n + 1}"):
+        validate(Config.from_dict({**refined, "refine": {"evaluations": n + 1, "rungs": [[2, 16]]}}))
