@@ -177,10 +177,11 @@ class BayesianModule(BilevelModule):
     def divergence_of(self, choices: Mapping[str, Any]) -> float:
         """What the bound takes for an architecture, per object of all data, beside its loss: see `BilevelModule`.
 
-        KL of the weights that are on, where they depend on the structure, and -log p(architecture).
+        KL of the weights that are on, where they depend on the structure (of scaled ones that of v: what is off is 0 in
+        the posterior and in the prior), and -log p(architecture).
         """
         kl = self.bayes.kl_structure * self.surprise_of(choices)
-        if self.gates and self.bayes.dependence == "gated":
+        if self.gates and self.bayes.dependence != "independent":
             weights = self.binding.weights_of(choices, self.structure.reference)
             with torch.no_grad():
                 on = self.gate_table(weights)

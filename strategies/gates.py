@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nni_bayes_nas.bayes import law
-from nni_bayes_nas.layers.flow import HOMOGENEOUS, NORMALIZATION
+from nni_bayes_nas.layers.factors import factors
 from nni_bayes_nas.layers.variational import Variational
 
 from .cost_walk import Candidate, CostWalk
@@ -22,7 +22,7 @@ class GateWalk(CostWalk):
         gates: Layer -> label -> flat positions of the options, one dict for every way in which it is there; an empty
             dict for what is always there.
         factors: Label -> flat position of an option -> its `own_factors`, where there are any.
-        unclear: What options have none, each with the layer that is the reason.
+        unclear: What options have none, each with the reason.
     """
 
     def __init__(self, supernet: nn.Module, units: Sequence[law.Unit]) -> None:
@@ -33,13 +33,13 @@ class GateWalk(CostWalk):
         self.visit(supernet, {})
 
     def _descend(self, candidate: Candidate, gates: Any, alternatives: list[Any]) -> None:
-        factors, reason = own_factors(candidate.module)
+        number, reason = own_factors(candidate.module)
         if reason is not None:
-            self.unclear.append(f"{candidate.place}/{candidate.name} ({type(reason).__name__})")
-        for extra in alternatives if factors else ():
+            self.unclear.append(f"{candidate.place}/{candidate.name} ({reason})")
+        for extra in alternatives if number else ():
             for label, options in extra.items():
                 known = self.factors.setdefault(label, {})
-                known.update({option: max(factors, known.get(option, 0)) for option in options})
+                known.update({option: max(number, known.get(option, 0)) for option in options})
         super()._descend(candidate, gates, alternatives)
 
     def visit(self, module: nn.Module, gates: Any) -> None:
@@ -106,24 +106,13 @@ class GateTable:
         return w.reshape(-1, w.shape[-1]).mean(0)
 
 
-def own_factors(operation: nn.Module) -> tuple[int, nn.Module | None]:
+def own_factors(operation: nn.Module) -> tuple[int, str | None]:
     """How many factors gamma the output of an operation has, if each of its Gaussian layers has weights gamma v.
 
-    Its layers are read as a chain. Of a layer that normalization follows the weights are meant with the scale of that
-    folded in; it takes the factors of earlier layers away. What is positively homogeneous lets a factor pass.
-
     Returns:
-        The number, and the layer because of which there is none, if there is one.
+        The number, and because of what there is none, if there is none; see `layers.factors`.
     """
-    factors, since, reason = 0, False, None
-    for layer in (m for m in operation.modules() if not list(m.children())):
-        if isinstance(layer, NORMALIZATION):
-            factors, since = int(since), False
-        elif isinstance(layer, Variational):
-            factors, since = factors + 1, True
-        elif factors and not isinstance(layer, HOMOGENEOUS):
-            reason = layer
-    return factors, reason
+    return factors(operation, lambda module: isinstance(module, Variational))
 
 
 def as_weights_lie(unit: law.Unit, values: Mapping[int, int]) -> Tensor:

@@ -39,16 +39,25 @@ def parameter_free_share(cost: CostModel, marginals: Sequence[Tensor]) -> Tensor
 def largest_eigenvalue(
     gradients: Sequence[Tensor], parameters: Sequence[Tensor], generator: torch.Generator, iterations: int = 10
 ) -> float:
-    """The eigenvalue of largest absolute value of the Hessian whose product with v is d(gradients . v)/d parameters.
+    """The largest eigenvalue of the Hessian whose product with v is d(gradients . v)/d parameters.
 
-    By power iteration: the Rayleigh quotient of the last vector.
+    By power iteration, which finds the one of largest absolute value; where that is negative, again on the Hessian less
+    it, whose eigenvalues are none below 0. The Rayleigh quotient of the last vector.
 
     Args:
         gradients: Of the loss, with graph.
         parameters: In the same order.
         generator: Of the first vector, on the CPU.
-        iterations: Products.
+        iterations: Products of an iteration.
     """
+    value = _power(gradients, parameters, generator, iterations, 0.0)
+    return value if value >= 0 else value + _power(gradients, parameters, generator, iterations, -value)
+
+
+def _power(
+    gradients: Sequence[Tensor], parameters: Sequence[Tensor], generator: torch.Generator, iterations: int, shift: float
+) -> float:
+    """Of the Hessian plus `shift` times the identity, the eigenvalue of largest absolute value."""
     v = [torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p) for p in parameters]
     value = 0.0
     for _ in range(iterations):
@@ -59,8 +68,9 @@ def largest_eigenvalue(
         product = torch.autograd.grad(
             gradients, parameters, grad_outputs=v, retain_graph=True, allow_unused=True, materialize_grads=True
         )
+        product = tuple(y.detach() + shift * x for x, y in zip(v, product, strict=True))
         value = sum(float((x * y).sum()) for x, y in zip(v, product, strict=True))
-        v = [y.detach() for y in product]
+        v = list(product)
     return value
 
 

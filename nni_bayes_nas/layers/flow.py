@@ -24,7 +24,10 @@ HOMOGENEOUS = (
     *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d),
     *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d),
 )
-_HOMOGENEOUS_FUNCTIONS: tuple[Any, ...] = (torch.relu, F.relu, F.leaky_relu, torch.flatten, F.max_pool2d, F.avg_pool2d)
+_HOMOGENEOUS_FUNCTIONS: tuple[Any, ...] = (
+    *(torch.relu, F.relu, F.leaky_relu, torch.flatten, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d),
+    *(F.dropout, F.dropout2d),
+)
 _HOMOGENEOUS_METHODS = ("relu", "relu_", "flatten", "contiguous")
 
 
@@ -79,9 +82,11 @@ def _of_chain(chain: Sequence[nn.Module], is_layer: IsLayer) -> dict[int, Normal
             if behind == "filters" or (behind == "layer" and unbiased):
                 found[id(layer)] = behind
             behind = "layer" if behind is not None and (behind == "filters" or unbiased) else None
-        elif isinstance(layer, HOMOGENEOUS):
-            # Of several filters that meet in one place, none has a scale of its own to lose.
+        elif isinstance(layer, nn.Unflatten):
+            # Of several filters that meet in one channel, none has a scale of its own to lose.
             behind = "layer" if behind is not None else None
+        elif isinstance(layer, HOMOGENEOUS):
+            continue
         else:
             behind = None
     return found
@@ -121,10 +126,21 @@ def _step(module: nn.Module, node: fx.Node) -> nn.Module | None:
     """A node as a layer of a chain; None for what is none."""
     if node.op == "call_module":
         return _at(module, node)
-    passes = (node.op == "call_function" and node.target in _HOMOGENEOUS_FUNCTIONS) or (
+    return nn.ReLU() if homogeneous_call(node) else None
+
+
+def homogeneous_call(node: fx.Node) -> bool:
+    """Whether a node calls a function or a method that a positive factor of its input goes through."""
+    return (node.op == "call_function" and node.target in _HOMOGENEOUS_FUNCTIONS) or (
         node.op == "call_method" and node.target in _HOMOGENEOUS_METHODS
     )
-    return nn.ReLU() if passes else None
 
 
-__all__ = ["HOMOGENEOUS", "NORMALIZATION", "Normalized", "before_normalization", "directly_normalized"]
+__all__ = [
+    "HOMOGENEOUS",
+    "NORMALIZATION",
+    "Normalized",
+    "before_normalization",
+    "directly_normalized",
+    "homogeneous_call",
+]

@@ -124,6 +124,20 @@ def test_predictions_are_in_the_unit_of_the_scores():
         ours.predict(seen[:1])
 
 
+def test_intervals_hold_what_they_say_in_the_mean():
+    """90 % ones of new trainings, with noise, after 14; over 20 functions that are sums of effects."""
+    held = []
+    for seed in range(20):
+        generator = np.random.default_rng(seed)
+        chosen = generator.permutation(len(X))
+        scores = X @ generator.normal(size=X.shape[1]) + 0.3 * generator.normal(size=len(X))
+        seen = [Observation(int(c), float(scores[c])) for c in chosen[:14]]
+        mean, sd = Surrogate(X, LOG_PROB, 0.5, 0).predict(seen)
+        left = chosen[14:]
+        held.append(np.mean(np.abs(scores[left] - mean[left]) < 1.645 * sd[left]))
+    assert 0.83 < np.mean(held) < 0.95
+
+
 def test_a_fit_is_remembered(monkeypatch):
     ours, seen = Surrogate(X, LOG_PROB, 1.0, 0), [Observation(0, 1.0), Observation(3, 0.5)]
     fits = []

@@ -1,7 +1,5 @@
 """Which layers have a scale that normalization takes away: by what the network computes, not by its names."""
 
-import math
-
 import pytest
 import torch
 from torch import nn
@@ -86,6 +84,10 @@ CASES = {
     "groups": (lambda: nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.GroupNorm(2, 4)), {"0": "layer"}),
     "groups, with a bias": (lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4)), {}),
     "instances": (lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.InstanceNorm2d(4)), {"0": "filters"}),
+    "ReLU and pooling between": (
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.AvgPool2d(2), nn.BatchNorm2d(4)),
+        {"0": "filters"},
+    ),
     "ReLU6 between": (lambda: nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.ReLU6(), nn.BatchNorm2d(4)), {}),
 }
 
@@ -101,7 +103,7 @@ def test_layers_whose_scale_is_taken_away(name):
 
 @pytest.mark.parametrize("name", [name for name, (_, expected) in CASES.items() if expected])
 def test_their_scale_changes_neither_output_nor_divergence(name):
-    """w -> 3 w, standard deviations too, of every filter, or of the layer."""
+    """w -> c w, standard deviations too: every filter by a number of its own, or all of the layer by one."""
     torch.manual_seed(0)
     model = to_variational(CASES[name][0]().double(), rho=-2.0).train()
     for module in model.modules():
@@ -115,11 +117,14 @@ def test_their_scale_changes_neither_output_nor_divergence(name):
         kl = layer.kl().detach()
         if key not in CASES[name][1]:
             continue
+        times = torch.full((len(layer.weight),), 3.0, dtype=torch.float64)
+        if CASES[name][1][key] == "filters":
+            times = torch.linspace(0.3, 5.0, len(layer.weight), dtype=torch.float64)
         with torch.no_grad():
-            layer.weight.mul_(3.0)
-            layer.rho.add_(math.log(3.0))
+            layer.weight.mul_(times.view(-1, 1, 1, 1))
+            layer.rho.add_(times.log().view(-1, 1, 1, 1))
             if layer.bias is not None:
-                layer.bias.mul_(3.0)
+                layer.bias.mul_(times)
         torch.testing.assert_close(layer.kl().detach(), kl)
     torch.manual_seed(1)
     # The variance of an output has a floor, which does not scale.

@@ -213,17 +213,18 @@ def test_noise_can_be_differentiated_twice():
 
 @pytest.mark.parametrize("prior", normal.PRIORS)
 def test_before_normalization_the_scale_of_the_weights_costs_nothing(prior):
-    """w -> c w, means and standard deviations alike, changes neither what the network computes nor its divergence."""
+    """w -> c w, means and sds alike, c of every filter its own: neither what is computed nor the divergence changes."""
     model = to_variational(
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, eps=1e-12)).double(), prior=prior, rho=-2.0
     )
     x = torch.randn(6, 3, 5, 5, dtype=torch.float64)
     torch.manual_seed(1)
     output, value = model(x), model[0].kl()
+    times = torch.tensor([7.0, 0.5, 2.0, 1.0], dtype=torch.float64)
     with torch.no_grad():
-        model[0].weight.mul_(7.0)
-        model[0].bias.mul_(7.0)
-        model[0].rho.add_(math.log(7.0))
+        model[0].weight.mul_(times.view(-1, 1, 1, 1))
+        model[0].bias.mul_(times)
+        model[0].rho.add_(times.log().view(-1, 1, 1, 1))
     torch.manual_seed(1)
     torch.testing.assert_close(model(x), output, rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(model[0].kl(), value)

@@ -67,10 +67,11 @@ def test_mixing_weights_count_twice_for_operations_that_end_in_gaussian_layers()
     assert made.module_options()["factors"] == {unit.label: {2: 1, 3: 1} for unit in made.structure.units}
 
 
-def test_the_bound_of_an_architecture_counts_what_is_on_and_what_is_improbable(tmp_path, monkeypatch):
+@pytest.mark.parametrize("dependence", ["gated", "scaled"])
+def test_the_bound_of_an_architecture_counts_what_is_on_and_what_is_improbable(dependence, tmp_path, monkeypatch):
     """By hand: KL of the layers that it has, and its prior, per object; "none" is four times as probable a priori."""
     space = {"name": "nasbench201", "args": {"width": 4, "cells_per_stage": 1}}
-    args = {"weights": "variational", "dependence": "gated", "none_prior": 4.0, "kl_weights": 0.5}
+    args = {"weights": "variational", "dependence": dependence, "none_prior": 4.0, "kl_weights": 0.5}
     config = Config.from_dict(
         {
             "space": space,
