@@ -6,7 +6,8 @@ Five ways to choose a cell, ten seeds each: DARTS and Gumbel as published, Diric
 with the same guards, operations and single level, and random cells. Every cell is trained from scratch in the same way,
 at the width at which it comes nearest to one size, on until it has one accuracy on validation data; then attacked:
 FGSM, PGD of 20 steps, a black-box attack, noise, and edges missing at random in every batch. FGSM also meets the
-searched networks as the search leaves them, one-hot with its weights, and after one epoch of training more.
+searched networks as the search leaves them, one-hot with its weights, and after one epoch of training more; these
+lose edges too.
 
 Tests, named before the first run: per seed, Dirichlet less DARTS, one-sided paired t-tests of (1) accuracy under FGSM
 at epsilon .1, (2) at .2, (3) mean accuracy with .1, .2 and .3 of the edges missing, (4) the gap from mixture to
@@ -108,7 +109,7 @@ PRESETS = {
         train_val_limit=4_000,
         train_epochs=1,
         until=0.975,
-        more_epochs=8,
+        more_epochs=24,
         tune_rate=0.025,
         tune_batch=64,
         size=12_000,
@@ -168,11 +169,13 @@ def training(options: argparse.Namespace, arm: str, seed: int, choices: dict[str
 def searched_and_attacked(config: Any, parameters: dict[str, Any], directory: Path, report: Any) -> dict[str, Any]:
     """A kind of job: `run_search`, then FGSM on its one-hot network, as it is and after an epoch on the training set.
 
-    The epoch is one of SGD with momentum, of a constant rate. Accuracies are of test objects: clean, then by epsilon.
+    The epoch is one of SGD with momentum, of a constant rate. Accuracies are of test objects: clean, then by epsilon;
+    and after the epoch by the share of edges that are missing, other ones for every 32 objects.
     """
     import torch
 
     from nni_bayes_nas.experiment import attacks
+    from nni_bayes_nas.experiment.damage import damaged, edges_of_supernet
     from nni_bayes_nas.experiment.data import batches, load_data
     from nni_bayes_nas.experiment.evaluate import box_of
     from nni_bayes_nas.experiment.search import run_search
@@ -186,6 +189,12 @@ def searched_and_attacked(config: Any, parameters: dict[str, Any], directory: Pa
             images = [attacks.fgsm(network, x, y, epsilon, box) for epsilon in (0.0, *EPSILONS)]
             return [attacks.accuracy(network, changed, y) for changed in images]
 
+    def with_damage(shared: Any, choices: dict[str, Any], share: float) -> float:
+        generator = torch.Generator().manual_seed(4)
+        names = edges_of_supernet(shared.network)
+        with shared.alone(choices) as network, damaged(network, names, share, generator), torch.no_grad():
+            return attacks.accuracy(network, x, y, 32)
+
     def inspect(reader: Any, architectures: list[dict[str, Any]]) -> None:
         shared, choices = reader.shared, architectures[0]["choices"]
         found["one_hot_attacked"] = attacked(shared, choices)
@@ -194,6 +203,7 @@ def searched_and_attacked(config: Any, parameters: dict[str, Any], directory: Pa
             for images, classes in batches(data.train, parameters["tune_batch"], seed=seed):
                 step(images, classes)
         found["tuned_attacked"] = attacked(shared, choices)
+        found["tuned_damaged"] = [with_damage(shared, choices, share) for share in (0.0, *DAMAGES)]
 
     result = run_search(config, parameters, directory, report, inspect=inspect)
     return {**result, "architectures": [{**result["architectures"][0], **found}]}
@@ -276,7 +286,7 @@ def row_of(arm: str, seed: int, found: dict[str, Any] | None, outcome: Outcome) 
     if found is not None and arm != RANDOM:
         row |= {"mixture": found["mixture_accuracy"], "one_hot": found["one_hot_accuracy"]}
         row["gap"] = found["mixture_accuracy"] - found["one_hot_accuracy"]
-        row |= {name: found[name] for name in ("one_hot_attacked", "tuned_attacked")}
+        row |= {name: found[name] for name in ("one_hot_attacked", "tuned_attacked", "tuned_damaged")}
     row |= {"test": 100 * evaluated["scores"]["accuracy"], **evaluated["attacked"]}
     row |= {name: evaluated[name] for name in ("clean", "strongly_clean")}
     return {**row, "damaged": evaluated["damaged"], "masked": evaluated["masked"], "seconds": outcome["seconds"]}
@@ -327,8 +337,8 @@ def targets(rows: list[dict[str, Any]], tests: list[dict[str, Any]]) -> list[Tar
 def print_table(rows: list[dict[str, Any]], tests: list[dict[str, Any]]) -> None:
     """Accuracy by epsilon and by damage, a line an arm: means over seeds."""
     done = [row for row in rows if "error" not in row]
-    for kind in ("one_hot_attacked", "tuned_attacked", "fgsm", "pgd", "square", "noise", "damaged"):
-        values = DAMAGES if kind == "damaged" else EPSILONS
+    for kind in ("one_hot_attacked", "tuned_attacked", "tuned_damaged", "fgsm", "pgd", "square", "noise", "damaged"):
+        values = DAMAGES if "damaged" in kind else EPSILONS
         print(f"\n{kind:<18}{'n':>3}{'clean':>16}" + "".join(f"{value:>16g}" for value in values))
         for arm in dict.fromkeys(row["arm"] for row in done):
             mine = [row for row in done if row["arm"] == arm and row.get(kind) is not None]
@@ -379,8 +389,7 @@ def main() -> int:
     rows += [{"arm": a, "seed": s, **outcomes[j.name]} for (a, s), j in searches.items() if "error" in outcomes[j.name]]
     tests = compared(rows)
     found, complete = targets(rows, tests), all("error" not in row for row in rows)
-    seconds = store.seconds
-    write_result(options, NAME, [*rows, *tests], found, seconds=seconds, workers=workers.n, complete=complete)
+    write_result(options, NAME, [*rows, *tests], found, seconds=store.seconds, workers=workers.n, complete=complete)
     print_table(rows, tests)
     print(*found, sep="\n")
     return 0 if complete else 1

@@ -11,6 +11,7 @@ from nni.nas.nn.pytorch import Cell, LayerChoice, Repeat
 from torch import Tensor, nn
 
 from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.strategies.mixed_cell import MixedCell
 
 
 def edges(space: nn.Module, network: nn.Module) -> list[str]:
@@ -34,6 +35,17 @@ def edges(space: nn.Module, network: nn.Module) -> list[str]:
         if isinstance(module, LayerChoice) and not any(name.startswith(f"{cell}.") for cell in cells):
             names.append(name)
     return [name for name in map(_namer(space), names) if _get(network, name) is not None]
+
+
+def edges_of_supernet(supernet: nn.Module) -> list[str]:
+    """Names of all operations of its cells; where it runs as one architecture, those that are called are its edges."""
+    names = []
+    for name, cell in supernet.named_modules():
+        if isinstance(cell, MixedCell):
+            for node, by_edge in enumerate(cell.ops):
+                for edge, operations in enumerate(by_edge):
+                    names += [f"{name}.ops.{node}.{edge}.{operation}" for operation in operations]
+    return names
 
 
 def _namer(space: nn.Module) -> Callable[[str], str]:

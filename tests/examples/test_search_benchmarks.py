@@ -96,12 +96,15 @@ def test_robustness(tmp_path: Path) -> None:
         assert len(row["damaged"]) == 5
         assert row["val"] >= 50 or row["more_epochs"] == 2
         assert ("gap" in row) == (row["arm"] != "random cells")
-        for name in ("one_hot_attacked", "tuned_attacked"):
+        for name in ("one_hot_attacked", "tuned_attacked", "tuned_damaged"):
             assert (len(row[name]) == 6) if "gap" in row else (name not in row)
     tests = [row for row in result["rows"] if "test" in row and "p" in row]
     assert len(tests) == 4 and all(row["p"] <= row["p_holm"] <= min(1.0, 4 * row["p"]) for row in tests)
     assert "edges missing" in said and "pgd" in said and "tuned_attacked" in said
     searched = [row for row in rows if "gap" in row]
+    # Without damage the network is the one that is attacked; with it edges are missing.
+    assert all(row["tuned_damaged"][0] == row["tuned_attacked"][0] for row in searched)
+    assert any(row["tuned_damaged"][5] != row["tuned_damaged"][0] for row in searched)
     # An epoch of training more changes what the attack meets.
     assert any(row["tuned_attacked"] != row["one_hot_attacked"] for row in searched)
 
