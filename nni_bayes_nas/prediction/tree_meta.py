@@ -15,21 +15,60 @@ from nni_bayes_nas.prediction.encoder import Condition, SetEncoder
 from nni_bayes_nas.prediction.sparse_architecture import ACTIVATIONS, SparseArchitecture
 from nni_bayes_nas.prediction.tokens import Grammar, Vocabulary
 
-# Labels: the root, activations of hidden layers, the output layer, units, and sources by their number.
-_ROOT, _OUT = 0, 1 + len(ACTIVATIONS)
-_UNIT, _SOURCES = _OUT + 1, _OUT + 2
+
+@dataclass(frozen=True)
+class Labels:
+    """What nodes of trees are called, as numbers from 0.
+
+    All that a node knows of its place is in the labels above it, for siblings have the same state of their parent: so
+    layers are called by their depth and activation, units by their number in the layer (outputs by their class), and
+    sources by theirs.
+
+    Args:
+        max_depth: Hidden layers at most.
+        max_units: Units of a layer at most, outputs too.
+        max_sources: Units of the layer below one at most, or features.
+    """
+
+    max_depth: int
+    max_units: int
+    max_sources: int
+
+    ROOT = 0
+    OUT = 1
+
+    @property
+    def size(self) -> int:
+        """How many labels there are."""
+        return self.source(self.max_sources)
+
+    def layer(self, depth: int, activation: int) -> int:
+        """A hidden layer: its number, and that of its activation."""
+        return 2 + depth * len(ACTIVATIONS) + activation
+
+    def unit(self, number: int) -> int:
+        """A unit of a layer."""
+        return self.layer(self.max_depth, 0) + number
+
+    def source(self, number: int) -> int:
+        """A source of a unit."""
+        return self.unit(self.max_units) + number
 
 
 @functools.lru_cache(maxsize=4096)
-def tree_of(net: SparseArchitecture) -> Tree:
+def tree_of(net: SparseArchitecture, labels: Labels) -> Tree:
     """The canonical form of a network: layers below the root, below each its units, below each its sources."""
     net = canonical(net)
-    names = [*(1 + ACTIVATIONS.index(name) for name in net.activations), _OUT]
+    names = [*(labels.layer(i, ACTIVATIONS.index(name)) for i, name in enumerate(net.activations)), labels.OUT]
+
+    def unit(number: int, sources: Sequence[int]) -> Tree:
+        return Tree(labels.unit(number), tuple(Tree(labels.source(source)) for source in sources))
+
     layers = (
-        Tree(label, tuple(Tree(_UNIT, tuple(Tree(_SOURCES + a) for a in own)) for own in net.sources(layer)))
-        for layer, label in enumerate(names)
+        Tree(name, tuple(unit(number, own) for number, own in enumerate(net.sources(layer))))
+        for layer, name in enumerate(names)
     )
-    return Tree(_ROOT, tuple(layers))
+    return Tree(labels.ROOT, tuple(layers))
 
 
 @dataclass(frozen=True)
@@ -66,9 +105,10 @@ class DoublyRecurrentMeta(nn.Module):
     def __init__(self, encoder: SetEncoder, vocabulary: Vocabulary, dim: int = 96) -> None:
         super().__init__()
         self.encoder, self.vocabulary = encoder, vocabulary
-        n_sources = max(encoder.max_features, vocabulary.widths[-1])
+        widest = vocabulary.widths[-1]
+        self.labels = Labels(vocabulary.max_depth, max(encoder.max_classes, widest), max(encoder.max_features, widest))
         n_context = (len(encoder.seeds) + 1) * encoder.dim
-        self.decoder = DoublyRecurrent(_SOURCES + n_sources, dim, n_context)
+        self.decoder = DoublyRecurrent(self.labels.size, dim, n_context)
 
     def losses(self, conditions: Sequence[Condition], nets: Sequence[SparseArchitecture]) -> Tensor:
         """-log p(tree | task) of every pair, in nats.
@@ -77,7 +117,7 @@ class DoublyRecurrentMeta(nn.Module):
             conditions: Tasks.
             nets: A network of each, its inputs by rank.
         """
-        return self.decoder.losses([tree_of(net) for net in nets], self.encoder(conditions).flatten(1))
+        return self.decoder.losses([tree_of(net, self.labels) for net in nets], self.encoder(conditions).flatten(1))
 
     @torch.no_grad()
     def sample(
@@ -133,19 +173,19 @@ class DoublyRecurrentMeta(nn.Module):
     ) -> Generator[_Ask, _Told, None]:
         """Fill a grammar, asking for one node after the other."""
         of_child, of_sibling = of_topology
-        v = self.vocabulary
+        v, labels = self.vocabulary, self.labels
         grammar.accept(v.BEGIN)
         deepest = v.depth_of(max(grammar.allowed()))
         layers: list[tuple[int, Tensor]] = []
         before: tuple[int, _Told] | None = None
-        while not layers or layers[-1][0] != _OUT:
-            told = yield self._ask(_ROOT, start, before)
+        while not layers or layers[-1][0] != labels.OUT:
+            told = yield self._ask(labels.ROOT, start, before)
             hidden_next = bool(choose([0.0, told.topology[1]])) if 0 < len(layers) < deepest else len(layers) == 0
             if hidden_next:
-                names = range(1, 1 + len(ACTIVATIONS))
-                label = 1 + choose([told.labels[k] + of_child[k] + of_sibling[k] for k in names])
+                names = [labels.layer(len(layers), k) for k in range(len(ACTIVATIONS))]
+                label = names[choose([told.labels[k] + of_child[k] + of_sibling[k] for k in names])]
             else:
-                label = _OUT
+                label = labels.OUT
             layers.append((label, told.ancestral))
             before = label, told
         grammar.accept(v.depth(len(layers) - 1))
@@ -153,32 +193,32 @@ class DoublyRecurrentMeta(nn.Module):
         for label, ancestral in layers:
             own: list[Tensor] = []
             widths = {grammar.n_outputs}
-            if label != _OUT:
+            if label != labels.OUT:
                 widths = {v.width_of(token) for token in grammar.allowed()}
             before = None
             while True:
                 told = yield self._ask(label, ancestral, before)
+                before = labels.unit(len(own)), told
                 own.append(told.ancestral)
-                before = _UNIT, told
                 if len(own) == max(widths) or (len(own) in widths and not choose([0.0, told.topology[1]])):
                     break
             units.append(own)
-            if label != _OUT:
+            if label != labels.OUT:
                 grammar.accept(v.width(len(own)))
-                grammar.accept(v.activation(ACTIVATIONS[label - 1]))
+                grammar.accept(v.activation(ACTIVATIONS[(label - labels.layer(0, 0)) % len(ACTIVATIONS)]))
         for own in units:
-            for unit in own:
+            for number, unit in enumerate(own):
                 before = None
                 while True:
                     numbers = grammar.sources()
                     if not numbers:
                         break
-                    told = yield self._ask(_UNIT, unit, before)
+                    told = yield self._ask(labels.unit(number), unit, before)
                     more = bool(choose([0.0, told.topology[1]]))
-                    labels = [_SOURCES + k for k in numbers]
-                    source = numbers[choose([told.labels[k] + more * of_sibling[k] for k in labels])]
+                    named = [labels.source(k) for k in numbers]
+                    source = numbers[choose([told.labels[k] + more * of_sibling[k] for k in named])]
                     grammar.accept_source(source)
-                    before = _SOURCES + source, told
+                    before = labels.source(source), told
                     if grammar.may_stop and not more:
                         break
                 grammar.accept(v.STOP)

@@ -148,10 +148,34 @@ def test_what_a_task_asks_for_is_learned_and_forgotten_with_another_condition(ki
         assert float(model.losses(other, nets).mean()) > right + 1.0
 
 
+# Units that differ in their sources, outputs too; and layers that differ in their widths and sources alone.
+UNLIKE = {
+    "units": from_sources(6, 3, (2,), ("relu",), [[(0, 1), (2, 3)], [(0,), (1,), (0, 1)]]),
+    "layers": from_sources(
+        *(6, 3, (3, 2), ("relu", "relu")), [[(0,), (1,), (2, 3)], [(0, 1), (1, 2)], [(0,), (1,), (0, 1)]]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+@pytest.mark.parametrize("kind", KINDS)
+def test_units_and_layers_of_one_network_can_differ(kind, name):
+    """A decoder that is shown one network alone says it, with all but no doubt."""
+    net, model = canonical(UNLIKE[name]), meta(kind)
+    conditions = [condition(seed, budget=30) for seed in range(4)]
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(150):
+        optimizer.zero_grad()
+        model.losses(conditions, [net] * 4).mean().backward()
+        optimizer.step()
+    ((found, log_prob),) = model.sample(conditions[0], 1, torch.Generator().manual_seed(0), temperature=0.0)
+    assert found == net and log_prob > -0.5
+
+
 def test_a_tree_says_the_whole_network():
-    one, other = drawn(3), drawn(4)
-    assert tree_of(one) == tree_of(canonical(one)) != tree_of(other)
-    assert tree_of(one).size == 1 + len(one.edges) + sum(one.widths) + one.n_outputs + one.n_connections
+    one, other, labels = drawn(3), drawn(4), meta("doubly recurrent").labels
+    assert tree_of(one, labels) == tree_of(canonical(one), labels) != tree_of(other, labels)
+    assert tree_of(one, labels).size == 1 + len(one.edges) + sum(one.widths) + one.n_outputs + one.n_connections
 
 
 def test_more_than_a_model_was_built_for():
