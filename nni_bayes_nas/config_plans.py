@@ -197,7 +197,7 @@ class PredictConfig:
     steps: int = 300
     max_depth: int = 3
     widths: tuple[int, ...] = (2, 3, 4, 6, 8, 12, 16, 24, 32)
-    deepest: tuple[int, ...] = (32, 32)
+    deepest: tuple[int, ...] = (32, 32, 32)
     kinds: tuple[Literal["seq2seq", "doubly_recurrent"], ...] = ("doubly_recurrent",)
     dim: int = 64
     fit_steps: int = 400
@@ -242,7 +242,7 @@ class PredictConfig:
         rule = "must give at least two searches with the budgets, or there is nothing to tell apart"
         require(differ, "predict.tasks", rule, self.tasks, "40, say")
         require(min(self.factors) > 0, "predict.factors", "must be positive", self.factors, "[1, 2, 5], say")
-        require(min(self.deepest) > 0, "predict.deepest", "must be positive", self.deepest, "[32, 32], say")
+        require(min(self.deepest) > 0, "predict.deepest", "must be positive", self.deepest, "[32, 32, 32], say")
         low, high = self.shares
         require(0 < low <= high <= 1, "predict.shares", "must rise, in (0, 1]", self.shares, "[0.01, 0.1], say")
         for name in ("factors", "methods", "kinds", "baselines"):

@@ -36,6 +36,7 @@ def left_out(config: Any, parameters: dict[str, Any], directory: Path, report: A
     from nni_bayes_nas.experiment.parts import sources_of, whole
     from nni_bayes_nas.experiment.predict import run_predict
     from nni_bayes_nas.experiment.verify import predicted
+    from nni_bayes_nas.prediction.sparse_net import build
 
     target, decoder, seed = parameters["target"], parameters["decoder"], int(parameters["seed"])
     fitted: list[Any] = []
@@ -48,13 +49,13 @@ def left_out(config: Any, parameters: dict[str, Any], directory: Path, report: A
     arms: dict[tuple[str, int], list[Any]] = {}
     taus: dict[str, dict[str, float]] = {}
     for budget in (one["budget"] for one in found["predictions"]):
-        ours = predicted(directory, budget)[: settings.verify]
+        drawn = predicted(directory, budget)
         # The objects of the next data set in place of its own.
         shuffled = predictor.predict(data.parts, budget, data.n_classes, n=settings.draws, seed=seed, seen=other)
         arms |= {
-            ("", budget): ours,
+            ("", budget): drawn[: settings.verify],
             (SHUFFLED, budget): [one.net for one in shuffled[: settings.verify]],
-            (SAME_SHAPE, budget): same_shape(ours, budget, seed),
+            (SAME_SHAPE, budget): picked(same_shape(drawn, budget, seed), predictor, data, settings.verify, seed),
         }
         # The ranker knows nothing of the decoder.
         if decoder == DECODERS[0]:
@@ -63,12 +64,14 @@ def left_out(config: Any, parameters: dict[str, Any], directory: Path, report: A
     trained, rows = together(arms, data, settings, seed), dict[str, dict[str, Any]]()
     for (arm, budget), one in trained.items():
         rows.setdefault(arm, {})[str(budget)] = one.row(data)
-    largest = trained["", max(budget for _, budget in arms)].net
-    return {**found, "trained": rows, "whole_taus": taus, "alone": alone(largest, data, settings, seed)}
+    seconds = {
+        str(b): alone(build(one.net, seed), data, settings, seed) for (arm, b), one in trained.items() if not arm
+    }
+    return {**found, "trained": rows, "whole_taus": taus, "alone": seconds}
 
 
 def same_shape(nets: list[Any], budget: int, seed: int) -> list[Any]:
-    """Networks of the same widths and activations whose connections are drawn at random."""
+    """Networks of the same widths and activations, as many, whose connections are drawn at random."""
     import random
 
     from nni_bayes_nas.prediction.random_nets import random_connections
@@ -77,6 +80,16 @@ def same_shape(nets: list[Any], budget: int, seed: int) -> list[Any]:
     return [
         random_connections(net.n_inputs, net.n_outputs, net.widths, net.activations, budget, generator) for net in nets
     ]
+
+
+def picked(nets: list[Any], predictor: Any, data: Any, n: int, seed: int) -> list[Any]:
+    """The `n` best by the ranker, of networks whose inputs are ranks; theirs are columns."""
+    from nni_bayes_nas.prediction.relevance import order_of_features
+    from nni_bayes_nas.prediction.sparse_architecture import of_columns
+
+    order = order_of_features(data.parts.x, data.parts.y)
+    scores = predictor.ranked(nets, data.parts.in_order(order), seed)
+    return [of_columns(nets[i], order.tolist()) for i in sorted(range(len(nets)), key=scores.__getitem__)[:n]]
 
 
 def together(arms: dict[tuple[str, int], list[Any]], data: Any, settings: Any, seed: int) -> dict[Any, Any]:
@@ -92,13 +105,12 @@ def together(arms: dict[tuple[str, int], list[Any]], data: Any, settings: Any, s
     return found
 
 
-def alone(net: Any, data: Any, settings: Any, seed: int) -> float:
-    """Seconds of the training of a network by itself, in its sparse form."""
+def alone(module: Any, data: Any, settings: Any, seed: int) -> float:
+    """Seconds of the training of a network by itself, in the form that it has."""
     from nni_bayes_nas.prediction.many import Training
-    from nni_bayes_nas.prediction.sparse_net import build
     from nni_bayes_nas.prediction.training import train_module
 
-    return float(train_module(build(net, seed), data, Training(settings.train_steps), seed).seconds)
+    return float(train_module(module, data, Training(settings.train_steps), seed).seconds)
 
 
 def _ranked(
@@ -156,6 +168,7 @@ def beside(config: Any, parameters: dict[str, Any], directory: Path, report: Any
     from nni_bayes_nas.prediction.baselines import nets_of
     from nni_bayes_nas.prediction.inner_search import search
     from nni_bayes_nas.prediction.many import Training
+    from nni_bayes_nas.prediction.sparse_net import with_matrices
     from nni_bayes_nas.prediction.training import best
 
     settings, seed, data = config.predict, int(parameters["seed"]), whole(load_data(config.data))
@@ -176,5 +189,5 @@ def beside(config: Any, parameters: dict[str, Any], directory: Path, report: Any
     for budget in searching:
         for name in OF_OTHER_FORM:
             rows[str(budget)][name] = best(verify.beside(name, settings, data, budget, seed)).row(data)
-    dense = arms["dense", max(searching)][0]
+    dense = with_matrices(arms["dense", max(searching)][0])
     return {"default": 0.0, "rows": rows, "alone": alone(dense, data, settings, seed)}

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nni_bayes_nas.config import Config, DataConfig, PredictConfig
+from nni_bayes_nas.config import Config, DataConfig, PredictConfig, load_config
 from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.experiment.parts import Parts, free_name, unsplit
 from nni_bayes_nas.experiment.record import read_rows, write_rows
@@ -146,15 +146,14 @@ def without_leaks(data: DataConfig, bank: Bank) -> Bank:
 
 
 def read_bank(paths: Iterable[Path]) -> Bank:
-    """The entries of bank.jsonl files, or of all of them in a run folder.
+    """The entries of bank.jsonl files, or of all of them in a run folder and in the bank that it went on from.
 
     Raises:
         ConfigError: One of them cannot be read, or is none.
     """
     rows = []
     for path in paths:
-        files = sorted(path.glob(f"trials/bank-*/{FILE}")) if path.is_dir() else [path]
-        found = [row for file in files for row in read_rows(file)]
+        found = [row for file in _files(path, set()) for row in read_rows(file)]
         if not found:
             raise ConfigError(
                 f"`predict.bank` must be a {FILE} with entries, or the folder of a run with some, but {path} has none\n"
@@ -162,6 +161,15 @@ def read_bank(paths: Iterable[Path]) -> Bank:
             )
         rows += found
     return Bank.of(rows)
+
+
+def _files(path: Path, seen: set[Path]) -> list[Path]:
+    if not path.is_dir() or path.resolve() in seen:
+        return [] if path.is_dir() else [path]
+    seen.add(path.resolve())
+    own, config = sorted(path.glob(f"trials/bank-*/{FILE}")), path / "config.yaml"
+    earlier = load_config(config).predict.bank if config.is_file() else None
+    return [*(_files(Path(earlier), seen) if earlier else []), *own]
 
 
 def vocabulary_of(settings: PredictConfig) -> Vocabulary:

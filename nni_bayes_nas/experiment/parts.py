@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -134,10 +135,11 @@ def part_of(source: dict[str, Any], task: dict[str, Any]) -> tuple[Tensor, Tenso
 
 
 def unsplit(data: DataConfig) -> DataConfig:
-    """Data as they are before they are split."""
+    """Data as they are before they are split, wherever their folder or file is looked for from."""
     usual = DataConfig()
     split = {name: getattr(usual, name) for name in ("val_fraction", "test_fraction", "skip", "limit", "val_limit")}
-    return replace(data, **split, on_gpu=usual.on_gpu)
+    root, path = (None if place is None else str(Path(place).resolve()) for place in (data.root, data.path))
+    return replace(data, **split, root=root, path=path, on_gpu=usual.on_gpu, download=usual.download)
 
 
 def _features_of(sources: list[Source], task: Task) -> int:

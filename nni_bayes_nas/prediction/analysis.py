@@ -48,7 +48,9 @@ def errors_of(
         depth_found, depth: Hidden layers of the best network found, and of the most probable one predicted.
         units_found, units: Hidden units.
         length: Tokens of the predicted one less those of the found one.
-        layers: By layer, F1 of connections, both networks in their canonical form; as many as the shallower one has.
+        layers: By layer, F1 of connections, both networks in their canonical form: hidden layers that both have, and
+            the output layer where they are as deep.
+        layers_chance: The same with the found network of another task; None of none.
         inputs, inputs_chance: F1 of the features seen; the same with the found network of another task, None of none.
         nats: -log p of the found network for each of its tokens.
         loss, loss_found, loss_others: Mean validation loss of the predicted network, completed as `Predictor.predict`
@@ -89,6 +91,7 @@ def errors_of(
                 "distance": nearest(condition),
                 **_shapes(drawn, best, predictor),
                 "inputs_chance": None if other is None else _f1(_inputs(drawn), _inputs(other.found[0].net)),
+                "layers_chance": None if other is None else _by_layer(drawn, other.found[0].net),
                 "nats": nats,
                 "loss": sum(loss for loss, _ in results) / repeats,
                 "loss_found": entry.found[0].loss,
@@ -109,9 +112,16 @@ def _shapes(drawn: SparseArchitecture, best: SparseArchitecture, predictor: Pred
         "units_found": sum(best.widths),
         "units": sum(drawn.widths),
         "length": len(encode(drawn, predictor.vocabulary)) - len(encode(best, predictor.vocabulary)),
-        "layers": [_f1(set(a), set(b)) for a, b in zip(drawn.edges, best.edges, strict=False)],
+        "layers": _by_layer(drawn, best),
         "inputs": _f1(_inputs(drawn), _inputs(best)),
     }
+
+
+def _by_layer(ours: SparseArchitecture, theirs: SparseArchitecture) -> list[float]:
+    ours, theirs = canonical(ours), canonical(theirs)
+    # An output layer is not a hidden one of a deeper network.
+    n = len(ours.edges) if len(ours.edges) == len(theirs.edges) else min(len(ours.edges), len(theirs.edges)) - 1
+    return [_f1(set(a), set(b)) for a, b in zip(ours.edges[:n], theirs.edges[:n], strict=True)]
 
 
 def _inputs(net: SparseArchitecture) -> set[int]:

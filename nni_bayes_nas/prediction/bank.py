@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from nni_bayes_nas.errors import ConfigError
-from nni_bayes_nas.prediction.inner_search import Found, Search, search, train_all
+from nni_bayes_nas.prediction.inner_search import Found, Search, divided, search, train_all
 from nni_bayes_nas.prediction.relevance import order_of_features
 from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture
 from nni_bayes_nas.prediction.sparse_net import dense
@@ -28,6 +28,7 @@ class Entry:
         found: Networks whose inputs are ranks, the best one first.
         dense: The deepest network of all connections, trained alike.
         others: Further networks, good and bad.
+        n_judged: Objects of which accuracies are; 0: it is not known.
     """
 
     task: Task
@@ -36,6 +37,7 @@ class Entry:
     found: tuple[Found, ...]
     dense: Found
     others: tuple[Found, ...] = ()
+    n_judged: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types."""
@@ -75,6 +77,7 @@ class Entry:
                 tuple(map(_found, values["found"])),
                 _found(values["dense"]),
                 tuple(map(_found, values["others"])),
+                int(values.get("n_judged", 0)),
             )
         except ConfigError:
             raise
@@ -91,9 +94,14 @@ class Entry:
 
     @property
     def tolerance(self) -> float:
-        """Standard error of the dense network's mean accuracy over its seeds; 0 of one."""
+        """Standard error of the dense network's mean accuracy: of its seeds, and of the objects that judge it.
+
+        sqrt(sd^2 / seeds + p (1 - p) / objects).
+        """
         values = torch.tensor(self.dense.accuracies, dtype=torch.float64)
-        return float(values.std()) / len(values) ** 0.5 if len(values) > 1 else 0.0
+        of_seeds = float(values.var()) / len(values) if len(values) > 1 else 0.0
+        p = float(values.mean())
+        return float((of_seeds + (p * (1 - p) / self.n_judged if self.n_judged else 0.0)) ** 0.5)
 
 
 def budgets_of(n_features: int, factors: Iterable[float], least: int) -> list[int]:
@@ -120,7 +128,8 @@ def entry_of(task: Task, data: TaskData, budget: int, how: Search, deepest: Sequ
     results = train_all([whole] * how.repeats, seeds, ranked, how.training, apart=True)
     losses, accuracies = (tuple(values) for values in zip(*results, strict=True))
     deep = Found(whole, losses, accuracies, "dense")
-    return Entry(task, budget, tuple(order.tolist()), tuple(found), deep, tuple(others))
+    judged = len(data.y_val) - divided(len(data.y_val))
+    return Entry(task, budget, tuple(order.tolist()), tuple(found), deep, tuple(others), judged)
 
 
 def check_bank(entries: Sequence[Entry]) -> None:

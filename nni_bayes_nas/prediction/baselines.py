@@ -1,4 +1,4 @@
-"""What a predicted network is compared with, at as many connections: several tries of each."""
+"""What a predicted network is compared with, at no more connections: several tries of each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nni_bayes_nas.prediction.low_rank import LowRank, sizes_within
 from nni_bayes_nas.prediction.many import Many, Training
 from nni_bayes_nas.prediction.random_nets import best_connections, random_net, relevant_net
 from nni_bayes_nas.prediction.relevance import order_of_features
-from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture, of_columns
+from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture, fewest_connections, of_columns
 from nni_bayes_nas.prediction.sparse_net import all_edges, dense
 from nni_bayes_nas.prediction.tasks import TaskData
 from nni_bayes_nas.prediction.tokens import Vocabulary
@@ -48,10 +48,12 @@ def baseline(
 ) -> list[Trained]:
     """Several networks of a kind, trained. Sizes repeat where there are not as many within the budget.
 
-    random: connections at random, of random depth and widths. relevance: the same, but rather of the features that come
-    first in their order, which is all that a meta-model needs to know of data to do as well. snip: of dense networks of
-    random depth and widths those connections stay that a loss is most sensitive to at the start (Lee, Ajanthan & Torr,
-    2019). magnitude: those that are largest after training; then they are trained anew. adanet: `grow`. low_rank:
+    random: connections at random, of random depth and widths, of as many connections as the budget has where any can.
+    relevance: the same, but rather of the features that come first in their order, which is all that a meta-model needs
+    to know of data to do as well. snip: of dense networks
+    those connections stay that a loss is most sensitive to at the start (Lee, Ajanthan & Torr, 2019). magnitude: those
+    that are largest after training; then they are trained anew. Of both the first try prunes `deepest`, where the
+    budget can afford its units, the others networks of random depth and widths. adanet: `grow`. low_rank:
     `LowRank`. dense: all connections of `deepest`, whatever the budget.
 
     Seconds are those of finding and training.
@@ -100,7 +102,10 @@ def nets_of(
     n, k, generator = data.n_features, data.n_classes, random.Random(seed)
     if name == "dense":
         return [dense(n, k, deepest)] * tries
-    nets = [draw_net(name, data.parts, k, budget, how, vocabulary, generator, own) for own in seeds_of(seed, tries)]
+    nets = [
+        draw_net(name, data.parts, k, budget, how, vocabulary, generator, own, widths=None if i else deepest)
+        for i, own in enumerate(seeds_of(seed, tries))
+    ]
     ranked = order_of_features(data.parts.x, data.parts.y).tolist() if name == "relevance" else None
     return nets if ranked is None else [of_columns(net, ranked) for net in nets]
 
@@ -114,6 +119,8 @@ def draw_net(
     vocabulary: Vocabulary,
     generator: random.Random,
     seed: int,
+    *,
+    widths: tuple[int, ...] | None = None,
 ) -> SparseArchitecture:
     """One network of a kind of which a net is drawn before it is trained: random, relevance, snip or magnitude.
 
@@ -126,11 +133,15 @@ def draw_net(
         vocabulary: Of depths and widths.
         generator: Of depth, widths and connections.
         seed: Of initial weights.
+        widths: Of the dense network that snip and magnitude prune, where the budget can afford as many units; None:
+            drawn.
     """
     n = parts.x.shape[1]
     if name == "relevance":
         return relevant_net(n, n_classes, budget, vocabulary, generator)
     net = random_net(n, n_classes, budget, vocabulary, generator)
+    if widths is not None and fewest_connections(widths, n_classes) <= budget:
+        net = net if name == "random" else dense(n, n_classes, widths)
     return net if name == "random" else _strongest(net, parts, budget, how, seed, trained=name == "magnitude")
 
 

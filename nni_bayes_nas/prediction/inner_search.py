@@ -104,7 +104,7 @@ def train_all(
         apart: Whether the loss is that of one half of the validation objects and the accuracy that of the other: who
             chooses by losses does not choose by accuracies then. Fewer than eight objects are not divided.
     """
-    half = len(data.y_val) // 2 if apart and len(data.y_val) >= _DIVIDED else 0
+    half = divided(len(data.y_val)) if apart else 0
     results: list[tuple[float, float]] = [(0.0, 0.0)] * len(nets)
     for places, many in side_by_side(nets, seeds, data.x, data.y, how):
         losses, accuracies = many.scores(data.x_val, data.y_val)
@@ -114,6 +114,11 @@ def train_all(
         for i, loss, accuracy in zip(places, losses.tolist(), accuracies.tolist(), strict=True):
             results[i] = (loss, accuracy)
     return results
+
+
+def divided(n_objects: int) -> int:
+    """How many of so many validation objects choose, where others judge; 0: all do both."""
+    return n_objects // 2 if n_objects >= _DIVIDED else 0
 
 
 def search(

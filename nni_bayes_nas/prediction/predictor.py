@@ -28,6 +28,7 @@ from nni_bayes_nas.prediction.tree_meta import DoublyRecurrentMeta
 
 Kind = Literal["seq2seq", "doubly_recurrent"]
 KINDS: dict[Kind, Any] = {"seq2seq": Seq2Seq, "doubly_recurrent": DoublyRecurrentMeta}
+_NUMBERS = 0
 
 
 @dataclass(frozen=True)
@@ -154,10 +155,12 @@ class Predictor:
         ]
         chances = [soft_targets(entry, how.temperature) for entry in entries]
         generator = torch.Generator().manual_seed(how.seed)
+        # The same for all seeds: canonical forms of networks with other numbers of the classes are remembered.
+        numbers = torch.Generator().manual_seed(_NUMBERS)
         numberings = [
             [
                 list(range(one.n_classes)),
-                *(torch.randperm(one.n_classes, generator=generator).tolist() for _ in range(how.numberings - 1)),
+                *(torch.randperm(one.n_classes, generator=numbers).tolist() for _ in range(how.numberings - 1)),
             ]
             for one in conditions
         ]
@@ -242,9 +245,7 @@ class Predictor:
             other = self.condition(seen, budget, seen.n_classes)
             condition = replace(condition, objects=other.objects, scalars=other.scalars)
         generator = torch.Generator().manual_seed(seed)
-        drawn = self.model.sample(condition, 1, generator, 0.0)
-        if n > 1:
-            drawn += self.model.sample(condition, n - 1, generator, temperature)
+        drawn = self.model.sample(condition, n, generator, temperature, greedy=1)
         by_form: dict[SparseArchitecture, tuple[float, int]] = {}
         filling = random.Random(seed)
         for net, log_prob in drawn:

@@ -17,13 +17,34 @@ from nni_bayes_nas.prediction.sparse_architecture import (
 )
 from nni_bayes_nas.prediction.tokens import Vocabulary
 
+# Widths whose network of all connections is smaller than the budget are drawn again, so often at most.
+_REDRAWN = 100
 
-def random_widths(n_outputs: int, budget: int, vocabulary: Vocabulary, generator: random.Random) -> tuple[int, ...]:
-    """Widths of hidden layers that a budget of connections can afford; depths are as probable as one another.
+
+def random_widths(
+    n_inputs: int, n_outputs: int, budget: int, vocabulary: Vocabulary, generator: random.Random
+) -> tuple[int, ...]:
+    """Widths of hidden layers that a budget of connections can afford, and that can use all of it where any can.
+
+    Before widths that cannot are drawn again depths are as probable as one another.
 
     Raises:
         ConfigError: It can afford none.
     """
+    found = [_affordable(n_outputs, budget, vocabulary, generator)]
+    while _whole(n_inputs, found[-1], n_outputs) < budget and len(found) < _REDRAWN:
+        found.append(_affordable(n_outputs, budget, vocabulary, generator))
+    if _whole(n_inputs, found[-1], n_outputs) >= budget:
+        return found[-1]
+    return max(found, key=lambda widths: _whole(n_inputs, widths, n_outputs))
+
+
+def _whole(n_inputs: int, widths: Sequence[int], n_outputs: int) -> int:
+    """All connections that there can be."""
+    return sum(a * b for a, b in pairwise((n_inputs, *widths, n_outputs)))
+
+
+def _affordable(n_outputs: int, budget: int, vocabulary: Vocabulary, generator: random.Random) -> tuple[int, ...]:
     least = vocabulary.widths[0]
     depths = [n for n in range(1, vocabulary.max_depth + 1) if fewest_connections((least,) * n, n_outputs) <= budget]
     if not depths:
@@ -43,7 +64,7 @@ def random_net(
     n_inputs: int, n_outputs: int, budget: int, vocabulary: Vocabulary, generator: random.Random
 ) -> SparseArchitecture:
     """A network of `random_widths`, of as many connections as the budget has, or as there can be, all at random."""
-    widths = random_widths(n_outputs, budget, vocabulary, generator)
+    widths = random_widths(n_inputs, n_outputs, budget, vocabulary, generator)
     activations = tuple(generator.choice(ACTIVATIONS) for _ in widths)
     return random_connections(n_inputs, n_outputs, widths, activations, budget, generator)
 
@@ -66,7 +87,7 @@ def relevant_net(
     n_inputs: int, n_outputs: int, budget: int, vocabulary: Vocabulary, generator: random.Random
 ) -> SparseArchitecture:
     """As `random_net`, but an input has connections the more probably the earlier it comes."""
-    widths = random_widths(n_outputs, budget, vocabulary, generator)
+    widths = random_widths(n_inputs, n_outputs, budget, vocabulary, generator)
     activations = tuple(generator.choice(ACTIVATIONS) for _ in widths)
     sizes = (n_inputs, *widths, n_outputs)
     scores = [

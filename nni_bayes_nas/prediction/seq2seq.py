@@ -24,7 +24,7 @@ class _Lesson(NamedTuple):
     places: Tensor
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=1 << 14)
 def _lesson(net: SparseArchitecture, budget: int, vocabulary: Vocabulary) -> _Lesson:
     # A fit sees a network many times, and its grammar is followed outside torch.
     sequence = encode(net, vocabulary)
@@ -90,7 +90,7 @@ class Seq2Seq(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, condition: Condition, n: int, generator: torch.Generator, temperature: float = 1.0
+        self, condition: Condition, n: int, generator: torch.Generator, temperature: float = 1.0, greedy: int = 0
     ) -> list[tuple[SparseArchitecture, float]]:
         """Networks within the budget of a task, and their log p at temperature 1.
 
@@ -99,6 +99,7 @@ class Seq2Seq(nn.Module):
             n: Networks.
             generator: Of the draws.
             temperature: Of the tokens; 0: the most probable token each time.
+            greedy: The first so many have temperature 0.
 
         Raises:
             ConfigError: A negative temperature.
@@ -119,10 +120,10 @@ class Seq2Seq(nn.Module):
             places = torch.tensor([grammar.place for grammar in grammars])
             hidden, state = self.cell((self.embed(last) + self.places(places)).unsqueeze(1), state)
             logits = self._logits(hidden, memory)[:, 0].masked_fill(~allowed, float("-inf"))
-            if temperature > 0:
-                last = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator).flatten()
-            else:
-                last = logits.argmax(-1)
+            last = logits.argmax(-1)
+            if temperature > 0 and greedy < n:
+                chances = (logits[greedy:] / temperature).softmax(-1)
+                last[greedy:] = torch.multinomial(chances, 1, generator=generator).flatten()
             log_prob += logits.log_softmax(-1).gather(1, last.unsqueeze(1)).flatten()
             for grammar, token in zip(grammars, last.tolist(), strict=True):
                 if not grammar.done:

@@ -71,6 +71,16 @@ def build(net: SparseArchitecture, seed: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+def with_matrices(net: SparseArchitecture) -> nn.Sequential:
+    """Layers of torch with all entries, of the widths and activations of a network, as one would write it by hand."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    for layer, (n, m) in enumerate(pairwise(net.sizes)):
+        layers.append(nn.Linear(n, m))
+        if layer < len(net.activations):
+            layers.append(FUNCTIONS[net.activations[layer]]())
+    return nn.Sequential(*layers)
+
+
 def dense(n_inputs: int, n_outputs: int, widths: tuple[int, ...], activation: str = "relu") -> SparseArchitecture:
     """The network with all connections."""
     sizes = (n_inputs, *widths, n_outputs)

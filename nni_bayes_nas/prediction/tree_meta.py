@@ -55,7 +55,7 @@ class Labels:
         return self.unit(self.max_units) + number
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=1 << 16)
 def tree_of(net: SparseArchitecture, labels: Labels) -> Tree:
     """The canonical form of a network: layers below the root, below each its units, below each its sources."""
     net = canonical(net)
@@ -121,7 +121,7 @@ class DoublyRecurrentMeta(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, condition: Condition, n: int, generator: torch.Generator, temperature: float = 1.0
+        self, condition: Condition, n: int, generator: torch.Generator, temperature: float = 1.0, greedy: int = 0
     ) -> list[tuple[SparseArchitecture, float]]:
         """Networks within the budget of a task, and the log p of their trees, which knows no budget.
 
@@ -132,15 +132,19 @@ class DoublyRecurrentMeta(nn.Module):
             n: Networks.
             generator: Of the draws.
             temperature: Of answers and labels; 0: the most probable one each time.
+            greedy: The first so many have temperature 0.
         """
         context = self.encoder([condition]).flatten(1)
         grammars = [
             Grammar(self.vocabulary, condition.n_features, condition.n_classes, condition.budget) for _ in range(n)
         ]
-        choose = chooser(generator, temperature)
+        choose, surely = chooser(generator, temperature), chooser(None)
         start = self.decoder.start(context)[0].tanh()
         more = self.decoder.of_topology.weight.T.tolist()  # of every label with a child, with a sibling
-        running = {i: self._decode(grammar, start, choose, more) for i, grammar in enumerate(grammars)}
+        running = {
+            i: self._decode(grammar, start, surely if i < greedy else choose, more)
+            for i, grammar in enumerate(grammars)
+        }
         asked = {i: next(one) for i, one in running.items()}
         while asked:
             told = self._answer(list(asked.values()), context)

@@ -46,8 +46,8 @@ def sentences(run: RunFolder) -> list[str]:
         methods = sorted((bank.get("methods") or {}).items(), key=lambda item: -item[1])
         by = ", ".join(f"{name} ({n})" for name, n in methods)
         said.append(
-            f"On {_n(bank, 'tasks_as_good')} of {tasks} parts a small network is no worse than the deepest dense one, "
-            f"by the standard error of that one; the best was found by {by}."
+            f"On {_n(bank, 'tasks_as_good')} of {tasks} parts a small network is no worse than the dense one, by the "
+            f"standard error of that one; the best was found by {by}."
         )
     for fit in found.get("fits") or []:
         seconds = [float(one.get("seconds") or 0) for one in fit.get("predictions") or []]
@@ -104,7 +104,7 @@ def error_table(run: RunFolder) -> list[list[str]]:
                     percent(right, 0),
                     f"{_mean(mine, 'units'):.1f} / {_mean(mine, 'units_found'):.1f}",
                     f"{_mean(mine, 'length'):+.1f}",
-                    " ".join(f"{value:.2f}" for value in _layers(mine)),
+                    " / ".join(filter(None, (_layers(mine, "layers"), _layers(mine, "layers_chance")))),
                     f"{_mean(mine, 'inputs'):.2f} / {_chance(mine)}",
                     f"{_mean(mine, 'nats'):.2f}",
                     f"{100 * _mean(mine, 'accuracy'):.1f} / {100 * _mean(mine, 'accuracy_found'):.1f}",
@@ -192,10 +192,11 @@ def _errors(errors: Sequence[tuple[str, Row]]) -> Plot:
     return Plot("Where predictions are wrong", render("prediction-errors", draw, height=4.6), caption)
 
 
-def _layers(rows: Sequence[Row]) -> list[float]:
+def _layers(rows: Sequence[Row], name: str) -> str:
     """Mean F1 of connections, of the layers from the first on that all networks have."""
-    n = min(len(row.get("layers") or []) for row in rows)
-    return [statistics.fmean(row["layers"][i] for row in rows) for i in range(n)]
+    known = [row[name] for row in rows if row.get(name)]
+    n = min(map(len, known), default=0)
+    return " ".join(f"{statistics.fmean(each[i] for each in known):.2f}" for i in range(n))
 
 
 def _chance(rows: Sequence[Row]) -> str:

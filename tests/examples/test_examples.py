@@ -141,7 +141,7 @@ def test_predict_architecture(tmp_path: Path) -> None:
     script = str(EXAMPLES / "08_predict_architecture.py")
     out = run(script, *sets, "--output", "mine", cwd=tmp_path, home=tmp_path / "home")
     rows = re.findall(r"^ +(\d+)  predicted, doubly recurrent +(\d+) +\d+\.\d\d +\d+\.\d\d$", out, re.MULTILINE)
-    assert [int(budget) for budget, _ in rows] == [64, 320, 339]
+    assert [int(budget) for budget, _ in rows] == [64, 320, 442]
     assert all(int(connections) <= int(budget) for budget, connections in rows)
     assert (tmp_path / "mine" / "prediction.png").stat().st_size > 20_000
 

@@ -6,17 +6,18 @@ import pytest
 import torch
 from small_predict import SMALL, config, silent
 
-from nni_bayes_nas.config import Config, DataConfig
+from nni_bayes_nas.config import Config, DataConfig, config_to_yaml
 from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.experiment.bank import _budgets, read_bank, run_bank, tasks_of, vocabulary_of, without_leaks
 from nni_bayes_nas.experiment.build import validate
 from nni_bayes_nas.experiment.data import load_data
-from nni_bayes_nas.experiment.parts import Parts, sources_of
+from nni_bayes_nas.experiment.parts import Parts, sources_of, unsplit
 from nni_bayes_nas.experiment.plan import Ledger
 from nni_bayes_nas.experiment.plans.architecture_prediction import ArchitecturePrediction
 from nni_bayes_nas.experiment.predict import apart, budgets_for, run_predict
 from nni_bayes_nas.experiment.record import read_json
 from nni_bayes_nas.experiment.verify import predicted, run_verify
+from nni_bayes_nas.prediction.predictor import Predictor
 from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture
 from nni_bayes_nas.prediction.sparse_net import build
 from nni_bayes_nas.prediction.training import scores
@@ -247,6 +248,43 @@ def test_what_is_left_out_must_be_there(run, tmp_path):
     whole_bank = Config.from_dict({**settings.to_dict(), "predict": {**SMALL, "tasks": 0, "bank": str(trials.parent)}})
     with pytest.raises(ConfigError, match="left_out must name data of the bank, did you mean `wine`"):
         run_predict(whole_bank, parameters, folder, silent)
+
+
+def test_what_is_left_out_has_no_part_in_the_fit(run, tmp_path, monkeypatch):
+    settings, trials, _, _, _ = run
+    (folder := tmp_path / "x").mkdir()
+    parameters = {"decoder": "seq2seq", "banks": [], "seed": 0, "left_out": "breast_cancer"}
+    whole_bank = Config.from_dict({**settings.to_dict(), "predict": {**SMALL, "tasks": 0, "bank": str(trials.parent)}})
+    learned, fit = [], Predictor.fit
+
+    def watched(self, entries, data_of, how):
+        learned.extend(entry.task.source for entry in entries)
+        return fit(self, entries, data_of, how)
+
+    monkeypatch.setattr(Predictor, "fit", watched)
+    result = run_predict(whole_bank, parameters, folder, silent)
+    assert set(learned) == {"wine"} and {row["source"] for row in result["errors"]} == {"breast_cancer"}
+
+
+def test_a_bank_goes_on_from_another_one(run, tmp_path):
+    """The folder of a run whose bank was that of an earlier run has the entries of both, each once."""
+    settings, trials, _, _, _ = run
+    (own := tmp_path / "later" / "trials" / "bank-0").mkdir(parents=True)
+    first = (trials / "bank-0" / "bank.jsonl").read_text(encoding="utf-8").splitlines()[0]
+    (own / "bank.jsonl").write_text(first.replace('"budget": ', '"budget": 1'), encoding="utf-8")
+    later = Config.from_dict({**settings.to_dict(), "predict": {**SMALL, "bank": str(trials.parent)}})
+    (tmp_path / "later" / "config.yaml").write_text(config_to_yaml(later), encoding="utf-8")
+    assert len(read_bank([tmp_path / "later"]).entries) == len(read_bank([trials.parent]).entries) + 1
+    # One that names itself is read once.
+    itself = Config.from_dict({**settings.to_dict(), "predict": {**SMALL, "bank": str(tmp_path / "later")}})
+    (tmp_path / "later" / "config.yaml").write_text(config_to_yaml(itself), encoding="utf-8")
+    assert len(read_bank([tmp_path / "later"]).entries) == 1
+
+
+def test_data_are_the_same_from_wherever_they_are_looked_for(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    here, there = DataConfig("csv", path="a.csv"), DataConfig("csv", path=str(tmp_path / "a.csv"), test_fraction=0.4)
+    assert here != there and unsplit(here) == unsplit(there) != unsplit(DataConfig("csv", path="b.csv"))
 
 
 def test_an_earlier_bank_alone_needs_no_sources(run):

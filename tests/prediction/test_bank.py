@@ -1,6 +1,8 @@
 """Entries of a bank, and the order of networks before they are trained."""
 
+import math
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -59,6 +61,22 @@ def test_an_entry_is_what_was_found_in_ranks():
     seeds = [0 + 10_007 * (repeat + 1) for repeat in range(2)]
     again = train_all([entry.dense.net] * 2, seeds, ranked, HOW.training, apart=True)
     assert [loss for loss, _ in again] == pytest.approx(entry.dense.losses, rel=1e-5)
+
+
+def test_as_good_as_dense_by_hand():
+    """Dense .8, .9: a mean of .85, sqrt(.005 / 2 + .85 .15 / 51) = .0707 beside it; without objects .05."""
+    (entry,) = entries(1)
+    assert entry.n_judged == len(tasks(1)[0][1].y_val) - len(tasks(1)[0][1].y_val) // 2
+    small, whole = entry.found[0], entry.dense
+
+    def judged(accuracy, n):
+        ours = replace(small, accuracies=(accuracy, accuracy))
+        return replace(entry, found=(ours,), dense=replace(whole, accuracies=(0.8, 0.9)), n_judged=n)
+
+    assert judged(0.85, 51).tolerance == pytest.approx(math.sqrt(0.0025 + 0.0025))
+    assert judged(0.85, 0).tolerance == pytest.approx(0.05)
+    assert judged(0.78, 51).is_as_good_as_dense and not judged(0.779, 51).is_as_good_as_dense
+    assert judged(0.801, 0).is_as_good_as_dense and not judged(0.78, 0).is_as_good_as_dense
 
 
 def test_budgets():

@@ -12,7 +12,7 @@ from nni_bayes_nas.prediction.baselines import BASELINES, baseline
 from nni_bayes_nas.prediction.growth import Grown, grow
 from nni_bayes_nas.prediction.low_rank import Factors, LowRank, sizes_within
 from nni_bayes_nas.prediction.many import Many, Training
-from nni_bayes_nas.prediction.sparse_net import build, dense
+from nni_bayes_nas.prediction.sparse_net import build, dense, with_matrices
 from nni_bayes_nas.prediction.tasks import TaskData
 from nni_bayes_nas.prediction.tokens import Vocabulary
 from nni_bayes_nas.prediction.training import WholeData, best, connections, fit, scores, train_nets
@@ -70,6 +70,13 @@ def test_sensitive_connections_are_of_features_that_say_the_class():
         return inputs.count(7) / len(inputs)
 
     assert share("snip") > 0.25 and share("random") < 0.12
+
+
+@pytest.mark.parametrize("name", ["snip", "magnitude"])
+def test_the_first_try_prunes_the_dense_network_itself(name):
+    """Where the budget can give each of its units a connection; 16 and 8 units and 3 outputs want 40."""
+    assert make(name, budget=40)[0].net.widths == (16, 8)
+    assert make(name, budget=39)[0].net.widths != (16, 8)
 
 
 def test_no_room():
@@ -141,3 +148,9 @@ def test_a_loss_that_is_not_finite_is_named():
     nn.init.constant_(module.weight, math.inf)
     with pytest.raises(NumericsError, match="not finite in step 0"):
         fit(module, whole().parts.x, whole().parts.y, HOW, 0)
+
+
+def test_a_network_with_matrices_is_one_of_torch():
+    module = with_matrices(dense(6, 3, (5, 4), "tanh"))
+    assert [type(layer) for layer in module] == [nn.Flatten, nn.Linear, nn.Tanh, nn.Linear, nn.Tanh, nn.Linear]
+    assert connections(module) == 30 + 20 + 12 and module(torch.zeros(2, 6)).shape == (2, 3)

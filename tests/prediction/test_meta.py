@@ -75,6 +75,15 @@ def test_whatever_is_predicted_is_a_network_within_the_budget(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_the_most_probable_network_comes_first_where_it_is_asked_for(kind):
+    model, one = meta(kind), condition(0, budget=30)
+    ((surely, log_prob),) = model.sample(one, 1, torch.Generator().manual_seed(0), temperature=0.0)
+    drawn = model.sample(one, 6, torch.Generator().manual_seed(0), greedy=1)
+    assert drawn[0][0] == surely and drawn[0][1] == pytest.approx(log_prob, abs=1e-4)
+    assert len({net for net, _ in drawn}) > 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_networks_together_have_the_losses_that_they_have_alone(kind):
     model = meta(kind)
     conditions = [condition(seed, budget=200) for seed in range(4)]

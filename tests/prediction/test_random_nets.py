@@ -26,6 +26,12 @@ def test_a_random_network_takes_the_whole_budget(seed, n_inputs, n_outputs, more
     assert net == random_net(n_inputs, n_outputs, budget, WORDS, random.Random(seed))
 
 
+@given(st.integers(0, 10**6), st.integers(14, 100))
+def test_widths_can_use_the_budget_where_any_can(seed, budget):
+    """12 inputs, 8 units and 3 outputs have 120 connections: no network is drawn that is smaller by its widths."""
+    assert random_net(12, 3, budget, WORDS, random.Random(seed)).n_connections == budget
+
+
 @given(st.integers(0, 10**6), st.integers(0, 60), st.integers(0, 200))
 def test_a_completed_network_has_the_old_connections_and_the_budget(seed, more, room):
     generator = random.Random(seed)

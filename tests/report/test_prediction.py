@@ -50,7 +50,7 @@ FIT = {
     "entries": 30,
     "seconds_fit": 61.0,
     "predictions": [{"budget": 13, "seconds": 0.25}, {"budget": 65, "seconds": 0.75}],
-    "errors": [error(), error(depth=2, tau=None), error("digits", chance=None)],
+    "errors": [error(), error(depth=2, tau=None), {**error("digits", chance=None), "layers_chance": [0.125, 0.25]}],
 }
 FOUND = {
     "bank": {
@@ -102,7 +102,7 @@ def test_the_tables(folder):
     ]
     assert prediction.table(run)[1][3:] == ["65", "90.00 %", "87.50 %", "0.250", "1.5 s"]
     digits, wine = prediction.error_table(run)
-    assert digits[:3] == ["doubly recurrent", "digits", "1"] and digits[7] == "0.40 / –"
+    assert digits[:3] == ["doubly recurrent", "digits", "1"] and digits[6:8] == ["0.25 0.50 / 0.12 0.25", "0.40 / –"]
     # Layers that all of its networks have, the second one of which has only one.
     assert wine[2:] == ["2", "50 %", "6.0 / 4.0", "+1.0", "0.50", "0.40 / 0.20", "1.50", "80.0 / 85.0", "0.50"]
     assert len(wine) == len(prediction.ERROR_COLUMNS)
