@@ -81,7 +81,6 @@ class ActivationCache:
     Args:
         chain: The network; its `forward` is replaced until `release`.
         holding: What is frozen in it.
-        prefix: Of its parameters in the names of `holding`, "net." say.
         n_objects: Of the training data.
         limit: Bytes that may be kept.
 
@@ -90,20 +89,20 @@ class ActivationCache:
         indices: Of the objects of the next pass, which the caller sets; None: unknown.
     """
 
-    def __init__(self, chain: nn.Sequential, holding: Holding, prefix: str, n_objects: int, limit: int) -> None:
+    def __init__(self, chain: nn.Sequential, holding: Holding, n_objects: int, limit: int) -> None:
         self.chain, self.holding, self.limit, self.n = chain, holding, limit, n_objects
         self.modules = list(_flat(chain))
-        names = {id(module): name for name, module in chain.named_modules()}
+        # Not by names, of which a module that is there twice has two.
+        moving = {id(p) for name, p in holding.parameters.items() if holding.some[name]}
         self.cut = 0
         for module in self.modules:
-            name = names[id(module)]
-            own = [holding.some.get(f"{prefix}{name}.{key}", False) for key, _ in module.named_parameters()]
-            if any(own) or any(_differs(part) for part in module.modules()):
+            if any(id(p) in moving for p in module.parameters()) or any(_differs(part) for part in module.modules()):
                 break
             self.cut += 1
         self.rows = None
         if self.cut < len(self.modules) and isinstance(self.modules[self.cut], nn.Linear):
-            self.rows = holding.rows.get(f"{prefix}{names[id(self.modules[self.cut])]}")
+            by_rows = (rows for rows in holding.rows.values() if rows.layer is self.modules[self.cut])
+            self.rows = next(by_rows, None)
         # What only changes shapes is not worth keeping.
         self._keeps_prefix = any(True for module in self.modules[: self.cut] for _ in module.parameters())
         self.why_not: str | None = None

@@ -99,17 +99,16 @@ class ConstantSGD(Sampler):
 
     @torch.no_grad()
     def share_at_max_lr(self) -> float:
-        """Share of the entries with known variances whose rate is the largest: of these the iterates are no draws."""
+        """Of entries whose gradients have noise, the share whose rate is the largest: their iterates are no draws."""
         n = largest = 0
         for group in self.param_groups:
             for p in group["params"]:
                 state = self.state.get(p, {})
                 if (seen := int(state.get("seen", 0))) > group["gather"]:
                     variance = state["half_square"] / (1 - group["decay"] ** (seen - 1))
-                    n += p.numel()
-                    largest += int(
-                        (optimal_rates([variance], group["n_objects"], group["max_lr"])[0] >= group["max_lr"]).sum()
-                    )
+                    rates = optimal_rates([variance], group["n_objects"], group["max_lr"])[0]
+                    n += int((variance > 0).sum())
+                    largest += int(((variance > 0) & (rates >= group["max_lr"])).sum())
         return largest / max(1, n)
 
     def is_joint(self, group: dict[str, Any]) -> bool:

@@ -58,6 +58,9 @@ class Holding:
         self._partly: list[_Partly] = []
         self._stilled: list[_BatchNorm] = []
         self._handles: list[RemovableHandle] = []
+        # Several steps may follow one another in a batch, and others look at the weights before its end.
+        for optimizer in self.optimizers if layers else ():
+            self._handles.append(optimizer.register_step_post_hook(lambda *_: self.after_step()))
         for name, p in self.parameters.items():
             p.requires_grad_(self.some[name] or probe)
             if not self.some[name]:
@@ -92,7 +95,10 @@ class Holding:
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """What is held is put back: momentum, weight decay and moments may have moved it."""
+        """What is held is put back: momentum, weight decay and moments may have moved it.
+
+        Called behind every step of the optimizers, but where the network is not run layer by layer.
+        """
         for tensor, mask, saved in self._partly:
             tensor.copy_(torch.where(mask, tensor, saved))
         for rows in self.rows.values():
@@ -115,7 +121,8 @@ class Holding:
 
     def _split(self) -> None:
         # What two modules share has gradients from both.
-        uses = Counter(id(p) for _, p in self.module.named_parameters(remove_duplicate=False))
+        own = (module.parameters(recurse=False) for module in self.module.modules())
+        uses = Counter(id(p) for each in own for p in each)
         for name, layer in self.module.named_modules():
             prefix = f"{name}." if name else ""
             mask = self.active.get(f"{prefix}weight")

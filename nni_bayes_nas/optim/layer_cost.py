@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 # On a GPU every clock waits for the work before it, so that a few passes are timed, not those that choose kernels.
 _FIRST_TIMED, _TIMED = 3, 20
+
+
+_CHANNELS_FIRST = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.PReLU, _BatchNorm, _InstanceNorm, nn.GroupNorm)
+
+
+def _units(module: nn.Module, seen: set[int], name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Modules without parts, and attention, which uses its own without calling them."""
+    if id(module) in seen:
+        return
+    seen.add(id(module))
+    if next(module.children(), None) is None or isinstance(module, nn.MultiheadAttention):
+        yield name, module
+        return
+    for part, child in module.named_children():
+        yield from _units(child, seen, f"{name}.{part}" if name else part)
 
 
 class LayerCosts:
@@ -33,12 +50,11 @@ class LayerCosts:
         self._first: nn.Module | None = None
         self._passes = 0
         self._handles = []
-        for name, layer in module.named_modules():
-            if next(layer.children(), None) is not None:
-                continue
-            owns = next(layer.parameters(), None) is not None
+        for name, layer in _units(module, set()):
+            parts = [f"{name}.{part}" if part else name for part, _ in layer.named_modules()]
+            owners = parts if next(layer.parameters(), None) is not None else []
             self._handles.append(layer.register_forward_pre_hook(self._begin))
-            self._handles.append(layer.register_forward_hook(self._ended(name if owns else None)))
+            self._handles.append(layer.register_forward_hook(self._ended(owners)))
 
     @property
     def watching(self) -> bool:
@@ -58,14 +74,15 @@ class LayerCosts:
             self._passes += 1
         self._began = self._now(inputs[0] if inputs else None)
 
-    def _ended(self, name: str | None) -> Any:
+    def _ended(self, owners: list[str]) -> Any:
         def hook(layer: nn.Module, inputs: Any, output: Any) -> None:
-            if name is not None:
-                self._last = name
+            if owners:
+                self._last = owners[0]
+                output = output[0] if isinstance(output, tuple) else output
                 if isinstance(output, Tensor) and output.dim() >= 2:
-                    convolves = isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-                    features = output.shape[1] if convolves or output.dim() == 4 else output.shape[-1]
-                    self.places[name] = max(1, output.numel() // (len(output) * int(features)))
+                    features = output.shape[1] if isinstance(layer, _CHANNELS_FIRST) else output.shape[-1]
+                    at = max(1, output.numel() // (len(output) * int(features)))
+                    self.places |= dict.fromkeys(owners, at)
             ended = self._now(output)
             if ended is not None and self._began is not None:
                 self.seconds[self._last] = self.seconds.get(self._last, 0.0) + ended - self._began

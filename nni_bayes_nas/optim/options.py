@@ -17,6 +17,10 @@ Gradients = Literal["steps", "optimizer"]
 _COUPLED = ("lbfgs", "adafactor", "muon", "shampoo", "lars", "lamb", "soap", "sam", "novograd", "prodigy")
 
 
+# Those whose state is there from the beginning, and is not an average of what comes.
+_WHOLE = ("adagrad", "rprop")
+
+
 def check_options(
     active: Any,
     criterion: str,
@@ -71,19 +75,42 @@ def check_options(
     require(longer, "thaw_every", f"must be more than the {probe} steps of a probe", thaw_every, "raise it")
 
 
-def check_training(trainer: pl.Trainer, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """Refuse several devices, whose gradients are not those of a step, and optimizers whose steps of single entries
-    cannot be left out.
+def check_training(
+    trainer: pl.Trainer, optimizers: Sequence[torch.optim.Optimizer], *, thaws: bool, late: int = 0
+) -> None:
+    """Refuse several devices, whose gradients are not those of a step; half precision, of whose steps some are skipped;
+    callbacks that write averages into parameters; and optimizers whose steps of single entries cannot be left out.
+
+    Args:
+        trainer: Of the training.
+        optimizers: Of what is chosen from.
+        thaws: Whether something may move again later.
+        late: Steps of the checkpoint from which it goes on, where the choice should have been before; else 0.
 
     Raises:
         ConfigError: With rule, value and remedy.
     """
-    n = trainer.world_size
+    n, precision = trainer.world_size, str(trainer.precision)
     require(n == 1, "devices", "must be 1 with selective optimization", n, "start a training for each device")
+    half = precision.startswith("16")
+    require(not half, "precision", "must have no steps that are skipped as they overflow", precision, "bf16-mixed say")
+    rule = f"must lie behind the {late} steps of the checkpoint, which has made no choice"
+    require(late == 0, "start", rule, "fewer", "raise it")
+    for callback in getattr(trainer, "callbacks", ()):
+        if any("WeightAveraging" in kind.__name__ for kind in type(callback).__mro__):
+            raise ConfigError(
+                "selective optimization holds parameters where they are, got the callback "
+                f"{type(callback).__name__}, which writes averages into them; leave one out."
+            )
     for optimizer in optimizers:
         names = [kind.__name__.lower() for kind in type(optimizer).__mro__]
         if any(name in _COUPLED or name.startswith("dadapt") for name in names):
             raise ConfigError(
                 "selective optimization needs an optimizer that steps each entry by its own gradient, got "
                 f"{type(optimizer).__name__}; take Adam or SGD."
+            )
+        if thaws and any(name in _WHOLE for name in names):
+            raise ConfigError(
+                "what is frozen loses its state in the optimizer, without which it cannot go on with "
+                f"{type(optimizer).__name__}, got thaw_every; take Adam or SGD, or leave it out."
             )

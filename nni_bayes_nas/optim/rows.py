@@ -10,12 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 
 class Rows:
     """Makes a layer's active rows a parameter of their own, until `undo`.
+
+    Its pass backward cannot be differentiated itself: a penalty of gradients says so.
 
     Args:
         layer: See `can_split`.
@@ -109,6 +112,7 @@ class _RowLinear(torch.autograd.Function):
         return F.linear(x, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, rows = ctx.saved_tensors
         (gradient,) = gradients
@@ -138,6 +142,7 @@ class _RowConv(torch.autograd.Function):
         return F.conv2d(x, weight, bias, stride, padding, dilation)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, rows, active = ctx.saved_tensors
         (gradient,) = gradients

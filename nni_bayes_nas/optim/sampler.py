@@ -40,6 +40,15 @@ class Sampler(Optimizer):
         for group in self.param_groups:
             group.setdefault("steps", 0)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: with the seed, of which the noise is."""
+        return {**super().__getstate__(), "seed": self.seed}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of `__getstate__`, or of a state dict."""
+        super().__setstate__(state)
+        self.__dict__.setdefault("_generators", {})
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As of any optimizer; its values are looked at."""
         for name, value in {**self.defaults, **param_group}.items():

@@ -148,7 +148,6 @@ class SelectiveOptimization(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look at numbers, names and optimizers before any step."""
         self._optimizers = self.chosen_optimizers(trainer)
-        check_training(trainer, self._optimizers)
         if not self._goes_on:  # another fit than the last one, with the same callback
             self.active, self.kept, self._kept_scores, self._report = {}, {}, {}, {}
             self.seconds, self._statistics, self._previous = {"before": [], "after": []}, None, 0
@@ -159,6 +158,9 @@ class SelectiveOptimization(pl.Callback):
         }
         total, planned = sum(p.numel() for p in self._parameters.values()), planned_steps(trainer)
         self.plan(total, planned)
+        done = self.steps_done(trainer)
+        late = done if not self.active and done >= self.at > 0 and self._needs() else 0
+        check_training(trainer, self._optimizers, thaws=self.thaw_every is not None, late=late)
         self._layers = groups(pl_module, "layer")
         known = {*self._parameters, *(name for name, _ in pl_module.named_modules())}
         if unknown := [name for name in self.always if name not in known]:
@@ -167,10 +169,9 @@ class SelectiveOptimization(pl.Callback):
         self._costs = LayerCosts(pl_module if self.by_layers else torch.nn.Identity())
         self._indices = caching.watch_indices(trainer.train_dataloader) if self.cache else None
         if self.active:  # goes on from a checkpoint
-            self._previous = self.steps_done(trainer)
+            self._previous = done
             trainer.should_stop = trainer.should_stop or self.n_active == 0
-            probes = self._probes(self._previous)
-            if not probes or are_of_rows(self._optimizers):
+            if not (probes := self._probes(done)) or are_of_rows(self._optimizers):
                 self._hold(trainer, pl_module)  # moments of rows become those of the whole when it is left
             if probes:
                 self._hold(trainer, pl_module, probe=True)
@@ -206,8 +207,8 @@ class SelectiveOptimization(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Put back what moved all the same; choose, where it is time."""
-        if self._holding is not None:
+        """Choose, where it is time."""
+        if self._holding is not None and not self.by_layers:
             self._holding.after_step()
         which = "after" if self.active else "before"
         self.seconds[which].append(time.perf_counter() - self._clock)
@@ -218,7 +219,7 @@ class SelectiveOptimization(pl.Callback):
         self._previous = step
         if step == before:
             return
-        again = self.active and self.thaw_every and self._probes(step - 1) and not self._probes(step)
+        again = self.active and self.thaw_every and self._probes(before) and not self._probes(step)
         if (step >= self.at and not self.active) or again:
             self._choose(trainer, pl_module)
 
@@ -244,7 +245,7 @@ class SelectiveOptimization(pl.Callback):
             self._zero()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """The network and its optimizers are left as they would be without this callback."""
+        """The network and its optimizers are left as without this callback."""
         self._release()
         self._costs.remove()
 
@@ -388,7 +389,7 @@ class SelectiveOptimization(pl.Callback):
         self._holding = Holding(pl_module, self._optimizers, self.active, probe=probe, layers=self.by_layers)
         if self._indices is not None and not probe and (chain := chain_of(pl_module)) is not None:
             n = self._indices.n_objects
-            self._cached = ActivationCache(chain[1], self._holding, chain[0], n, self.cache_limit)
+            self._cached = ActivationCache(chain[1], self._holding, n, self.cache_limit)
 
     def _release(self) -> None:
         if self._cached is not None:

@@ -177,7 +177,8 @@ def test_the_share_of_entries_at_the_largest_rate():
     for _ in range(60):
         p.grad = torch.tensor([0.0, 1e-4, 1.0, 1.0]) * torch.randn(4)
         optimizer.step()
-    assert optimizer.share_at_max_lr() == 0.5
+    # One entry has no gradient, and does not count; of the others one has hardly any noise.
+    assert optimizer.share_at_max_lr() == pytest.approx(1 / 3)
 
 
 # -- as any optimizer ------------------------------------------------------------------------------------------------
