@@ -14,6 +14,7 @@ from selection_arms import (
     KEEP_BY,
     OF_TIME,
     OTHERS,
+    OTHERS_FROZEN,
     OTHERS_ZEROED,
     PAPER_CRITERIA,
     PAPER_FROZEN,
@@ -40,10 +41,10 @@ def draw(rows: list[dict[str, Any]], mean: Mean, path: Path) -> None:
     curves = [("criteria", "weight", "weights"), ("criteria", "neuron", "neurons")]
     curves += [(f"criteria, {name}", "weight", f"{name}, weights") for name in OTHERS]
     for group, granularity, words in curves:
-        axes = next(panels)
+        axes, shares = next(panels), FROZEN if group == "criteria" else OTHERS_FROZEN
         for colour, criterion in zip(COLOURS, CRITERIA, strict=False):
-            values = [mean(group, f"{granularity} {criterion} {share:g}") for share in FROZEN]
-            Line(criterion, _percent(FROZEN), values, colour).draw(axes)
+            values = [mean(group, f"{granularity} {criterion} {share:g}") for share in shares]
+            Line(criterion, _percent(shares), values, colour).draw(axes)
         _level(axes, mean(group, FULL))
         finish(axes, f"{words} frozen after a fifth", "frozen, %", "test accuracy, %")
     axes, arms = next(panels), {0.0: FULL, **{share: "" for share in PAPER_FROZEN}, 1.0: STOPPED}
