@@ -3,6 +3,7 @@
 import copy
 import itertools
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.optim import SGLD
 from nni_bayes_nas.optim.layer_cost import LayerCosts
+from nni_bayes_nas.optim.options import check_training
 from nni_bayes_nas.optim.rows import Rows
 
 
@@ -97,6 +99,16 @@ def test_callbacks_that_average_are_refused():
     averages = pl.callbacks.StochasticWeightAveraging(swa_lrs=1e-2)
     with pytest.raises(ConfigError, match="the callback StochasticWeightAveraging, which writes averages into them"):
         fit(Model(), selective(), averages)
+
+
+@pytest.mark.parametrize(
+    ("devices", "precision", "match"),
+    [(2, "32-true", "`devices` must be 1 with"), (1, "16-mixed", "`precision` must have no steps that are skipped")],
+)
+def test_trainings_whose_gradients_are_not_those_of_a_step(devices, precision, match):
+    trainer = SimpleNamespace(world_size=devices, precision=precision, callbacks=[])
+    with pytest.raises(ConfigError, match=match):
+        check_training(trainer, [], thaws=False)
 
 
 @pytest.mark.parametrize("name", ["Adagrad", "Rprop"])

@@ -312,6 +312,11 @@ BAD_RUNS = {
     "late": ({"start": 16}, Model(), r"start must be from 2 to 15 of 16 planned steps, got 16"),
     "later": ({"start": 17}, Model(), r"start must be at most the 16 planned steps, got 17"),
     "not kept": ({"active": 0.5, "kept": 0.25}, Model(), r"what goes on must be kept: active \d+ of kept \d+"),
+    "more than all kept": (
+        {"kept": TOTAL + 1},
+        Model(),
+        rf"kept must be at most the {TOTAL} parameters, got {TOTAL + 1}",
+    ),
     "name": ({"always": ["net.9"]}, Model(), r"always must name modules or parameters of the network, got 'net.9'"),
     "lbfgs": ({}, Model(torch.optim.LBFGS), r"needs an optimizer that steps each entry by its own gradient, got LBFGS"),
     "lbfgs's kin": ({}, Model(type("Mine", (torch.optim.LBFGS,), {})), r"its own gradient, got Mine"),
