@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from nni.nas.nn.pytorch import Cell, LayerChoice, Repeat
+from nni.nas.oneshot.pytorch.supermodule.sampling import PathSamplingCell
 from torch import Tensor, nn
 
 from nni_bayes_nas.errors import ConfigError
-from nni_bayes_nas.strategies.mixed_cell import MixedCell
 
 
 def edges(space: nn.Module, network: nn.Module) -> list[str]:
@@ -41,7 +41,7 @@ def edges_of_supernet(supernet: nn.Module) -> list[str]:
     """Names of all operations of its cells; where it runs as one architecture, those that are called are its edges."""
     names = []
     for name, cell in supernet.named_modules():
-        if isinstance(cell, MixedCell):
+        if isinstance(cell, PathSamplingCell):
             for node, by_edge in enumerate(cell.ops):
                 for edge, operations in enumerate(by_edge):
                     names += [f"{name}.ops.{node}.{edge}.{operation}" for operation in operations]

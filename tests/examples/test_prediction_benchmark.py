@@ -40,6 +40,10 @@ def test_figures_by_hand() -> None:
     assert figures.mean("random", "test_accuracy") == pytest.approx((0.5 + 0.7 + 0.65) / 3)
     tests = figures.above("seq2seq", "random")
     assert len(tests) == 6 and all(row["difference"] == pytest.approx(0.1015) for row in tests)
+    together = figures.above("seq2seq", "random", together=True)
+    assert [(row["data"], row["budget_kind"]) for row in together] == [("a", "all"), ("b", "all")]
+    assert all(row["difference"] == pytest.approx(0.1015) for row in together)
+    assert {row["seeds"] for row in together} == {row["seeds"] for row in tests}
     # Where p differ, the largest of an order is corrected by as many as come after it.
     other = [
         {**r, "test_accuracy": r["test_accuracy"] + 0.2 * (r["seed"] == 0) * (r["data"] == "b")} for r in rows()[:-1]
@@ -72,9 +76,10 @@ def targets(gain: float = 0.1) -> dict:
         if row["arm"] == "random":
             found.append({**row, "arm": "seq2seq, shuffled"})
     figures = results.Figures(found)
-    tests = [
-        row for other in ("random", "random, ranked", "seq2seq, shuffled") for row in figures.above("seq2seq", other)
-    ]
+    others = ("random", "random, ranked", "seq2seq, shuffled")
+    tests = [row for other in others for row in figures.above("seq2seq", other, together=True)]
+    # Those of single budgets are of another family.
+    tests += figures.above("seq2seq", "snip")
     module("contract").correct(tests)
     bank = {"share": 0.9, "minutes": 12.0}
     return {target.what: target for target in results.targets(figures, bank, "seq2seq", tests)}
