@@ -55,7 +55,7 @@ def left_out(config: Any, parameters: dict[str, Any], directory: Path, report: A
         arms |= {
             ("", budget): drawn[: settings.verify],
             (SHUFFLED, budget): [one.net for one in shuffled[: settings.verify]],
-            (SAME_SHAPE, budget): picked(same_shape(drawn, budget, seed), predictor, data, settings.verify, seed),
+            (SAME_SHAPE, budget): picked(same_shape(drawn, budget, seed), predictor, data, settings.verify, seed)[0],
         }
         # The ranker knows nothing of the decoder.
         if decoder == DECODERS[0]:
@@ -82,14 +82,15 @@ def same_shape(nets: list[Any], budget: int, seed: int) -> list[Any]:
     ]
 
 
-def picked(nets: list[Any], predictor: Any, data: Any, n: int, seed: int) -> list[Any]:
-    """The `n` best by the ranker, of networks whose inputs are ranks; theirs are columns."""
+def picked(nets: list[Any], predictor: Any, data: Any, n: int, seed: int) -> tuple[list[Any], list[float]]:
+    """The `n` best by the ranker, of networks whose inputs are ranks, theirs are columns; and the scores of all."""
     from nni_bayes_nas.prediction.relevance import order_of_features
     from nni_bayes_nas.prediction.sparse_architecture import of_columns
 
     order = order_of_features(data.parts.x, data.parts.y)
     scores = predictor.ranked(nets, data.parts.in_order(order), seed)
-    return [of_columns(nets[i], order.tolist()) for i in sorted(range(len(nets)), key=scores.__getitem__)[:n]]
+    best = sorted(range(len(nets)), key=scores.__getitem__)[:n]
+    return [of_columns(nets[i], order.tolist()) for i in best], scores
 
 
 def together(arms: dict[tuple[str, int], list[Any]], data: Any, settings: Any, seed: int) -> dict[Any, Any]:
@@ -130,7 +131,6 @@ def _ranked(
     from nni_bayes_nas.prediction.many import Training
     from nni_bayes_nas.prediction.ranker import describe, kendall, short_losses
     from nni_bayes_nas.prediction.relevance import order_of_features
-    from nni_bayes_nas.prediction.sparse_architecture import of_columns
 
     settings, how = config.predict, Training(config.predict.train_steps)
     order = order_of_features(data.parts.x, data.parts.y)
@@ -139,9 +139,7 @@ def _ranked(
         generator = random.Random(f"{seed} {budget} {name}")
         shared = (data.n_classes, budget, how, vocabulary_of(settings), generator)
         nets = [draw_net(name, parts, *shared, seed * 1009 + i) for i in range(settings.draws)]
-        scores = predictor.ranked(nets, parts, seed)
-        chosen = sorted(range(len(nets)), key=scores.__getitem__)[: settings.verify]
-        arms[f"{name}, ranked"] = [of_columns(nets[i], order.tolist()) for i in chosen]
+        arms[f"{name}, ranked"], scores = picked(nets, predictor, data, settings.verify, seed)
         mixed += nets[::3]
         within.append(scores[::3])
     seeds = [[seed * 1009 + 10_007 * (repeat + 1) + i for i in range(len(mixed))] for repeat in (0, 1)]

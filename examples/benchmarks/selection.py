@@ -370,7 +370,7 @@ def main() -> int:
         # A process has costs of its own at its first training.
         short = {**timed[0].parameters, "steps": 16, "trial": "first", "begun": time.time()}
         done = alone.run([replace(timed[0], name="first", parameters=short, order=(-1,)), *timed])
-        outcomes = {key: done[one.name] for key, one in jobs.items() if one.name in done}
+        outcomes = {key: done[one.name] for key, one in jobs.items() if is_timed(*key[:2])}
         for group in TIMED:
             outcomes |= equal_time(options, group, every[group, FULL], Table(rows_of(outcomes)), alone)
     with Workers(store, options.output.with_suffix(".work"), options.workers) as workers:

@@ -164,8 +164,10 @@ def read_bank(paths: Iterable[Path]) -> Bank:
 
 
 def _files(path: Path, seen: set[Path]) -> list[Path]:
-    if not path.is_dir() or path.resolve() in seen:
-        return [] if path.is_dir() else [path]
+    if not path.is_dir():
+        return [path]
+    if path.resolve() in seen:  # a bank that went on from itself
+        return []
     seen.add(path.resolve())
     own, config = sorted(path.glob(f"trials/bank-*/{FILE}")), path / "config.yaml"
     earlier = load_config(config).predict.bank if config.is_file() else None

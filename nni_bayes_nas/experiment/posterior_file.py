@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Hashable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from nni_bayes_nas.bayes.candidates import CandidatePosterior
-from nni_bayes_nas.bayes.posterior import ArchitecturePosterior
+from nni_bayes_nas.bayes.posterior import Merged
 from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.experiment.packed import unpack
 from nni_bayes_nas.experiment.record import read_json
 
 MERGED_AT_MOST, _NETWORKS = 20_000, 20
-Key = Callable[[dict[str, Any]], Hashable]
 
 
-def posterior_file(strategy: Any, derived: list[dict[str, Any]], key: Key | None) -> dict[str, Any]:
+def posterior_file(strategy: Any, derived: list[dict[str, Any]], networks: Sequence[Merged] = ()) -> dict[str, Any]:
     """The posterior; over lambda that of the large end, and "by_lambda" those at which architectures were read off.
 
     Args:
         strategy: That has searched.
         derived: What was read off.
-        key: Equal for architectures of the space that compute the same; None where it does not say. With it, in a small
-            space, "networks" says how many there are, and rows "probability", "forms" and "choices" of the first ones.
+        networks: All of the space, the most probable first, where architectures that compute the same are known:
+            "networks" says how many there are, and rows "probability", "forms" and "choices" of the first ones.
     """
     q = strategy.posterior()
     lambdas = [row["lambda"] for row in derived if row["lambda"] is not None]
     rows = [{"lambda": lam, **strategy.posterior(lam).to_dict()} for lam in lambdas]
-    return {**q.to_dict(), **_networks(q, key), **({"by_lambda": rows} if rows else {})}
+    return {**q.to_dict(), **_networks(networks), **({"by_lambda": rows} if rows else {})}
 
 
 def refined_posterior(run: Path, search: str = "s0") -> CandidatePosterior:
@@ -56,9 +54,8 @@ def refined_posterior(run: Path, search: str = "s0") -> CandidatePosterior:
     return CandidatePosterior(choices, process["probability_best"], process["mean"], process["sd"])
 
 
-def _networks(q: ArchitecturePosterior, key: Key | None) -> dict[str, Any]:
-    if key is None or q.log_count > math.log(MERGED_AT_MOST):
+def _networks(merged: Sequence[Merged]) -> dict[str, Any]:
+    if not merged:
         return {}
-    merged = list(q.merged(key).values())
     rows = [{"probability": m.probability, "forms": m.members, "choices": m.choices} for m in merged[:_NETWORKS]]
     return {"networks": {"count": len(merged), "most_probable": rows}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from nni.nas.space import RawFormatModelSpace
 from torch import Tensor
 
 from nni_bayes_nas.architecture import Architecture
-from nni_bayes_nas.bayes.posterior import merge
+from nni_bayes_nas.bayes.posterior import Merged, merge
 from nni_bayes_nas.complexity.measure import count_macs, count_parameters
 from nni_bayes_nas.config import Config, SearchConfig
 from nni_bayes_nas.errors import SpaceError
@@ -103,7 +103,8 @@ def run_search(
     # Where it depends on lambda, that of the large end is the prior of a refinement.
     posterior = {"posterior": strategy.posterior().to_dict()} if axis is None or candidates else {}
     if posterior or strategy.bayesian:
-        write_json(directory / "posterior.json", posterior_file(strategy, architectures, reader.isomorphism_key))
+        networks = list(reader.networks().values()) if reader.knows_networks else []
+        write_json(directory / "posterior.json", posterior_file(strategy, architectures, networks))
     result = {
         "default": terms.get(score, 0.0),
         "search": {
@@ -216,7 +217,7 @@ class Reader:
         self.generator = torch.Generator().manual_seed(seed)
         self._one_hot: dict[str, float] = {}
         self._sizes: dict[str, dict[str, Any]] = {}
-        self._networks: dict[float | None, dict[str, float]] = {}
+        self._networks: dict[float | None, dict[Hashable, Merged]] = {}
 
     def read(self, wanted: SearchConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
         """Architectures at the lambda that are asked for, sizes on the grid, random architectures."""
@@ -260,10 +261,12 @@ class Reader:
             SpaceError: None of the most probable ones is so small.
         """
         wanted, most, rows = int(parameters["candidates"]), parameters.get("max_params"), []
-        for found, log_prob in self.most_probable():
-            size = self.modelled_size(found)
+        by_form = itertools.islice(self.strategy.posterior().by_probability(), MERGED_AT_MOST)
+        # In a large space log q is that of a network's forms among those that are looked at.
+        for one in by_form if self.isomorphism_key is None else self.networks().values():
+            size = self.modelled_size(one.choices)
             if most is None or size["params"] <= most:
-                rows.append({"choices": Architecture(found).canonical(), "log_prob": log_prob, **size})
+                rows.append({"choices": Architecture(one.choices).canonical(), "log_prob": one.log_prob, **size})
             if len(rows) == wanted:
                 break
         if not rows:
@@ -273,29 +276,28 @@ class Reader:
             )
         return rows
 
-    def most_probable(self) -> Iterator[tuple[dict[str, Any], float]]:
-        """The most probable form of each network, and log q of the network, the most probable one first.
+    @property
+    def knows_networks(self) -> bool:
+        """Whether the space says which architectures compute the same, and has few enough to list them all."""
+        few: bool = self.strategy.posterior().log_count <= math.log(MERGED_AT_MOST)
+        return self.isomorphism_key is not None and few
 
-        Of the 20,000 most probable architectures: in a larger space log q is that of a network's forms among these.
-        """
-        looked_at = itertools.islice(self.strategy.posterior().by_probability(), MERGED_AT_MOST)
-        if self.isomorphism_key is None:
-            yield from ((one.choices, one.log_prob) for one in looked_at)
-        else:
-            yield from ((one.choices, one.log_prob) for one in merge(looked_at, self.identity).values())
+    def networks(self, lam: float | None = None) -> dict[Hashable, Merged]:
+        """By `identity`, the networks of the 20,000 most probable architectures at lambda, the most probable first."""
+        if lam not in self._networks:
+            looked_at = itertools.islice(self.strategy.posterior(lam).by_probability(), MERGED_AT_MOST)
+            self._networks[lam] = merge(looked_at, self.identity)
+        return self._networks[lam]
 
     def log_prob(self, choices: dict[str, Any], lam: float | None = None) -> float:
         """log q at lambda, in nats: of all architectures that compute the same, as far as the space knows.
 
-        In a space of more than 20,000 architectures: of this one alone.
+        Where there is not `knows_networks`: of this one alone.
         """
-        q = self.strategy.posterior(lam)
-        if self.isomorphism_key is None or q.log_count > math.log(MERGED_AT_MOST):
-            return float(q.log_prob(choices))
-        if lam not in self._networks:
-            merged = merge(q.by_probability(), self.identity)
-            self._networks[lam] = {str(name): one.log_prob for name, one in merged.items()}
-        return self._networks[lam].get(self.identity(choices), -math.inf)
+        if not self.knows_networks:
+            return float(self.strategy.posterior(lam).log_prob(choices))
+        found = self.networks(lam).get(self.identity(choices))
+        return -math.inf if found is None else found.log_prob
 
     def one_hot_score(self, choices: dict[str, Any], lam: float | None = None) -> float:
         """Validation score of an architecture with the weights of the search at lambda."""

@@ -13,8 +13,6 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 # On a GPU every clock waits for the work before it, so that a few passes are timed, not those that choose kernels.
 _FIRST_TIMED, _TIMED = 3, 20
-
-
 _CHANNELS_FIRST = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.PReLU, _BatchNorm, _InstanceNorm, nn.GroupNorm)
 
 

@@ -15,8 +15,6 @@ from nni_bayes_nas.optim.selection import GRANULARITIES, KEEPING, check_criterio
 Gradients = Literal["steps", "optimizer"]
 # Optimizers whose step of an entry depends on others.
 _COUPLED = ("lbfgs", "adafactor", "muon", "shampoo", "lars", "lamb", "soap", "sam", "novograd", "prodigy")
-
-
 # Those whose state is there from the beginning, and is not an average of what comes.
 _WHOLE = ("adagrad", "rprop")
 
