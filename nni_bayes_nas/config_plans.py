@@ -51,7 +51,7 @@ class CompressConfig:
     ``finetune_epochs``; with ``posterior_finetune_epochs`` so is also what was trained further at its lambda by the
     bound, before it is pruned (not in searches). Gradients are clipped to a norm of ``gradient_clip``, or every entry
     of them to ``gradient_clip_value``. Without ``shared_knots`` the knots of a piecewise linear hypernetwork have no
-    part that all of them train, and ``shared_until`` must be 0. ``draws`` of the weights make the predictive
+    part that all of them train, and ``shared_until`` says nothing. ``draws`` of the weights make the predictive
     distribution. ``inputs`` raw takes the standardization of the data back. The modules ``skip`` of the network, and
     what is in them, stay points and whole.
     """
@@ -126,9 +126,6 @@ class CompressConfig:
         learns = not self.kinds or self.shared_until < 1
         rule = "must be below 1, for knots to differ"
         require(learns, "compress.shared_until", rule, self.shared_until, "0.1 is the default")
-        apart = self.shared_knots or self.shared_until == 0
-        rule = "must be 0 where compress.shared_knots is false"
-        require(apart, "compress.shared_until", rule, self.shared_until, "set it to 0")
         for name in ("kinds", "direct", "priors", "lambdas", "fractions"):
             given = getattr(self, name)
             require(len(set(given)) == len(given), f"compress.{name}", "must be distinct", given, "leave one out")

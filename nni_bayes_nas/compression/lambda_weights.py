@@ -71,10 +71,10 @@ class LambdaWeights(nn.Module):
         return values
 
     def share(self, alone: bool) -> None:
-        """Whether piecewise linear hypernetworks are what their knots share alone, and learn that."""
+        """Whether piecewise linear hypernetworks are what their knots share alone, and learn that, if it can learn."""
         for net in (self.means, self.rhos):
             if net is not None:
-                net.alone = alone
+                net.alone = alone and net.kind == "piecewise_linear" and net.shared.requires_grad
 
 
 @contextlib.contextmanager

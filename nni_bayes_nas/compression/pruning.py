@@ -112,10 +112,10 @@ def prune(
         ConfigError: As `masks`, or a name in `skip` that is none of a layer.
         SpaceError: There is nothing to prune.
     """
-    every = scores(model)
-    if unknown := sorted(set(skip) - set(every)):
-        raise ConfigError(f"skip must name linear or convolutional layers, got {unknown}; there are {sorted(every)}.")
-    found = {name: score for name, score in every.items() if name not in skip}
+    layers = sorted(prunable(model))
+    if unknown := sorted(set(skip) - set(layers)):
+        raise ConfigError(f"skip must name linear or convolutional layers, got {unknown}; there are {layers}.")
+    found = {name: score for name, score in scores(model).items() if name not in skip}
     if not found:
         raise SpaceError(
             f"a network must have linear or convolutional layers, {type(model).__name__} has none to prune."

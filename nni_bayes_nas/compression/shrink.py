@@ -45,7 +45,7 @@ def shrink(network: nn.Module) -> nn.Sequential:
             dropout and `Flatten`, in `nn.Sequential`s; pruned, Gaussian layers by their means. It is left alone.
 
     Raises:
-        SpaceError: Another module, which is named.
+        SpaceError: Another module, or normalization by the batch alone; it is named.
     """
     plain = mean_network(network)
     make_permanent(plain)
@@ -57,6 +57,12 @@ def shrink(network: nn.Module) -> nn.Sequential:
             raise SpaceError(
                 f"what is made smaller must be a chain of linear layers, convolutions, normalization, activations and "
                 f"pooling, but {name or 'the network'} is {type(module).__name__}{' with groups' if grouped else ''}."
+            )
+    for name, module in chain:
+        if isinstance(module, _BatchNorm) and module.running_mean is None:
+            raise SpaceError(
+                f"normalization must have running statistics, by which a constant channel stays one, but {name} has "
+                "track_running_stats=False."
             )
     last = max((i for i, (_, m) in enumerate(chain) if isinstance(m, (nn.Linear, nn.Conv2d))), default=-1)
     made: list[nn.Module] = []

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from nni_bayes_nas.bayes import elbo, objective
 from nni_bayes_nas.coercion import require
 from nni_bayes_nas.compression.hyper_variational import HyperVariational
+from nni_bayes_nas.layers.finite import check_layers
 from nni_bayes_nas.layers.normalization import batch_statistics
 from nni_bayes_nas.layers.variational import collect_kl, variational_layers, weight_noise
 
@@ -44,7 +45,8 @@ class HyperVariationalModule(pl.LightningModule):
         lambdas_per_step: Values of lambda for a mini-batch.
         divide_batch: Whether every lambda sees a part of the mini-batch of its own, instead of all of it.
         warmup: Share of the steps until the divergence counts in full.
-        shared_until: Share of the steps in which a piecewise linear hypernetwork learns what its knots share alone.
+        shared_until: Share of the steps in which a piecewise linear hypernetwork learns what its knots share alone;
+            without `shared_knots` there are none.
         optimizer: "adam", or "sgd" with momentum .9.
         schedule: "falling", or "constant" rates.
         seed: Of the values of lambda.
@@ -90,7 +92,7 @@ class HyperVariationalModule(pl.LightningModule):
         self.seconds = self._began = 0.0
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """The mean over some lambda; NaN names its term, the layer if it is one's divergence, and the step."""
+        """The mean over some lambda; NaN names its term or the layer, and the step."""
         step = self.trainer.global_step
         progress = step / max(1, int(self.trainer.estimated_stepping_batches))
         means = self.terms(batch, step, progress)
@@ -108,7 +110,7 @@ class HyperVariationalModule(pl.LightningModule):
             progress: Share of the steps that are over.
 
         Raises:
-            NumericsError: A complexity that is not finite; names the layer and lambda.
+            NumericsError: A complexity or a loss that is not finite; names the layer and lambda.
         """
         x, y = batch
         self.model.hyper.share(progress < self.shared_until)
@@ -125,6 +127,9 @@ class HyperVariationalModule(pl.LightningModule):
         means = {name: torch.stack(values).mean() for name, values in terms.items()}
         if not bool(torch.isfinite(means["complexity"])):
             self._name_the_layer(lams, step)
+        if not bool(torch.isfinite(means["loss"])):
+            for lam, (inputs, _) in zip(lams, parts, strict=True):
+                check_layers(self.model.network, self.model.at(lam), inputs, at=f" at lambda {lam:g}", step=step)
         return means
 
     def lambdas_at(self, step: int) -> list[float]:
@@ -209,6 +214,8 @@ def finetune(
     n_objects: int | None = None,
     rho_learning_rate: float | None = None,
     optimizer: Optimizer = "adam",
+    gradient_clip: float | None = None,
+    clip_by: Literal["norm", "value"] = "norm",
 ) -> None:
     """Train a network of its own further, in place, its rate falling linearly to zero.
 
@@ -224,10 +231,12 @@ def finetune(
         n_objects: m; the size of the loader's data set if None.
         rho_learning_rate: Of the logarithms of standard deviations, at the first step; None: `learning_rate`.
         optimizer: "adam", or "sgd" with momentum .9.
+        gradient_clip: Largest norm of the gradient, or, `clip_by` "value", of an entry; None: none.
+        clip_by: "norm" or "value".
 
     Raises:
         ConfigError: Numbers that cannot be.
-        NumericsError: A term that is not finite; it names the layer, if it is one's divergence.
+        NumericsError: A term that is not finite; it names the layer.
     """
     require(epochs >= 0, "epochs", "must not be negative", epochs, "3 are usual")
     rho_rate = learning_rate if rho_learning_rate is None else rho_learning_rate
@@ -243,6 +252,8 @@ def finetune(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=1,
         max_epochs=epochs,
+        gradient_clip_val=gradient_clip,
+        gradient_clip_algorithm=None if gradient_clip is None else clip_by,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -267,6 +278,8 @@ class _Finetuning(pl.LightningModule):
             if not bool(torch.isfinite(terms["complexity"])):
                 for name, value in divergences.items():
                     objective.check_finite(f"divergence of {name}", value, step=self.trainer.global_step)
+        if not bool(torch.isfinite(terms["loss"])):
+            check_layers(self.network, self.network, x, step=self.trainer.global_step)
         return objective.total(terms, step=self.trainer.global_step)
 
     def configure_optimizers(self) -> Any:

@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -70,15 +70,8 @@ def run_compress(
         report({"default": best, "epoch": terms["epoch"]})
 
     callbacks: list[Any] = [SeedEpochs(seed), EpochLog(directory, "compress", intermediate, watch=watch)]
-    trainer = evaluation.trainer(
-        directory,
-        settings.epochs,
-        device,
-        callbacks,
-        clip=settings.gradient_clip or settings.gradient_clip_value,
-        clip_by="norm" if settings.gradient_clip_value is None else "value",
-        watch=watch,
-    )
+    clip, by = clipping(settings)
+    trainer = evaluation.trainer(directory, settings.epochs, device, callbacks, clip=clip, clip_by=by, watch=watch)
     trainer.fit(
         module,
         batches(data.train, settings.batch_size, seed=seed),
@@ -226,18 +219,35 @@ def _trained_on(
 ) -> dict[str, float]:
     """Train a network that was read off further, in place, by E_q log p(D | w) - price KL; its evidence then.
 
-    With the optimizer and the rates of the training: standard deviations have as far to go.
+    With the optimizer, the rates and the clipping of the training: standard deviations have as far to go.
     """
     evaluation.quiet_lightning()
     loader = batches(data.train, settings.batch_size, seed=seed)
     epochs = settings.posterior_finetune_epochs or 0
     rate, rho_rate = settings.learning_rate, settings.rho_learning_rate
-    finetune(network, loader, epochs, rate, lam=price, rho_learning_rate=rho_rate, optimizer=settings.optimizer)
+    clip, clip_by = clipping(settings)
+    finetune(
+        network,
+        loader,
+        epochs,
+        rate,
+        lam=price,
+        rho_learning_rate=rho_rate,
+        optimizer=settings.optimizer,
+        gradient_clip=clip,
+        clip_by=clip_by,
+    )
     recalibrate(network, inputs)
     with torch.no_grad():
         total = expected_log_likelihood(network.eval(), every_batch(data.train), log_likelihood)
         kl = float(torch.stack(list(collect_kl(network).values())).sum())
     return {"expected_log_likelihood": total, "kl": kl, "objective": total - price * kl}
+
+
+def clipping(settings: CompressConfig) -> tuple[float | None, Literal["norm", "value"]]:
+    """How far gradients may go, and of what that is."""
+    by_value = settings.gradient_clip_value
+    return (settings.gradient_clip, "norm") if by_value is None else (by_value, "value")
 
 
 def module_options(settings: CompressConfig) -> dict[str, Any]:

@@ -62,15 +62,17 @@ def gaussian(found):
 
 
 def fitted(model, lams=None):
+    """By the mean of J over lambda, as the package trains: not of J / lambda, which is a divergence in nats."""
     lams = [lam_of(t) for t in GRID] if lams is None else lams
-    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=400, line_search_fn="strong_wolfe", history_size=30)
+    options = {"max_iter": 300, "tolerance_grad": 1e-10, "tolerance_change": 1e-14}
+    optimizer = torch.optim.LBFGS(model.parameters(), line_search_fn="strong_wolfe", history_size=50, **options)
 
     def closure():
         optimizer.zero_grad()
         loss = torch.zeros((), dtype=torch.float64)
         for lam in lams:
             found = model.at(lam)
-            loss = loss - (DATA.expected_log_likelihood(*gaussian(found)) - found.complexity()) / lam
+            loss = loss - (DATA.expected_log_likelihood(*gaussian(found)) - found.complexity()) / len(lams)
         loss.backward()
         return loss
 
@@ -109,7 +111,7 @@ def test_linear_is_the_best_affine_fit():
     def loss(parameters):
         parts = torch.tensor(parameters, dtype=torch.float64, requires_grad=True)
         a, b, r, s = parts.reshape(4, D)
-        total = sum(-DATA.objective(a + b * t, (r + s * t).exp(), lam_of(t)) / lam_of(t) for t in GRID)
+        total = sum(-DATA.objective(a + b * t, (r + s * t).exp(), lam_of(t)) / len(GRID) for t in GRID)
         total.backward()
         return float(total.detach()), parts.grad.numpy()
 

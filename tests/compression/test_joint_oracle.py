@@ -77,15 +77,20 @@ class Joint:
         task = (q * errors).sum() / (2 * NOISE**2) / N
         return objective.total({"task": task, **elbo.divergence_terms(divergences, N, dict.fromkeys(divergences, lam))})
 
-    def fit(self, x, y, lams):
+    def fit(self, x, y, lams, iterations=250):
         optimizer = torch.optim.LBFGS(
-            self.parameters, max_iter=200, line_search_fn="strong_wolfe", history_size=30, tolerance_change=1e-12
+            self.parameters,
+            max_iter=iterations,
+            line_search_fn="strong_wolfe",
+            history_size=50,
+            tolerance_change=1e-14,
+            tolerance_grad=1e-10,
         )
 
         def closure():
             optimizer.zero_grad()
-            # Over lambda: a bound on the logarithm of the tempered evidence each, so that none outweighs the rest.
-            loss = torch.stack([N * self.loss(x, y, lam) / lam for lam in lams]).sum()
+            # As a search does; it is lambda times the divergence that counts.
+            loss = torch.stack([self.loss(x, y, lam) for lam in lams]).mean()
             loss.backward()
             return loss
 
@@ -110,11 +115,14 @@ class Joint:
 GRID = [min(0.1 * 100.0 ** (i / 16), 10.0) for i in range(17)]
 
 
-@pytest.mark.parametrize(("kind", "correlation", "limit"), [("piecewise_linear", 0.3, 0.05), ("mlp", 0.0, 0.01)])
-def test_one_search_follows_the_exact_joint_posterior_over_two_decades_of_lambda(kind, correlation, limit):
+@pytest.mark.parametrize(
+    ("kind", "correlation", "limit", "iterations"),
+    [("piecewise_linear", 0.3, 0.05, 250), pytest.param("mlp", 0.0, 0.01, 1000, marks=pytest.mark.slow)],
+)
+def test_one_search_follows_the_exact_joint_posterior_over_two_decades_of_lambda(kind, correlation, limit, iterations):
     """At 5 lambda within .05 nat per dimension, of which there are 2K; two of them lie between the knots."""
     x, y = data(correlation)
-    q = Joint(kind).fit(x, y, GRID)
+    q = Joint(kind).fit(x, y, GRID, iterations)
     assert max(q.divergence(x, y, lam) for lam in READ) / (2 * K) <= limit
 
 

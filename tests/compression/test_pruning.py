@@ -49,6 +49,7 @@ def test_scores_rank_as_the_relative_density_does():
     # Beside Gaussian layers a point has no score that could be compared.
     mixed = to_variational(network(gaussian=False), skip=["3"])
     assert list(scores(mixed)) == ["0", "5"]
+    assert list(prune(mixed, fraction=0.5, skip=["3", "5"])) == ["0"]
 
 
 @given(st.floats(0.0, 0.99), st.sampled_from(["global", "layer"]), st.booleans())

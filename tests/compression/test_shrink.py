@@ -128,6 +128,7 @@ def test_gaussian_layers_by_their_means_and_the_network_is_left_alone():
         (nn.Softplus(), "1 is Softplus"),
         (Residual(nn.Linear(3, 3)), "1 is Residual"),
         (nn.LSTM(3, 3), "1 is LSTM"),
+        (nn.BatchNorm1d(3, track_running_stats=False), "1 has track_running_stats=False"),
     ],
 )
 def test_what_is_no_chain_is_named(module, named):

@@ -82,7 +82,7 @@ def test_without_a_shared_part_only_knots_learn():
     watch = Watch()
     net = model(shared_knots=False)
     shared = [h.shared.clone() for h in (net.hyper.means, net.hyper.rhos)]
-    trained(net, callbacks=[watch], shared_until=0.0)
+    trained(net, callbacks=[watch])  # shared_until, .1, has nothing to say
     assert all(torch.equal(a, h.shared) for a, h in zip(shared, (net.hyper.means, net.hyper.rhos), strict=True))
     assert all(watch.rows[-1])
 
@@ -189,6 +189,35 @@ def test_a_divergence_that_is_not_finite_names_its_layer():
         gaussian[2].weight[0] = 0.0
     with pytest.raises(NumericsError, match=r"divergence of 2` is nan at step 0"):
         finetune(gaussian, data(), 1, 1e-3)
+
+
+def test_an_output_that_is_not_finite_names_its_layer():
+    plain = nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 2))
+    with torch.no_grad():
+        plain[2].bias[0] = float("nan")
+    with pytest.raises(NumericsError, match=r"output of 2` is nan at step 0"):
+        finetune(plain, data(), 1, 1e-3)
+    net = HyperVariational(plain, lambda_range=(0.1, 3.0))
+    with pytest.raises(NumericsError, match=r"output of 2 at lambda .* is nan at step 0"):
+        trained(net, epochs=1)
+    nothing = torch.full((2, 10), float("nan"))
+    with pytest.raises(NumericsError, match=r"inputs` is nan at step 0"):
+        finetune(model().materialize(1.0), DataLoader(TensorDataset(nothing, torch.zeros(2).long())), 1, 1e-3)
+
+
+def test_training_on_clips_gradients():
+    """SGD at rate 1: the first step moves the bias of two outputs by the gradient, at most its norm or entry."""
+
+    def moved(**options):
+        net = nn.Linear(10, 2)
+        nn.init.zeros_(net.weight)
+        before = [p.detach().clone() for p in net.parameters()]
+        finetune(net, data(N), 1, 1.0, optimizer="sgd", **options)
+        return torch.cat([(a - b.detach()).flatten() for a, b in zip(before, net.parameters(), strict=True)])
+
+    assert float(moved().norm()) > 0.2
+    assert float(moved(gradient_clip=0.01).norm()) == pytest.approx(0.01, rel=1e-3)
+    assert float(moved(gradient_clip=0.01, clip_by="value").abs().max()) == pytest.approx(0.01, rel=1e-3)
 
 
 def test_a_last_batch_that_is_smaller_than_the_lambdas_of_a_step():

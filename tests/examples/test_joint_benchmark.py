@@ -1,10 +1,11 @@
 """The benchmark of one lambda for structure and weights: what it reads off rows."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_scripts import module, script_folder  # noqa: F401 (a fixture)
+from benchmark_scripts import module, run, script_folder  # noqa: F401 (a fixture)
 
 from nni_bayes_nas.config import Config
 
@@ -65,3 +66,25 @@ def test_presets_are_configurations(preset: str) -> None:
     assert len({job.key for job in runs.first}) == 8
     for job in runs.first:
         assert Config.from_dict(job.config).experiment.device == ("gpu" if preset == "gpu" else "cpu")
+
+
+def test_seconds_are_of_all_that_an_arm_takes() -> None:
+    """The search counts for its cells and what is cut of them, once for a seed, and a run of many lambda once."""
+    script = module("joint")
+    rows: list[dict[str, Any]] = [{"arm": "search", "seed": seed, "cell": 0, "seconds": 100.0} for seed in (0, 1)]
+    for seed in (0, 1):
+        for cell in (0, 1):
+            for lam in (0.1, 1.0):
+                rows.append({"arm": "separate", "seed": seed, "cell": cell, "lambda": lam, "seconds": 10.0 + seed})
+        rows.append({"arm": "joint", "seed": seed, "cell": 0, "lambda": 0.1, "seconds": 50.0})
+    assert script.seconds(rows, "separate") == pytest.approx(121) and script.seconds(rows, "joint") == 50
+
+
+@pytest.mark.slow
+def test_one_lambda_for_structure_and_weights(tmp_path: Path) -> None:
+    said, result = run("joint", tmp_path / "joint.json")
+    arms = {row["arm"] for row in result["rows"]}
+    assert arms == {"reference", "structure", "weights", "separate", "joint", "search"}
+    joint = [row for row in result["rows"] if row["arm"] == "joint"]
+    assert len(joint) == 10 and {row["steps_after_search"] for row in joint} == {0}
+    assert all(target["value"] is not None for target in result["targets"][:2]) and "read off without a step" in said

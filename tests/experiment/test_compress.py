@@ -217,7 +217,6 @@ def test_networks_by_name_and_from_a_search(tmp_path):
         ({"weights": "point"}, r"compress.priors` must be \[fixed\], .* for weights that are points, got \['ard'\]"),
         ({"fractions": []}, "compress.fractions` must name a share"),
         ({"shared_until": 1.0}, "compress.shared_until` must be below 1"),
-        ({"shared_knots": False}, "compress.shared_until` must be 0 where compress.shared_knots is false"),
         ({"gradient_clip": 1.0, "gradient_clip_value": 1.0}, "compress.gradient_clip_value` must be null beside"),
         ({"gradient_clip_value": 0.0}, "compress.gradient_clip_value` must be positive"),
         ({"skip": ["9"]}, r"`compress.skip` must name modules of the network, "),
