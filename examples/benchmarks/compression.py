@@ -47,7 +47,7 @@ from compression_arms import (
     jobs,
 )
 from compression_figure import draw
-from compression_rows import FURTHER, Curves, print_curves, run_rows
+from compression_rows import FURTHER, Curves, gaps, print_curves, run_rows
 from compression_targets import targets as of_the_networks
 from contract import Target, parse, write_result
 from workers import Store, Workers
@@ -154,24 +154,29 @@ def print_seed(rows: list[dict[str, Any]]) -> None:
 
 
 def print_evidence(rows: list[dict[str, Any]]) -> None:
-    """J, expected log-likelihood and KL in nats, what is gained of J by training on at a lambda, and weights kept."""
-    print("\nnats, of all training objects; log_uniform is improper, and no evidence; gap (of amortization): J of the")
-    print("same network when it is trained on at this lambda alone, less J; direct: J of a direct run less J; J of the")
-    print("prior scaled, whose width lambda sets, is E log p - KL, another number than that of the others")
-    head = "".join(f"{name:>11}" for name in ("lambda", "J", "L_E", "KL", "gap", "direct", "kept", "error, %"))
+    """J, expected log-likelihood and KL in nats, the gap of amortization, and weights kept."""
+    print(
+        "\nnats, of all training objects; log_uniform is improper, and no evidence; gap (of amortization): the largest"
+    )
+    print("J that is known at this lambda less J; on: what the same network gains when it is trained on at this lambda")
+    print("alone; direct: J of a direct run less J; J of the prior scaled, whose width lambda sets, is E log p - KL,")
+    print("another number than that of the others")
+    head = "".join(f"{name:>11}" for name in ("lambda", "J", "L_E", "KL", "gap", "on", "direct", "kept", "error, %"))
     print(f"{'prior':<18}{'kind':<18}{head}")
     own = [row for row in rows if not row["arm"].endswith(FURTHER)]
     for arm, kind in dict.fromkeys((row["arm"], row["hypernet"]) for row in own):
         curves, direct, further = (
             Curves(rows, name, of) for name, of in ((arm, kind), (arm, "constant"), (arm + FURTHER, kind))
         )
+        apart = gaps(rows, arm, kind)
         for lam in curves.lambdas:
             mine, fit, kl = (curves.mean_of(lam, name) for name in ("objective", "expected_log_likelihood", "kl"))
             more = [
                 None if mine is None or theirs is None else theirs - mine
                 for theirs in (further.mean_of(lam, "objective"), direct.mean_of(lam, "objective"))
             ]
-            figures = (mine, fit, kl, more[0], None if kind == "constant" else more[1], curves.mean_of(lam, "kept"))
+            figures = (mine, fit, kl, apart.get(lam), more[0], None if kind == "constant" else more[1])
+            figures += (curves.mean_of(lam, "kept"),)
             cells = "".join(f"{'' if value is None else format(value, '.0f'):>11}" for value in figures)
             error = curves.mean(lam, 0.0, "test")
             print(f"{arm:<18}{kind:<18}{lam:>11g}{cells}{'' if error is None else format(error, '.2f'):>11}")

@@ -253,10 +253,11 @@ def evidence(epochs: int) -> tuple[Arm, ...]:
         "rho_learning_rate": 6e-3,
         "fractions": list(SHARES),
         "epochs": epochs,
+        "batch_size": 128,
         # The improper prior's slope is steep where a weight dies.
         "gradient_clip": 1.0,
         # What a network of its own would have of J at a lambda: from where it is read off, on.
-        "posterior_finetune_epochs": max(1, epochs // 3),
+        "posterior_finetune_epochs": max(1, epochs // 4),
     }
     runs = (*direct(EVIDENCE_LAMBDAS), *((kind, None) for kind in EVIDENCE_KINDS))
     return tuple(Arm(prior, settings, runs, prior) for prior in EVIDENCE_PRIORS)
@@ -289,7 +290,7 @@ PRESETS = {
     "gpu": Setting((*lenet(100, 200), *small(100))),
     "seed": Setting(seed_experiment(50, 3)),
     "authors": Setting(authors_table(25, 50, 17)),
-    "evidence": Setting(evidence(40), 20_000),
+    "evidence": Setting(evidence(120), 10_000),
     "cnn": Setting(convolutional((16, 32), 64, 25), 10_000),
     "cnn-gpu": Setting(convolutional((48, 96, 192), 256, 100)),
 }

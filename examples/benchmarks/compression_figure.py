@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compression_arms import AUTHORS, EVIDENCE_KINDS, EVIDENCE_PRIORS, PUBLISHED, SHARES
-from compression_rows import FURTHER, Curves
+from compression_rows import FURTHER, Curves, gaps
 from figures import COLOURS, Line, finish, grid_of, write
 
 _COLUMNS, _LEFT = 4, "weights / weights that are left"
@@ -96,28 +96,25 @@ def _authors(rows: list[dict[str, Any]]) -> Any:
 def _evidence(rows: list[dict[str, Any]]) -> Any:
     """A column for every prior: J and its parts, the gap of amortization, and the weights that are kept.
 
-    The gap is what a network gains of J that is trained on from there at its lambda alone; of a direct run it says how
-    far that is from its end.
+    The gap is that to the largest J that is known at this lambda, of all kinds, and of what was trained on from there.
     """
     figure, grid = grid_of(5, len(EVIDENCE_PRIORS), height=2.4)
     for column, prior in enumerate(EVIDENCE_PRIORS):
         for colour, kind in zip(("black", *COLOURS), ("constant", *EVIDENCE_KINDS), strict=False):
-            curves, further = Curves(rows, prior, kind), Curves(rows, prior + FURTHER, kind)
+            curves, apart = Curves(rows, prior, kind), gaps(rows, prior, kind)
             lams = curves.lambdas
             of_j = [curves.mean_of(lam, "objective") for lam in lams]
-            then = [further.mean_of(lam, "objective") for lam in lams]
-            gaps = [None if a is None or b is None else a - b for a, b in zip(then, of_j, strict=True)]
             label = {"constant": "direct"}.get(kind, kind)
             Line(label, lams, of_j, colour).draw(grid[0][column])
             for row, name in ((1, "expected_log_likelihood"), (2, "kl"), (4, "kept")):
                 Line(label, lams, [curves.mean_of(lam, name) for lam in lams], colour).draw(grid[row][column])
-            Line(label, lams, gaps, colour).draw(grid[3][column])
-        names = ("J, nats", "E log p, nats", "KL, nats", "J trained on at λ - J, nats", "weights above one sd")
+            Line(label, lams, [apart.get(lam) for lam in lams], colour).draw(grid[3][column])
+        names = ("J, nats", "E log p, nats", "KL, nats", "largest J known - J, nats", "weights above one sd")
         for axes, name in zip(grid[:, column], names, strict=True):
             axes.set_xscale("log")
             finish(axes, prior, "λ", name)
         grid[2][column].set_yscale("log")
-        grid[3][column].axhline(0, color="black", lw=0.8)
+        grid[3][column].set_yscale("symlog", linthresh=10)
         grid[4][column].set_yscale("log")
     return figure
 

@@ -135,6 +135,24 @@ class Curves:
         return found
 
 
+def gaps(rows: list[dict[str, Any]], arm: str, hypernet: str) -> dict[float, float]:
+    """How far J of an arm's runs is from the largest that is known, by lambda: the mean over seeds, in nats.
+
+    The largest is of all kinds, as trained for all lambda and as trained on at this one, of the same prior and seed: a
+    lower bound of the optimum, and the gap one of the gap to that, which nobody knows.
+    """
+    known: dict[tuple[float, int], float] = {}
+    for row in rows:
+        if row["arm"] in (arm, arm + FURTHER) and "objective" in row:
+            at = row["lambda"], row["seed"]
+            known[at] = max(known.get(at, row["objective"]), row["objective"])
+    found: dict[float, list[float]] = {}
+    for row in Curves(rows, arm, hypernet).rows:
+        if "objective" in row:
+            found.setdefault(row["lambda"], []).append(known[row["lambda"], row["seed"]] - row["objective"])
+    return {lam: statistics.fmean(values) for lam, values in found.items()}
+
+
 def print_curves(rows: list[dict[str, Any]]) -> None:
     """A line for every arm, kind and lambda: mean test errors by compression, before and after fine-tuning."""
     for arm, kind in dict.fromkeys((row["arm"], row.get("hypernet")) for row in rows):

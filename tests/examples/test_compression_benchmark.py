@@ -44,6 +44,35 @@ def test_what_can_go_ends_before_the_first_share_that_costs_more() -> None:
     assert curves.removable(1.0, 0.5, own=True) == 0.5 and curves.removable(1.0, 0.4, own=True) == 0.0
 
 
+def evidence_row(arm: str, kind: str, lam: float, seed: int, j: float) -> dict[str, Any]:
+    figures = {"objective": j, "expected_log_likelihood": j + 5, "kl": 5.0}
+    return {**row(lam, seed, [2.0, 3.0, 9.0], [2.0, 3.0, 7.0], arm), "hypernet": kind, **figures}
+
+
+def test_the_gap_of_amortization_is_to_the_largest_bound_that_is_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seed 0 has it by a direct run, seed 1 by what was trained on from a hypernetwork; other priors do not count."""
+    rows = [
+        evidence_row("fixed", "constant", 1.0, 0, -100.0),
+        evidence_row("fixed", "mlp", 1.0, 0, -130.0),
+        evidence_row("fixed", "constant", 1.0, 1, -120.0),
+        evidence_row("fixed", "mlp", 1.0, 1, -125.0),
+        evidence_row("fixed, trained on by its bound", "mlp", 1.0, 1, -110.0),
+        evidence_row("ard", "constant", 1.0, 0, -10.0),
+        {"arm": "fixed", "hypernet": "mlp", "lambda": None, "seed": 2, "error": "out of memory"},
+    ]
+    found = module("compression_rows").gaps
+    assert found(rows, "fixed", "mlp") == {1.0: 22.5} and found(rows, "fixed", "constant") == {1.0: 5.0}
+    assert found(rows, "ard", "constant") == {1.0: 0.0}
+    script = module("compression")
+    script.print_evidence(rows[:-1])
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("fixed") and "mlp" in line)
+    assert line.split()[2:8] == ["1", "-128", "-122", "5", "22", "18"] and line.split()[8] == "18"
+    module("compression_figure").draw("evidence", rows[:-1], tmp_path / "evidence.png")
+    assert (tmp_path / "evidence.png").stat().st_size > 10_000
+
+
 def test_the_claim_of_the_seed_is_judged_by_its_least_lambda() -> None:
     script, arms = module("compression"), module("compression_arms")
     shares = {0.0: 0.5, 0.1: 0.5}
