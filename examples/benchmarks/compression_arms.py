@@ -96,7 +96,7 @@ def small(epochs: int) -> tuple[Arm, ...]:
 
 
 # Of the baseline: lambda / (2 m) sum w^2 is added to the loss of an object.
-DECAYS = (0.0, 1.0, 3.0, 10.0, 30.0, 100.0)
+DECAYS = (0.0, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 
 SEED_LAMBDAS = (0.0, 0.1, 0.5, 1.0, 3.0, 10.0)
 SEED_SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -198,7 +198,8 @@ PUBLISHED = {
 
 
 def authors_table(epochs: int, hyper_epochs: int, more: int) -> tuple[Arm, ...]:
-    """784-50-10, Adam with one rate, weights ranked in every layer; and our recipe for as many epochs, `ours`.
+    """784-50-10, Adam with one rate, weights ranked in every layer; and our recipe for as many epochs, `ours`, which
+    has the prior "ard", rates of its own that fall, a warm-up, and weights ranked over all layers.
 
     Args:
         epochs: Of direct runs.
