@@ -6,6 +6,7 @@ backward pass leaves the gradients of the other rows out, and the optimizer sees
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -13,12 +14,15 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
+from torch.utils.hooks import RemovableHandle
 
 
 class Rows:
     """Makes a layer's active rows a parameter of their own, until `undo`.
 
-    Its pass backward cannot be differentiated itself: a penalty of gradients says so.
+    Its pass backward cannot be differentiated itself: a penalty of gradients says so. Where the layer's tensors are
+    used by function too, `F.linear(h, layer.weight.T)` say, the gradients that they have there are added to those of
+    the rows.
 
     Args:
         layer: See `can_split`.
@@ -34,10 +38,16 @@ class Rows:
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, rows: Tensor) -> None:
         self.layer, self.rows = layer, rows
-        layer.requires_grad_(False)
         self.weight = nn.Parameter(layer.weight.detach()[rows].clone())
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach()[rows].clone())
         self.given: Tensor | None = None
+        self._handles: list[RemovableHandle] = []
+        for whole, part in ((layer.weight, self.weight), (layer.bias, self.bias)):
+            if whole is not None and part is not None:
+                self._add(part, whole)  # of batches whose gradients add up
+                if whole.requires_grad:
+                    hook = functools.partial(self._add, part)
+                    self._handles.append(whole.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
         # An attribute of the instance goes before the method of the class.
         vars(layer)["forward"] = self._forward
 
@@ -53,6 +63,15 @@ class Rows:
         """The layer is as it was, with the values of now; what of it has a gradient is for the caller to say."""
         self.sync()
         del vars(self.layer)["forward"]
+        for handle in self._handles:
+            handle.remove()
+
+    def _add(self, part: Tensor, whole: Tensor) -> None:
+        """What a tensor of the layer has of gradient is from elsewhere: the pass through the layer gives it none."""
+        if whole.grad is not None:
+            found = whole.grad.index_select(0, self.rows)
+            part.grad = found if part.grad is None else part.grad + found
+            whole.grad = None
 
     def _forward(self, x: Tensor) -> Tensor:
         layer = self.layer

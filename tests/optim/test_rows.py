@@ -35,7 +35,7 @@ def test_outputs_and_gradients_are_those_of_the_layer(make, shape):
     (expected * g).sum().backward()
     torch.testing.assert_close(x.grad, x_plain.grad)
     torch.testing.assert_close(rows.weight.grad, plain.weight.grad[SOME])
-    assert layer.weight.grad is None and not layer.weight.requires_grad
+    assert layer.weight.grad is None and (layer.bias is None or layer.bias.grad is None)
     if plain.bias is not None:
         torch.testing.assert_close(rows.bias.grad, plain.bias.grad[SOME])
     # An input that needs no gradient gets none.
@@ -57,9 +57,27 @@ def test_steps_are_the_layers_once_in_sync_and_it_can_be_undone(make, shape):
     assert torch.equal(layer.weight[SOME], rows.weight) and torch.equal(layer.weight[others], before["weight"][others])
     assert set(layer.state_dict()) == set(before)
     rows.undo()
-    layer.requires_grad_(True)
     layer(torch.randn(shape)).sum().backward()
     assert layer.weight.grad.shape == layer.weight.shape and "forward" not in vars(layer)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_is_used_by_function_too_has_the_gradients_of_both(first):
+    """A coder whose decoder is the transposed matrix; whichever of both comes first in the pass backward."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(5, 6).double(), torch.randn(4, 5, dtype=torch.float64)
+    plain, rows = copy.deepcopy(layer), Rows(layer, SOME)
+    for one in (layer, plain):
+        for _ in range(2):  # gradients of two batches add up
+            h = torch.tanh(one(x))
+            again = h @ one.weight + one(x).sum() if first else one(h @ one.weight).sum() + h @ one.weight
+            (again - x + one.bias[:5]).square().sum().backward()
+    torch.testing.assert_close(rows.weight.grad, plain.weight.grad[SOME])
+    torch.testing.assert_close(rows.bias.grad, plain.bias.grad[SOME])
+    assert layer.weight.grad is None and layer.bias.grad is None
+    rows.undo()
+    F.linear(x, layer.weight).sum().backward()
+    assert layer.weight.grad is not None
 
 
 def test_with_mixed_precision():
@@ -105,7 +123,6 @@ def test_moments_go_with_the_rows_and_back(kind):
     swap(first, layer.weight, rows.weight, SOME, back=True)
     swap(first, layer.bias, rows.bias, SOME, back=True)
     rows.undo()
-    layer.requires_grad_(True)
     for name, value in first.state[layer.weight].items():
         if value is not None and value.dim() > 0:
             torch.testing.assert_close(value[SOME], second.state[plain.weight][name][SOME])
