@@ -12,8 +12,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-# Colours that a colour-blind reader tells apart (Okabe & Ito).
-COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#cc79a7")
+# Colours that a colour-blind reader tells apart (Okabe & Ito, grey for their yellow).
+COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#cc79a7", "#999999", "#000000")
 
 
 @dataclass(frozen=True)
