@@ -86,6 +86,7 @@ def run_retrain(
         "lambda": parameters.get("lambda"),
         "seconds": round(time.perf_counter() - started, 2),
         "seed": int(parameters["seed"]),
+        "test_objects": len(data.test),
         "device": trained.device,
         "stage_seconds": watch.seconds,
         **freeze_report_of(trained.trainer),

@@ -75,10 +75,25 @@ def accuracy_plot(run: RunFolder) -> Plot | None:
     if numbers and len(searches) > 1:
         numbers += " (only the ends of the first search)"
     caption = (
-        f"Filled: test {score.title} of the retrained networks, {seeds_text(run)}{numbers}. "
-        f"The size of the test set is not recorded in the run folder, so its sampling error is not shown.{missing}"
+        f"Filled: test {score.title} of the retrained networks, {seeds_text(run)}{numbers}."
+        f"{_sampling_error(shown, score)}{missing}"
     )
     return Plot(f"{score.heading} against parameters", render("score", draw, height=4.1), caption)
+
+
+def _sampling_error(shown: list[Row], score: Score) -> str:
+    """What the finite test set adds, as a sentence: sqrt(p (1 - p) / n), one standard error of an accuracy p."""
+    n = next((x for row in shown if (x := retrained(row, "test_objects").mean)), None)
+    if n is None:
+        return ""
+    if score.term != "accuracy":
+        return f" There are {n:.0f} test objects, whose sampling error is not shown."
+    errors = [100 * (p * (1 - p) / n) ** 0.5 for row in shown if (p := retrained(row, score.test).mean) is not None]
+    if not errors:
+        return ""
+    low, high = f"{min(errors):.2g}", f"{max(errors):.2g}"
+    span = low if low == high else f"{low} to {high}"
+    return f" One standard error of {n:.0f} test objects: {span} points."
 
 
 def _family(axes: Axes, family: list[Row], score: Score, color: str, name: str, *, labels: str) -> None:

@@ -98,6 +98,18 @@ def test_figures_have_title_axes_and_caption(run_folder):
         assert f">{label}</text>" in text
 
 
+def test_accuracy_has_the_sampling_error_of_its_test_objects(run_folder, edit_summary):
+    folder = run_folder()
+    assert "test objects" not in report(folder)  # of a folder that does not say how many
+
+    def change(summary):
+        for row in summary["architectures"]:
+            row["retrain"] = [{**one, "test_accuracy": 0.9, "test_objects": 900} for one in row["retrain"]]
+
+    edit_summary(folder, change)
+    assert "One standard error of 900 test objects: 1 points." in report(folder)  # sqrt(.9 * .1 / 900) = .01
+
+
 def test_what_does_not_depend_on_lambda_is_not_drawn_over_it(run_folder, edit_summary):
     """Draws of a posterior: one line of the expected cost, and points that no line joins."""
     folder = run_folder()

@@ -148,7 +148,7 @@ class SearchAndRetrain:
                 if result is None:
                     continue
                 measured = measured or result
-                values = {key: result.get(key) for key in (*self.task.retrain_terms, "seconds")}
+                values = {key: result.get(key) for key in (*self.task.retrain_terms, "seconds", "test_objects")}
                 if "selection" in result:
                     values["selection"] = result["selection"]
                 retrain.append({"seed": seed, **values, "trial": ledger.entries[trial]["job"], "name": name})
