@@ -39,7 +39,9 @@ class DataConfig:
     for ``npz`` and ``csv``, ``image_size`` (pixels) and ``grayscale`` for ``image_folder``, ``args`` for a function of
     the user. ``test_fraction`` is used only where the data have no test set of their own. ``limit`` and ``val_limit``
     keep the first so many training and validation objects after the seeded shuffle; ``skip`` leaves out so many before
-    them. ``on_gpu``: on a GPU all data lie in its memory, if they take no more than a quarter of what is free.
+    them. Splits are the same for all seeds; every ``val_split``, a number, draws other objects for validation, of what
+    is not test data: for small data, whose few validation objects favour one network by chance. ``on_gpu``: on a GPU
+    all data lie in its memory, if they take no more than a quarter of what is free.
     """
 
     name: str = "digits"
@@ -49,6 +51,7 @@ class DataConfig:
     path: str | None = None
     args: dict[str, Any] = field(default_factory=dict)
     val_fraction: float = 0.15
+    val_split: int | None = None
     test_fraction: float = 0.2
     skip: int = 0
     limit: int | None = None
@@ -64,6 +67,7 @@ class DataConfig:
         total = self.val_fraction + self.test_fraction
         require(total < 1, "data.val_fraction + data.test_fraction", "must be less than 1", total, "lower one of them")
         require_at_least("data.skip", self.skip, 0)
+        require_at_least("data.val_split", self.val_split, 0)
         require_at_least("data.limit", self.limit, 1)
         require_at_least("data.val_limit", self.val_limit, 1)
         require_at_least("data.image_size", self.image_size, 1)

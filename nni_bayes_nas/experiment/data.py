@@ -123,6 +123,8 @@ def load_data(config: DataConfig) -> DataSplits:
     if x_test is None or y_test is None:
         keep, held = task.split(y, config.test_fraction, order)
         x, y, x_test, y_test = x[keep], y[keep], x[held], y[held]
+    if config.val_split is not None:
+        order = np.random.default_rng([_SPLIT_SEED, config.val_split])
     train, val = task.split(y, config.val_fraction, order)
     train, val = train[config.skip :][: config.limit], val[: config.val_limit]
     for part, n, least in (

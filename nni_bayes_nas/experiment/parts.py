@@ -137,7 +137,8 @@ def part_of(source: dict[str, Any], task: dict[str, Any]) -> tuple[Tensor, Tenso
 def unsplit(data: DataConfig) -> DataConfig:
     """Data as they are before they are split, wherever their folder or file is looked for from."""
     usual = DataConfig()
-    split = {name: getattr(usual, name) for name in ("val_fraction", "test_fraction", "skip", "limit", "val_limit")}
+    names = ("val_fraction", "val_split", "test_fraction", "skip", "limit", "val_limit")
+    split = {name: getattr(usual, name) for name in names}
     root, path = (None if place is None else str(Path(place).resolve()) for place in (data.root, data.path))
     return replace(data, **split, root=root, path=path, on_gpu=usual.on_gpu, download=usual.download)
 

@@ -63,7 +63,10 @@ def test_separate_networks_are_paired_with_lambda_by_size() -> None:
 def test_presets_are_configurations(preset: str) -> None:
     script = module("joint")
     runs = script.Runs(argparse.Namespace(preset=preset, seeds=2, data="digits", root=None))
-    assert len({job.key for job in runs.first}) == 8
+    references = 1 if preset == "smoke" else 3
+    assert len({job.key for job in runs.first}) == 2 * (3 + references)
+    if preset != "smoke":  # other validation objects with every seed, the same ones in all arms
+        assert all(f"s{job.config['data']['val_split']}-" in job.name for job in runs.first)
     for job in runs.first:
         assert Config.from_dict(job.config).experiment.device == ("gpu" if preset == "gpu" else "cpu")
 

@@ -41,6 +41,18 @@ def test_the_split_of_digits_never_changes() -> None:
     assert hashes[::2] == ["02101f31ce83", "3e31d8524b75", "8a8a9ad47372"]
 
 
+def test_another_split_for_validation_leaves_the_test_data_alone() -> None:
+    usual, zero, one = (load_data(DataConfig(val_split=n)) for n in (None, 0, 1))
+    for other in (zero, one):
+        # The scale is that of the other training data.
+        raw, same = (d.test.tensors[0] * d.sd + d.mean for d in (other, usual))
+        assert torch.allclose(raw, same, atol=1e-4) and torch.equal(other.test.tensors[1], usual.test.tensors[1])
+        assert len(other.val) == len(usual.val) and not torch.equal(other.val.tensors[1], usual.val.tensors[1])
+    assert not torch.equal(zero.val.tensors[1], one.val.tensors[1])
+    again = load_data(DataConfig(val_split=1))
+    assert all(torch.equal(a, b) for a, b in zip(parts(one), parts(again), strict=True))
+
+
 def test_vectors_are_standardized_per_feature(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x = rng.normal([1e3, 0.0, -5.0], [1e2, 1e-3, 4.0], (200, 3)).astype(np.float32)
