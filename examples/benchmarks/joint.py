@@ -42,7 +42,7 @@ NAME = "joint"
 LOSS = 0.3
 ARMS = ("structure", "weights", "separate", "joint")
 # Lambda weighs divergences of all objects together: with more of these it must be larger.
-RANGES = {"digits": (0.003, 0.1), "mnist": (0.1, 3.0), "fashion_mnist": (0.1, 3.0), "cifar10": (0.1, 3.0)}
+RANGES = {"digits": (0.001, 0.1), "mnist": (0.1, 3.0), "fashion_mnist": (0.1, 3.0), "cifar10": (0.1, 3.0)}
 
 
 @dataclass(frozen=True)
