@@ -1,7 +1,7 @@
 """The command line ``nni-bayes-nas``.
 
-Exit codes: 0 done; 2 the user's mistake (at most three lines, nothing written); 128 + n stopped by signal
-n (130: Ctrl-C); 1 anything else.
+Exit codes: 0 done; 2 the user's mistake (at most three lines, nothing written); 128 + n a search in this process was
+stopped by signal n (130: Ctrl-C); 1 anything else, also a run that was stopped and can be resumed.
 Only what a command needs is imported, and only when it runs: torch alone takes seconds.
 """
 
@@ -360,7 +360,7 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str, str]] = {
     "report": (_report, "write report.html from run folders alone", "{program} runs/demo"),
     "evaluate": (
         _evaluate,
-        "attack, damage and calibrate what a run retrained; ensembles of its posterior",
+        "attack and damage what a run retrained, measure its calibration; ensembles of its posterior",
         "{program} runs/demo --epsilons 0.1 0.2 --objects 500",
     ),
     "export": (

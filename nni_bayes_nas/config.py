@@ -146,7 +146,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 def _check_override_path(path: str) -> None:
     known = _known_paths()
     # Below these the keys belong to a class that is not imported here: `fill_args` checks them.
-    free = [name for name in known if name.endswith(".args") or name in ("retrain.space", "compress.network_args")]
+    inner = (".args", ".selection")
+    free = [name for name in known if name.endswith(inner) or name in ("retrain.space", "compress.network_args")]
     if path in known or any(path.startswith(f"{name}.") for name in free):
         if all(path.split(".")):
             return

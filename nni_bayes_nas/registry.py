@@ -31,7 +31,7 @@ STRATEGIES: dict[str, tuple[str, str]] = {
     ),
     "regularized_darts": (
         "nni_bayes_nas.strategies.regularized_darts:RegularizedDARTS",
-        "first-order DARTS with an L1 term and a penalty on the expected cost",
+        "DARTS with an L1 term and a penalty on the expected cost",
     ),
 }
 

@@ -36,7 +36,7 @@ class RegularizedDARTS(DifferentiableStrategy):
             not clipped, and without the one-hot passes.
         second_order: "exact" (Hessian-vector product) or "finite_difference".
         execution: "plain": the supernet operation by operation; "fused": what operations share is computed once, with
-            the same result up to rounding; "auto" is "fused".
+            the same result up to rounding; "auto": fused on a CPU, and on a GPU where it is compiled or recorded.
         compile: Whether the passes of the mixture run through `torch.compile`: order 1 alone. It takes a minute or more
             for each of two forms, before the first step that needs it, and pays in long searches.
         cuda_graphs: Whether the passes of the mixture are recorded once and replayed on a GPU: order 1 alone.

@@ -164,6 +164,7 @@ def test_overrides_and_seed(tmp_path: Any) -> None:
             "search.learning_rate=1e-3",
             "space.args.widths=[4, 8]",
             "data.limit=null",
+            "retrain.selection.active=0.1",
             "report.title=a=b",
         ],
         seed=9,
@@ -171,6 +172,7 @@ def test_overrides_and_seed(tmp_path: Any) -> None:
     assert config.search.epochs == 7
     assert config.search.learning_rate == 1e-3
     assert config.space.args == {"widths": [4, 8]}
+    assert config.retrain.selection == {"active": 0.1}
     assert config.report.title == "a=b"
     assert config.seed == 9
 
