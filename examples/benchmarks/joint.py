@@ -74,7 +74,7 @@ _FRACTIONS = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 # Of digits, which have few steps an epoch. Epochs, rates and lambda are chosen by validation data of seeds 50 and 51.
 _DIGITS: dict[str, Any] = {
     **{"batch_size": 32, "search_epochs": 20, "joint_epochs": 100, "compress_epochs": 120, "finetune_epochs": 20},
-    **{"rate": 2e-3, "joint_rate": 3e-3, "tuning_rate": 1e-3},
+    "tuning_rate": 1e-3,
 }
 PRESETS = {
     "smoke": Setting(2, 200, 100, 2, 2, 1, (0.0, 0.5)),
