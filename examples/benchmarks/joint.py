@@ -21,7 +21,7 @@ points): with the same 216 for all, which networks of one cell get right is chan
 
 Reference and structure are trained for as many epochs as the weights of a cell and what follows together. A joint
 search sees the data as often as a compression does, of digits less often; the seconds of an arm are those of all that
-it takes.
+it takes. A figure is written beside FILE.json.
 
 Target (issue "Variational optimisation with complexity control", 5): with at most .3 points lost, joint compression at
 least that of structure alone and that of weights alone.
@@ -36,6 +36,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from contract import STEMS, Target, data_section, parse, write_result
+from joint_figure import draw
 from workers import Job, Outcome, Store, Workers
 
 NAME = "joint"
@@ -377,6 +378,7 @@ def main() -> int:
     found = targets(rows)
     write_result(options, NAME, rows, found, seconds=store.seconds, workers=workers.n, complete=complete)
     print_tables(rows)
+    draw({arm: points(rows, arm) for arm in ARMS}, rows, LOSS, options.output.with_suffix(".png"))
     print(*found, sep="\n")
     return 0 if complete else 1
 

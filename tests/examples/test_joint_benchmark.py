@@ -59,6 +59,13 @@ def test_separate_networks_are_paired_with_lambda_by_size() -> None:
     assert [(one["cell"], one["lambda"]) for one in script.paired(rows)] == [(0, 3.0), (1, 0.1), (2, 1.0)]
 
 
+def test_validation_chooses_what_is_drawn() -> None:
+    names = ("compression", "val", "test")
+    points = [dict(zip(names, row, strict=True)) for row in ((1, 0.2, 9), (2, 0.0, 8), (4, 0.1, 7), (8, 0.5, 0))]
+    front = module("joint_figure").chosen(points)
+    assert [point["compression"] for point in front] == [8, 4, 2]  # whole it is worse, though larger
+
+
 @pytest.mark.parametrize("preset", ["smoke", "cpu", "gpu"])
 def test_presets_are_configurations(preset: str) -> None:
     script = module("joint")
@@ -90,4 +97,5 @@ def test_one_lambda_for_structure_and_weights(tmp_path: Path) -> None:
     assert arms == {"reference", "structure", "weights", "separate", "joint", "search"}
     joint = [row for row in result["rows"] if row["arm"] == "joint"]
     assert len(joint) == 10 and {row["steps_after_search"] for row in joint} == {0}
+    assert (tmp_path / "joint.png").stat().st_size > 20_000
     assert all(target["value"] is not None for target in result["targets"][:2]) and "read off without a step" in said
