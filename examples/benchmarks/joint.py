@@ -44,8 +44,8 @@ LOSS = 0.3
 ARMS = ("structure", "weights", "separate", "joint")
 # Lambda weighs divergences of all objects together: with more of these it must be larger.
 RANGES = {"digits": (0.001, 0.1), "mnist": (0.03, 1.0), "fashion_mnist": (0.03, 1.0), "cifar10": (0.1, 3.0)}
-# Three steps of 2, so that cells see 4x4 points, and a search takes minutes.
-SMALLER = dict.fromkeys(("mnist", "fashion_mnist"), 224)
+# The stem of three steps of 2, so that cells see 4x4 points, and a search takes minutes.
+STEMS_HERE = {**STEMS, "mnist": 224, "fashion_mnist": 224}
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ class Setting:
     """How large a preset is.
 
     What follows `fractions` but `references` is of Gaussian weights: `rate` of compressions and `joint_rate` of
-    the joint search are Adam's, `tuning_rate` is that of what is cut.
+    the joint search are Adam's, `tuning_rate` is that of what is cut. With `val_fraction`, of all that is not test
+    data, other objects validate with every seed.
     """
 
     width: int
@@ -69,12 +70,20 @@ class Setting:
     joint_rate: float = 6e-3
     tuning_rate: float = 3e-3
     references: int = 1
+    val_fraction: float | None = None
 
 
 _FRACTIONS = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 # Of digits, which have few steps an epoch. Epochs, rates and lambda are chosen by validation data of seeds 50 and 51.
 _DIGITS: dict[str, Any] = {
-    **{"batch_size": 32, "search_epochs": 20, "joint_epochs": 100, "compress_epochs": 120, "finetune_epochs": 20},
+    "limit": None,
+    "val_limit": None,
+    "val_fraction": 0.2,
+    "batch_size": 32,
+    "search_epochs": 20,
+    "joint_epochs": 100,
+    "compress_epochs": 120,
+    "finetune_epochs": 20,
     "tuning_rate": 1e-3,
 }
 PRESETS = {
@@ -83,8 +92,6 @@ PRESETS = {
     "gpu": Setting(16, None, 5_000, 50, 100, 100, _FRACTIONS, references=3),
 }
 SEEDS = {"smoke": 1, "cpu": 3, "gpu": 5}
-# Of all that is not test data.
-VAL_FRACTION_OF_DIGITS = 0.2
 
 
 def setting_of(options: argparse.Namespace) -> Setting:
@@ -96,14 +103,11 @@ def setting_of(options: argparse.Namespace) -> Setting:
 def common(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     """What all configurations of a seed share."""
     setting = setting_of(options)
-    space = {"stem": SMALLER.get(options.data, STEMS[options.data]), "width": setting.width, "n_cells": 1, "n_nodes": 2}
-    if options.data == "digits" and options.preset != "smoke":
-        data = data_section(options, None, None, val_fraction=VAL_FRACTION_OF_DIGITS, val_split=seed)
-    else:
-        data = data_section(options, setting.limit, setting.val_limit)
+    space = {"stem": STEMS_HERE[options.data], "width": setting.width, "n_cells": 1, "n_nodes": 2}
+    split = {} if setting.val_fraction is None else {"val_fraction": setting.val_fraction, "val_split": seed}
     return {
         "space": {"name": "cell", "args": space},
-        "data": data,
+        "data": data_section(options, setting.limit, setting.val_limit, **split),
         "experiment": {"device": "gpu" if options.preset == "gpu" else "cpu", "threads": 1},
     }
 
@@ -166,12 +170,13 @@ def compression(options: argparse.Namespace, name: str, seed: int, choices: dict
     """A hypernetwork of lambda for the weights of a cell."""
     from nni_bayes_nas.architecture import Architecture
 
+    setting = setting_of(options)
     section = {
         **cut(options),
         "network": "space",
         "architecture": Architecture(choices).canonical(),
-        "epochs": setting_of(options).compress_epochs,
-        "learning_rate": setting_of(options).rate,
+        "epochs": setting.compress_epochs,
+        "learning_rate": setting.rate,
         "rho_learning_rate": 6e-3,
         "inputs": "standardized",  # as in searches and trainings
     }
