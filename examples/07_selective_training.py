@@ -134,6 +134,7 @@ def main() -> int:
     data = load_data(DataConfig())
     steps = options.epochs * len(batches(data.train, 32, seed=0))
     shared = {"criterion": options.criterion, "start": 0.2, "window": 50}
+    train(data, 1, 16)  # a process has costs of its own at its first training
     found = {
         "all": train(data, options.epochs, steps),
         "beginning frozen": train(data, options.epochs, steps, {**shared, "active": "auto", "granularity": "prefix"}),

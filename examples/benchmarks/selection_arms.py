@@ -15,10 +15,12 @@ OF_THE_CNN, OF_THE_CNN_FROZEN = (*CRITERIA, "gain_per_flop"), 0.9
 FROZEN = (0.6, 0.8, 0.9, 0.96)
 # With the output layer active, as it is where rows are chosen: without it random single weights have a handicap.
 ACTIVE_OUTPUT, ACTIVE_OUTPUT_FROZEN = ", output active", 0.8
-# Of the paper: SGD, tanh, pixels standardized, 600 steps, the choice after 100: by the gradient there, and by variances
-# of all steps before.
+# Of the paper: SGD, tanh, pixels standardized, 600 steps, the choice after 100; there by the gradient of all data at
+# that step, and variances of all steps before. Here by ten steps, which validation data of other seeds prefer to 100.
 PAPER_CRITERIA, PAPER_FROZEN = ("preconditioner", "gradient", "random"), (0.2, 0.4, 0.6, 0.8, 0.9, 0.96)
-PAPER_WINDOW = {"preconditioner": 100, "gradient": 10, "random": 10}
+PAPER_WINDOW, LONG = 10, "preconditioner, all steps"
+# In its setting too.
+PAPER_OTHERS = (LONG, "snr", "effective_perturbation", "gain")
 # Its curves, read off its figure: accuracy in % with so much frozen (all: as after 100 steps), and zeroed.
 PUBLISHED_FROZEN = {
     "preconditioner": {0.0: 96.9, 0.6: 96.65, 0.8: 96.1, 0.9: 95.3, 0.96: 94.45, 1.0: 92.6},
@@ -32,15 +34,23 @@ PUBLISHED_ZEROED = {
 STOPPED = "all frozen"
 ZEROED = (0.8, 0.9, 0.94, 0.95, 0.96, 0.98)
 # Of the networks that are not the paper's.
-OTHERS, OTHERS_FROZEN, OTHERS_ZEROED = ("mlp-300-100", "cnn", "cnn-normalized"), (0.8, 0.96), (0.8, 0.9, 0.95, 0.98)
+OTHERS_FROZEN = {"mlp-300-100": (0.8, 0.96), "cnn": (0.8, 0.96), "cnn-normalized": (0.8,)}
+OTHERS, OTHERS_ZEROED = tuple(OTHERS_FROZEN), {"cnn-normalized": (0.9, 0.95)}
 KEEP_BY = ("magnitude", "z", "random")
 # Rates that validation data prefer with other seeds, of three to five each, for trainings without selection; of
 # samplers by the loss of the averaged draws.
 RATES = {"sgd": 0.4, "momentum": 0.05, "adam": 3e-3, "sgld": 0.4, "psgld": 3e-3, "mandt": 0.3}
 OUTPUT = {"mlp-200": "net.3", "mlp-300-100": "net.5", "cnn": "net.9", "cnn-normalized": "net.13"}
-# Full training that takes as long as an arm: rates, in units of the usual one, of which validation prefers one.
-EQUAL_RATES = (0.5, 1.0, 2.0)
-OF_TIME = ("mlp-200", "mlp-300-100", "cnn", "cnn-normalized")
+# Of an arm whose time is compared, and of full training that takes as long: rates, in units of the usual one, of which
+# validation data of the first seeds prefer one.
+TRIED_RATES, TRIED = (0.5, 1.0, 2.0), " x rate"
+# How fast: the arm, by network.
+TIMED = {
+    "mlp-200": "rows gain 0.9",
+    "mlp-300-100": "rows gain 0.9",
+    "cnn": "automatic",
+    "cnn-normalized": "automatic",
+}
 FULL = "full"
 
 
@@ -116,18 +126,23 @@ def _curves(name: str, training: Parameters) -> dict[tuple[str, str], Parameters
     group = f"criteria, {name}"
     found = {(group, FULL): training}
     for criterion in CRITERIA:
-        for frozen in OTHERS_FROZEN:
+        for frozen in OTHERS_FROZEN[name]:
             selection = {**_selection(1 - frozen, criterion), "granularity": "weight"}
             found[group, f"weight {criterion} {frozen:g}"] = {**training, "selection": selection}
     for criterion in OF_THE_CNN if name == "cnn" else ():
         selection = {**_selection(1 - OF_THE_CNN_FROZEN, criterion), "granularity": "neuron", "always": [OUTPUT[name]]}
         found[group, f"neuron {criterion} {OF_THE_CNN_FROZEN:g}"] = {**training, "selection": selection}
-    return found | _zeroed(group, "zeroed by ", training, OTHERS_ZEROED)
+    return found | _zeroed(group, "zeroed by ", training, of_others(name))
+
+
+def of_others(name: str) -> tuple[float, ...]:
+    """Shares of a network that is not the paper's which are zeroed."""
+    return OTHERS_ZEROED.get(name, (0.8, 0.9, 0.95, 0.98))
 
 
 def is_timed(group: str, arm: str) -> bool:
     """Whether the seconds of an arm are compared: such arms run alone, one after the other."""
-    return group == "optimizers" or group in OF_TIME
+    return (group == "optimizers" or group in TIMED) and not arm.endswith(TRIED)
 
 
 def _selection(active: float | str, criterion: str) -> Parameters:
@@ -140,16 +155,19 @@ def _paper(setting: Setting) -> dict[tuple[str, str], Parameters]:
     paper: Parameters = {**recipe, "network": "mlp-200-tanh", "steps": setting.paper_steps}
     begun = setting.paper_steps // 6
     found = {("paper", FULL): paper, ("paper", STOPPED): {**paper, "steps": begun}}
-    for criterion in PAPER_CRITERIA:
+    for name in (*PAPER_CRITERIA, *PAPER_OTHERS):
+        criterion, window = (name.partition(",")[0], begun if name == LONG else min(PAPER_WINDOW, begun))
         for frozen in PAPER_FROZEN:
             selection = {"active": 1 - frozen, "criterion": criterion, "granularity": "weight", "scope": "layer"}
-            selection |= {"start": begun, "window": min(PAPER_WINDOW[criterion], begun)}
-            found["paper", f"{criterion} {frozen:g}"] = {**paper, "selection": selection}
+            found["paper", f"{name} {frozen:g}"] = {
+                **paper,
+                "selection": {**selection, "start": begun, "window": window},
+            }
     for by, shares in PUBLISHED_ZEROED.items():
         for share in shares:
             # All that is kept goes on, as there.
             selection = {"active": 1 - share, "kept": 1 - share, "keep_by": by, "granularity": "weight"}
-            selection |= {"scope": "layer", "start": begun, "window": min(PAPER_WINDOW["gradient"], begun)}
+            selection |= {"scope": "layer", "start": begun, "window": min(PAPER_WINDOW, begun)}
             found["paper", f"zeroed by {by} {share:g}"] = {**paper, "selection": selection}
     return found
 

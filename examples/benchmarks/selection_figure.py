@@ -12,17 +12,17 @@ from selection_arms import (
     FROZEN,
     FULL,
     KEEP_BY,
-    OF_TIME,
     OTHERS,
     OTHERS_FROZEN,
-    OTHERS_ZEROED,
     PAPER_CRITERIA,
     PAPER_FROZEN,
     PUBLISHED_FROZEN,
     PUBLISHED_ZEROED,
     STOPPED,
+    TIMED,
     ZEROED,
     is_timed,
+    of_others,
 )
 
 Mean = Callable[..., float | None]
@@ -41,7 +41,7 @@ def draw(rows: list[dict[str, Any]], mean: Mean, path: Path) -> None:
     curves = [("criteria", "weight", "weights"), ("criteria", "neuron", "neurons")]
     curves += [(f"criteria, {name}", "weight", f"{name}, weights") for name in OTHERS]
     for group, granularity, words in curves:
-        axes, shares = next(panels), FROZEN if group == "criteria" else OTHERS_FROZEN
+        axes, shares = next(panels), OTHERS_FROZEN.get(group.removeprefix("criteria, "), FROZEN)
         for colour, criterion in zip(COLOURS, CRITERIA, strict=False):
             values = [mean(group, f"{granularity} {criterion} {share:g}") for share in shares]
             Line(criterion, _percent(shares), values, colour).draw(axes)
@@ -60,14 +60,16 @@ def draw(rows: list[dict[str, Any]], mean: Mean, path: Path) -> None:
         _published(axes, by, theirs, colour)
     finish(axes, "the paper's setting, zeroed", "zeroed, %", "test accuracy, %")
     zeroed = [("zeroed", "", "criteria", ZEROED, "")]
-    zeroed += [(f"criteria, {name}", "zeroed by ", f"criteria, {name}", OTHERS_ZEROED, f"{name}, ") for name in OTHERS]
+    zeroed += [
+        (f"criteria, {name}", "zeroed by ", f"criteria, {name}", of_others(name), f"{name}, ") for name in OTHERS
+    ]
     for group, prefix, of_full, shares, words in zeroed:
         axes = next(panels)
         for colour, by in zip(COLOURS, KEEP_BY, strict=False):
             Line(by, _percent(shares), [mean(group, f"{prefix}{by} {share:g}") for share in shares], colour).draw(axes)
         _level(axes, mean(of_full, FULL))
         finish(axes, f"{words}zeroed after a fifth", "zeroed, %", "test accuracy, %")
-    for group in OF_TIME:
+    for group in TIMED:
         timed = [arm for arm in _arms(rows, group) if is_timed(group, arm)]
         _by_time(next(panels), mean, group, timed, "test_accuracy", "test accuracy, %")
     for name, words in (("accuracy", "test accuracy, %"), ("nll", "test NLL, nats"), ("ece", "test ECE")):
@@ -95,10 +97,11 @@ def _published(axes: Any, name: str, curve: Mapping[float, float], colour: str) 
 
 
 def _by_time(axes: Any, mean: Mean, group: str, arms: list[str], name: str, words: str) -> None:
-    """A point for every arm; those with a selection hollow, in the colour of the arm without."""
+    """A point for every arm, of a sampler of its averaged draws; hollow with a selection, of the other's colour."""
     colours: dict[str, str] = {}
     for arm in arms:
-        seconds, value = mean(group, arm, "process_seconds"), mean(group, arm, name)
+        seconds, value = mean(group, arm, "process_seconds"), mean(group, arm, f"averaged_{name}")
+        value = mean(group, arm, name) if value is None else value
         colour = colours.setdefault(arm.removesuffix(", selected"), COLOURS[len(colours) % len(COLOURS)])
         if seconds is not None and value is not None:
             face = "none" if arm.endswith(", selected") else colour

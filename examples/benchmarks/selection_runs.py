@@ -60,13 +60,13 @@ NETWORKS: dict[str, Callable[[], nn.Sequential]] = {
 }
 
 
-def _optimizer(name: str, rate: float, n: int) -> Callable[[Any], torch.optim.Optimizer]:
+def _optimizer(name: str, rate: float, n: int, seed: int) -> Callable[[Any], torch.optim.Optimizer]:
     return {
         "sgd": lambda p: torch.optim.SGD(p, rate),
         "momentum": lambda p: torch.optim.SGD(p, rate, momentum=0.9),
         "adam": lambda p: torch.optim.Adam(p, rate, fused=True),
-        "sgld": lambda p: SGLD(p, rate, n_objects=n),
-        "psgld": lambda p: PreconditionedSGLD(p, rate, n_objects=n),
+        "sgld": lambda p: SGLD(p, rate, n_objects=n, seed=seed),
+        "psgld": lambda p: PreconditionedSGLD(p, rate, n_objects=n, seed=seed),
         "mandt": lambda p: ConstantSGD(p, rate, n_objects=n, gather=50),
     }[name]
 
@@ -209,7 +209,7 @@ def run_selection(
     torch.manual_seed(seed)
     net = NETWORKS[parameters["network"]]()
     size, steps = int(parameters["batch_size"]), int(parameters["steps"])
-    make = _optimizer(parameters["optimizer"], float(parameters["rate"]), len(data.train))
+    make = _optimizer(parameters["optimizer"], float(parameters["rate"]), len(data.train), seed)
     prepare = prepared(parameters.get("inputs", "standardized"), data)
     module = Training(net, make, bool(parameters["falls"]), int(parameters.get("shift", 0)), prepare)
     clock, draws, callbacks = Clock(), Draws(_DRAWS), list[pl.Callback]()

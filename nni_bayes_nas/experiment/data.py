@@ -41,7 +41,8 @@ class Images(TensorDataset):
         self.levels = levels
 
     def __getitem__(self, index: Any) -> tuple[Tensor, ...]:
-        pixels, targets = (t[index] for t in self.tensors)
+        whole = isinstance(index, Tensor) and index.dtype in (torch.int64, torch.int32) and index.dim() == 1
+        pixels, targets = (t.index_select(0, index.to(t.device)) if whole else t[index] for t in self.tensors)
         channels = len(self.levels)
         first = torch.arange(0, 256 * channels, 256, dtype=torch.int32, device=pixels.device).reshape(-1, 1, 1)
         at = (pixels + first).flatten()

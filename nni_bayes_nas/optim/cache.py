@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 from nni_bayes_nas.layers.variational import Variational
 from nni_bayes_nas.optim.holding import Holding
 
-# Objects of a batch that are looked at once all are known.
-_LOOKED_AT = 8
+# Objects of a batch that are looked at once all are known: in the next batches, and then in every so many.
+_LOOKED_AT, _FIRST_BATCHES, _EVERY = 8, 100, 8
 
 
 class BatchIndices:
@@ -152,19 +152,21 @@ class ActivationCache:
     @torch.no_grad()
     def _look_up(self, x: Tensor, at: Tensor) -> list[Tensor] | None:
         """The output of the beginning, and that of the layer behind it; computed where it is not known."""
+        place = at.to(x.device)
         known = self._known[at]
         whole = bool(known.all())
         looked = torch.arange(len(at))
         if whole:
-            # Every object is looked at until all are known; then a few of every batch, at other places each time.
+            # Every object is looked at until all are known; then a few of a batch, at other places each time.
             self._batch += 1
+            if self._batch > _FIRST_BATCHES and self._batch % _EVERY:
+                return [part.index_select(0, place) for part in self._kept]
             looked = (looked[:_LOOKED_AT] + _LOOKED_AT * self._batch) % len(at)
         sums, seen = self._sums_of(x[looked.to(x.device)]), known[looked]
         if not torch.allclose(self._sums[at[looked]][seen], sums[seen], rtol=1e-9, atol=1e-9):
             self.why_not = "the same object was another one: data are augmented"
             self._kept = []
             return None
-        place = at.to(x.device)
         if not whole:
             found, new = self._computed(x[~known.to(x.device)]), at[~known]
             if found is None:

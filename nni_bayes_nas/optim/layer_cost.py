@@ -38,11 +38,14 @@ class LayerCosts:
         seconds: Of all passes, by the name of a module that has parameters of its own: the time of it and of what comes
             behind it up to the next one. Of what comes before the first, by "".
         places: At how many places of an object a module with parameters is applied: pixels of its output.
+        bytes_before: Of the input of an object of a module with parameters: what is kept, where it is the first that is
+            not frozen.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.seconds: dict[str, float] = {}
         self.places: dict[str, int] = {}
+        self.bytes_before: dict[str, int] = {}
         self._last = ""
         self._began: float | None = None
         self._first: nn.Module | None = None
@@ -76,6 +79,9 @@ class LayerCosts:
         def hook(layer: nn.Module, inputs: Any, output: Any) -> None:
             if owners:
                 self._last = owners[0]
+                first = inputs[0] if inputs else None
+                if isinstance(first, Tensor) and first.dim() >= 2 and len(first):
+                    self.bytes_before |= dict.fromkeys(owners, first[0].numel() * first.element_size())
                 output = output[0] if isinstance(output, tuple) else output
                 if isinstance(output, Tensor) and output.dim() >= 2:
                     features = output.shape[1] if isinstance(layer, _CHANNELS_FIRST) else output.shape[-1]
@@ -99,23 +105,25 @@ class LayerCosts:
 BACKWARD = 2 / 3
 
 
-def best_cut(gains: Sequence[float], costs: Sequence[float], saved: float = 1.0) -> int:
+def best_cut(gains: Sequence[float], costs: Sequence[float], saved: float | Sequence[float] = 1.0) -> int:
     """How many layers from the beginning on to freeze: the share of the costs saved, less the share of the gain.
 
-    max over c of saved * sum_{i < c} costs_i / sum costs - sum_{i < c} gains_i / sum gains; the last layer is never
+    max over c of saved_c * sum_{i < c} costs_i / sum costs - sum_{i < c} gains_i / sum gains; the last layer is never
     frozen.
 
     Args:
         gains: What is expected of optimizing each layer further, in the order of the network.
         costs: Of each.
-        saved: Share of a layer's cost that freezing saves: all of it where its outputs are kept, else `BACKWARD`.
+        saved: Share of the costs of a beginning that freezing saves: all of it where its outputs are kept, else
+            `BACKWARD`; one for all, or of the first layer, of the first two, and so on.
     """
     all_gains, all_costs = max(sum(gains), 1e-30), max(sum(costs), 1e-30)
-    best, value, at = 0, 0.0, 0.0
-    for i, (gain, cost) in enumerate(zip(gains[:-1], costs[:-1], strict=True)):
-        at += saved * cost / all_costs - gain / all_gains
+    best, value = 0, 0.0
+    for n in range(1, len(gains)):
+        share = saved if isinstance(saved, float) else saved[n - 1]
+        at = share * sum(costs[:n]) / all_costs - sum(gains[:n]) / all_gains
         if at > value:
-            best, value = i + 1, at
+            best, value = n, at
     return best
 
 
@@ -149,6 +157,8 @@ def entries_behind_cut(
     costs: LayerCosts,
     saved: float,
     allowed: Mapping[str, Tensor] | None = None,
+    *,
+    limit: float = float("inf"),
 ) -> int:
     """Parameters behind the best cut of the network, see `best_cut`.
 
@@ -158,11 +168,12 @@ def entries_behind_cut(
         ids: Of `selection.groups`, by layers.
         costs: What the layers were measured to take; where they were not, as on a GPU in the first passes,
             multiply-accumulates are counted instead.
-        saved: See `best_cut`.
+        saved: See `best_cut`, where outputs can be kept.
         allowed: By name, booleans of entries that can be optimized; None: all.
+        limit: Bytes that may be kept of an object: behind a beginning that gives more, nothing is.
     """
     n = 1 + max(int(ids[name].max()) for name in parameters)
-    gains, seconds, counts, sizes = [0.0] * n, [0.0] * n, [0.0] * n, [0] * n
+    gains, seconds, counts, sizes, given = [0.0] * n, [0.0] * n, [0.0] * n, [0] * n, [0] * n
     for name, p in parameters.items():
         layer, owner = int(ids[name].flatten()[0]), name.rpartition(".")[0]
         mask = None if not allowed else allowed[name].to(values[name].device)
@@ -170,4 +181,6 @@ def entries_behind_cut(
         sizes[layer] += p.numel() if mask is None else int(mask.sum())
         counts[layer] += p.numel() * costs.places.get(owner, 1)
         seconds[layer] = costs.seconds.get(owner, 0.0)
-    return sum(sizes[best_cut(gains, seconds if any(seconds) else counts, saved) :])
+        given[layer] = costs.bytes_before.get(owner, 0)
+    shares = [saved if size <= limit else min(saved, BACKWARD) for size in given[1:]]
+    return sum(sizes[best_cut(gains, seconds if any(seconds) else counts, shares) :])

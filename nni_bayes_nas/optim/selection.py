@@ -84,7 +84,9 @@ def scores(
 
 
 def keeping_scores(by: Keeping, statistics: GradientStatistics, generator: torch.Generator) -> dict[str, Tensor]:
-    """How much each parameter is worth keeping: |w|; |mean| / sd of w along the steps ("z"); or chance.
+    """How much each parameter is worth keeping.
+
+    |w|; |mean| / sd of w along the steps ("z"), 0 where it has not moved; or chance.
 
     Raises:
         ConfigError: An unknown rule, or statistics that were not gathered.
@@ -95,7 +97,11 @@ def keeping_scores(by: Keeping, statistics: GradientStatistics, generator: torch
         return {n: torch.rand(p.shape, generator=generator).to(p) for n, p in statistics.parameters.items()}
     if by == "magnitude":
         return {name: p.detach().abs() for name, p in statistics.parameters.items()}
-    return {name: mean.abs() / sd.clamp_min(_TINY) for name, (mean, sd) in statistics.weights().items()}
+    # What no step has moved, the weight of an input that is always 0, say, does nothing.
+    return {
+        name: torch.where(sd > 0, mean.abs() / sd.clamp_min(_TINY), 0.0)
+        for name, (mean, sd) in statistics.weights().items()
+    }
 
 
 def groups(model: nn.Module, granularity: Granularity) -> dict[str, Tensor]:

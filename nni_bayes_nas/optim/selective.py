@@ -210,8 +210,7 @@ class SelectiveOptimization(pl.Callback):
         """Choose, where it is time."""
         if self._holding is not None and not self.by_layers:
             self._holding.after_step()
-        which = "after" if self.active else "before"
-        self.seconds[which].append(time.perf_counter() - self._clock)
+        self.seconds["after" if self.active else "before"].append(time.perf_counter() - self._clock)
         if self.active:  # where it went on, it has seen a pass now
             self._costs.remove()
         # Of accumulated batches one alone is a step; of several optimizers one batch is several.
@@ -329,8 +328,9 @@ class SelectiveOptimization(pl.Callback):
             chain = chain_of(pl_module)
             kept = self._indices is not None and chain is not None and caching.is_the_same_twice(chain[1])
             saved = share_saved(epochs_left(trainer, self.steps_done(trainer))) if kept else BACKWARD
-            behind = entries_behind_cut(self._parameters, values, ids, self._costs, saved, self.kept or None)
-            self.n_active = min(self.n_kept, behind)
+            limit = self.cache_limit / (1 if self._indices is None else self._indices.n_objects)
+            how = self._costs, saved, self.kept or None
+            self.n_active = min(self.n_kept, entries_behind_cut(self._parameters, values, ids, *how, limit=limit))
         before_it, places = self.active, self._costs.places
         self.active = self._pick(self.granularity == "prefix")(
             self.n_active,

@@ -34,6 +34,28 @@ def test_the_criterion_is_chosen_by_validation() -> None:
     assert "output active" in found[1].what and [t.holds for t in script.targets(table)].count(True) == 1
 
 
+def test_other_seeds_choose() -> None:
+    """Of seed 2 the others prefer a, by .5 in the mean; of 0 and 1, of which one has a bad one, b."""
+    script = module("selection")
+    val = {"a": (0.9, 0.9, 0.5), "b": (0.85, 0.85, 0.95)}
+    rows = [
+        {**row(arm, seed, 0.01 * (seed + 10 * (arm == "b"))), "val_accuracy": accuracy}
+        for arm, accuracies in val.items()
+        for seed, accuracy in enumerate(accuracies)
+    ]
+    words, found = script.preferred_elsewhere(script.Table(rows), "cnn", ["a", "b", "not run"])
+    assert words == "b (2), a (1)" and found == {0: pytest.approx(10), 1: pytest.approx(11), 2: pytest.approx(2)}
+    assert script.preferred_elsewhere(script.Table([rows[0], rows[3]]), "cnn", ["a", "b"])[0] == "a"
+    assert script.preferred_elsewhere(script.Table([]), "cnn", ["a", "b"]) == ("", {})
+
+
+def test_optimizers_are_compared_with_themselves() -> None:
+    script = module("selection")
+    rows = [row("adam", 0, 0.98, group="optimizers"), row("adam, selected", 0, 0.97, group="optimizers")]
+    found = script.intervals(script.Table(rows))
+    assert [(one["arm"], one["mean"]) for one in found] == [("adam, selected", pytest.approx(1.0))]
+
+
 @pytest.mark.parametrize("preset", ["smoke", "cpu", "gpu"])
 def test_arms_are_trainings(preset: str) -> None:
     arms, runs = module("selection_arms"), module("selection_runs")
@@ -67,6 +89,7 @@ def test_what_is_timed_runs_alone() -> None:
     arms = module("selection_arms")
     assert arms.is_timed("cnn", "automatic") and arms.is_timed("optimizers", "adam")
     assert not arms.is_timed("criteria, cnn", "neuron gain 0.9") and not arms.is_timed("criteria", "full")
+    assert not arms.is_timed("cnn", "automatic, 0.5 x rate")
 
 
 def test_arms_take_turns() -> None:

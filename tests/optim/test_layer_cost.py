@@ -47,6 +47,9 @@ def test_the_best_cut_by_hand():
     assert best_cut([1, 3, 5, 1], [5, 4, 0.5, 0.5], 2 / 3) == 1
     # The last layer goes on, whatever it costs; nothing to gain is no reason to stop.
     assert best_cut([0, 0], [1, 9]) == 1 and best_cut([3], [1]) == 0 and best_cut([0, 0], [0, 0]) == 0
+    # Where no more than the first two layers' outputs can be kept, or only theirs: .5 - .1, .6 - .4; .33 - .1, .9 - .4.
+    assert best_cut([1, 3, 5, 1], [5, 4, 0.5, 0.5], [1, 2 / 3, 2 / 3]) == 1
+    assert best_cut([1, 3, 5, 1], [5, 4, 0.5, 0.5], [2 / 3, 1, 2 / 3]) == 2
 
 
 @pytest.mark.parametrize(("seconds", "first"), [((9.0, 0.1, 0.1), "net.1"), ((0.1, 0.1, 9.0), "net.0")])
@@ -94,6 +97,21 @@ def test_entries_behind_a_cut_are_those_that_can_be_optimized():
         allowed[name].view(-1)[:n] = True
     # Twelve of the twenty-one are in the first layer: their share of the gain is not that of all.
     assert entries_behind_cut(parameters, values, ids, costs, 1.0, allowed) == 9
+
+
+def test_a_beginning_whose_outputs_are_too_large_saves_less():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3, bias=False), nn.Flatten(), nn.Linear(32, 10, bias=False))
+    parameters = dict(net.named_parameters())
+    values = {name: torch.full(p.shape, 1 / p.numel()) for name, p in parameters.items()}
+    ids = {name: torch.full(p.shape, i) for i, (name, p) in enumerate(parameters.items())}
+    costs = LayerCosts(net)
+    net(torch.zeros(2, 1, 6, 6))
+    costs.remove()
+    assert costs.bytes_before == {"0": 36 * 4, "2": 32 * 4}
+    # Half of the gain, and .6 of the costs: .6 - .5 of it kept, .4 - .5 not.
+    costs.seconds = {"0": 6.0, "2": 4.0}
+    assert entries_behind_cut(parameters, values, ids, costs, 1.0, limit=128) == 320
+    assert entries_behind_cut(parameters, values, ids, costs, 1.0, limit=127) == 338
 
 
 def test_what_is_kept_does_not_spill_into_the_frozen_beginning(monkeypatch):

@@ -169,6 +169,15 @@ def test_what_is_kept():
     assert keeping_scores("random", statistics, torch.Generator())["w"].shape == (4,)
 
 
+def test_what_has_not_moved_is_kept_last_by_z():
+    """The weights of a constant input: however large they are, and their standard deviation of 0 is no certainty."""
+    statistics = trained(
+        torch.tensor([2.0, 0.0]), torch.tensor([3.0, 1.0]), torch.tensor([0.0, 1.0]), 0.0, 20, ("chain",)
+    )
+    z = keeping_scores("z", statistics, torch.Generator())["w"]
+    assert z[0] == 0 and z[1] > 0
+
+
 def losses(hessian, best, w, k, n_kept):
     """The loss of every pair of choices: what is optimized further goes to its optimum, what is not kept is zero."""
     n, found = len(w), {}
