@@ -19,6 +19,7 @@ RANKS = {
     "errors": 0,
     "lockstep": 0,
     "precision": 0,
+    "fused": 0,
     "coercion": 0,
     "config": 0,
     "config_plans": 0,

@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from contract import Target, half_width, parse, write_result
+from contract import STEMS, Target, half_width, parse, write_result
 from workers import Job, Outcome, Store, Workers
 
 NAME = "prediction_cells"
@@ -42,10 +42,9 @@ _BANK = "bank"
 
 @dataclass(frozen=True)
 class Setting:
-    """How large a preset is: tasks, and how many of them in a job; sections of the configuration."""
+    """How large a preset is: tasks; sections of the configuration."""
 
     tasks: int
-    tasks_per_job: int
     drawn: int
     limit: int | None
     space: dict[str, Any]
@@ -56,13 +55,13 @@ class Setting:
 
 PRESETS = {
     "smoke": Setting(
-        *(3, 2, 20, 300, {"width": 4, "n_cells": 1, "n_nodes": 1}),
+        *(3, 20, 300, {"width": 4, "n_cells": 1, "n_nodes": 1}),
         search={"epochs": 2, "warmup_epochs": 1, "batch_size": 16, "lambdas": 2},
         predict={"cell_replicas": 2, "cell_draws": 2, "fit_steps": 10, "dim": 16, "least_objects": 96},
         retrain={"epochs": 1, "batch_size": 32},
     ),
     "cpu": Setting(
-        *(24, 3, 300, 5_000, {"width": 8, "n_cells": 2, "n_nodes": 2}),
+        *(24, 300, 5_000, {"width": 8, "n_cells": 2, "n_nodes": 2}),
         search={"epochs": 15, "warmup_epochs": 2, "batch_size": 16, "lambdas": 3},
         predict={"cell_replicas": 3, "cell_draws": 3, "shares": [0.05, 0.2], "least_objects": 128},
         retrain={"epochs": 10, "batch_size": 64},
@@ -86,7 +85,7 @@ def common(options: argparse.Namespace, target: str) -> dict[str, Any]:
     setting, every = PRESETS[options.preset], sources(options)
     return {
         "data": every[target],
-        "space": {"name": "cell", "args": {"stem": 8, **setting.space}},
+        "space": {"name": "cell", "args": {"stem": STEMS[target], **setting.space}},
         "strategy": {"name": "hyper_darts"},
         "search": {**setting.search, "random": 0},
         "retrain": setting.retrain,
@@ -173,18 +172,17 @@ def _of_equal_size(config: Any, cells: list[dict[str, Any]], n: int, seed: int) 
 
 
 def bank_jobs(options: argparse.Namespace) -> list[Job]:
-    """The searches on parts."""
-    setting: Setting = PRESETS[options.preset]
-    size, config = setting.tasks_per_job, common(options, "digits")
+    """The searches on parts: of each data set in turn, with the stem of its images."""
+    setting, names = PRESETS[options.preset], list(sources(options))
     return [
         Job(
             f"bank-{first}",
             f"{NAME}:searched",
-            config,
-            {"trial": f"bank-{first}", "first": first, "count": min(size, setting.tasks - first)},
+            common(options, names[first % len(names)]),
+            {"trial": f"bank-{first}", "first": first, "count": 1},
             (0, first),
         )
-        for first in range(0, setting.tasks, size)
+        for first in range(setting.tasks)
     ]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from prediction_results import DECODERS, SEARCH
 
-RANKED = ("random", "relevance", "snip")
+RANKED = ("random", "relevance", "snip", "magnitude")
 BASELINES = ("random", "relevance", "snip", "magnitude", "adanet", "low_rank", "dense")
 # Not of sparse layers, and so not side by side with others.
 OF_OTHER_FORM = ("adanet", "low_rank")
@@ -39,16 +39,19 @@ def left_out(config: Any, parameters: dict[str, Any], directory: Path, report: A
     from nni_bayes_nas.prediction.sparse_net import build
 
     target, decoder, seed = parameters["target"], parameters["decoder"], int(parameters["seed"])
+    first, unseen = bool(parameters["first"]), parameters["unseen"]
     fitted: list[Any] = []
     config = dataclasses.replace(config, predict=dataclasses.replace(config.predict, tasks=0, bank=parameters["bank"]))
     about = {"decoder": decoder, "banks": [], "seed": seed, "left_out": target, "every": parameters["every"]}
+    about |= {"unseen": unseen, "errors": first}
     found = run_predict(config, about, directory, report, fitted.append)
     settings, data, predictor = config.predict, whole(load_data(config.data)), fitted[0]
     names = list(sources_of(config))
     other = whole(load_data(sources_of(config)[names[(names.index(target) + 1) % len(names)]])).parts
     arms: dict[tuple[str, int], list[Any]] = {}
-    taus: dict[str, dict[str, float]] = {}
-    for budget in (one["budget"] for one in found["predictions"]):
+    seeds: dict[tuple[str, int], list[int]] = {}
+    budgets, taus = [one["budget"] for one in found["predictions"]], dict[str, dict[str, float]]()
+    for budget in budgets:
         drawn = predicted(directory, budget)
         # The objects of the next data set in place of its own.
         shuffled = predictor.predict(data.parts, budget, data.n_classes, n=settings.draws, seed=seed, seen=other)
@@ -57,15 +60,17 @@ def left_out(config: Any, parameters: dict[str, Any], directory: Path, report: A
             (SHUFFLED, budget): [one.net for one in shuffled[: settings.verify]],
             (SAME_SHAPE, budget): picked(same_shape(drawn, budget, seed), predictor, data, settings.verify, seed)[0],
         }
-        # The ranker knows nothing of the decoder.
-        if decoder == DECODERS[0]:
-            ranked, taus[str(budget)] = _ranked(config, predictor, budget, data, seed)
-            arms |= {(arm, budget): nets for arm, nets in ranked.items()}
-    trained, rows = together(arms, data, settings, seed), dict[str, dict[str, Any]]()
+    # The ranker knows nothing of the decoder.
+    if decoder == DECODERS[0]:
+        ranked, seeds, taus = _ranked(config, predictor, budgets, data, seed)
+        arms |= ranked
+    trained, rows = together(arms, data, settings, seed, seeds), dict[str, dict[str, Any]]()
     for (arm, budget), one in trained.items():
         rows.setdefault(arm, {})[str(budget)] = one.row(data)
     seconds = {
-        str(b): alone(build(one.net, seed), data, settings, seed) for (arm, b), one in trained.items() if not arm
+        str(b): alone(build(one.net, seed), data, settings, seed)
+        for (arm, b), one in trained.items()
+        if first and not arm
     }
     return {**found, "trained": rows, "whole_taus": taus, "alone": seconds}
 
@@ -82,24 +87,32 @@ def same_shape(nets: list[Any], budget: int, seed: int) -> list[Any]:
     ]
 
 
-def picked(nets: list[Any], predictor: Any, data: Any, n: int, seed: int) -> tuple[list[Any], list[float]]:
-    """The `n` best by the ranker, of networks whose inputs are ranks, theirs are columns; and the scores of all."""
+def picked(nets: list[Any], predictor: Any, data: Any, n: int, seed: int) -> tuple[list[Any], list[int], list[float]]:
+    """The `n` best by the ranker, of networks whose inputs are ranks, theirs are columns; their places; all scores."""
     from nni_bayes_nas.prediction.relevance import order_of_features
     from nni_bayes_nas.prediction.sparse_architecture import of_columns
 
     order = order_of_features(data.parts.x, data.parts.y)
     scores = predictor.ranked(nets, data.parts.in_order(order), seed)
     best = sorted(range(len(nets)), key=scores.__getitem__)[:n]
-    return [of_columns(nets[i], order.tolist()) for i in best], scores
+    return [of_columns(nets[i], order.tolist()) for i in best], best, scores
 
 
-def together(arms: dict[tuple[str, int], list[Any]], data: Any, settings: Any, seed: int) -> dict[Any, Any]:
-    """The best of each arm and budget by validation, all trained side by side with the same seeds in every arm."""
+def together(
+    arms: dict[tuple[str, int], list[Any]],
+    data: Any,
+    settings: Any,
+    seed: int,
+    seeds_by_arm: dict[tuple[str, int], list[int]] | None = None,
+) -> dict[Any, Any]:
+    """The best of each arm and budget by validation, all trained side by side, with the same seeds in every arm but
+    those that have their own: what was found by its initial weights keeps them."""
     from nni_bayes_nas.prediction.many import Training
     from nni_bayes_nas.prediction.training import best, seeds_of, train_together
 
     nets = [net for each in arms.values() for net in each]
-    seeds = [own for each in arms.values() for own in seeds_of(seed, len(each))]
+    own_of = seeds_by_arm or {}
+    seeds = [own for key, each in arms.items() for own in own_of.get(key, seeds_of(seed, len(each)))]
     trained, found, at = train_together(nets, seeds, data, Training(settings.train_steps)), {}, 0
     for key, each in arms.items():
         found[key], at = best(trained[at : at + len(each)]), at + len(each)
@@ -115,49 +128,65 @@ def alone(module: Any, data: Any, settings: Any, seed: int) -> float:
 
 
 def _ranked(
-    config: Any, predictor: Any, budget: int, data: Any, seed: int
-) -> tuple[dict[str, list[Any]], dict[str, float]]:
-    """As many networks of a baseline as a decoder draws, of which its ranker picks, by arm; and how well it orders
-    every third of these, trained on all data: Kendall's tau with the mean validation loss of two seeds, of all together
-    and within each baseline, by its trees alone and by short trainings alone, and that of the two seeds.
+    config: Any, predictor: Any, budgets: list[int], data: Any, seed: int
+) -> tuple[dict[tuple[str, int], list[Any]], dict[tuple[str, int], list[int]], dict[str, dict[str, float]]]:
+    """As many networks of a baseline as a decoder draws, of which its ranker picks, by arm and budget; seeds of those
+    that were found by their initial weights; and by budget how well it orders every third of them, trained on all data.
+
+    Kendall's tau with the mean validation loss of two seeds, of all together and within each baseline, by its trees
+    alone and by short trainings alone, and that of the two seeds.
     """
     import random
 
     import numpy as np
 
     from nni_bayes_nas.experiment.bank import vocabulary_of
-    from nni_bayes_nas.prediction.baselines import draw_net
+    from nni_bayes_nas.prediction.baselines import draw_nets
     from nni_bayes_nas.prediction.inner_search import train_all
     from nni_bayes_nas.prediction.many import Training
     from nni_bayes_nas.prediction.ranker import describe, kendall, short_losses
     from nni_bayes_nas.prediction.relevance import order_of_features
+    from nni_bayes_nas.prediction.training import seeds_of
 
     settings, how = config.predict, Training(config.predict.train_steps)
     order = order_of_features(data.parts.x, data.parts.y)
-    parts, arms, mixed, within = data.parts.in_order(order), dict[str, list[Any]](), list[Any](), list[Any]()
-    for name in RANKED:
-        generator = random.Random(f"{seed} {budget} {name}")
-        shared = (data.n_classes, budget, how, vocabulary_of(settings), generator)
-        nets = [draw_net(name, parts, *shared, seed * 1009 + i) for i in range(settings.draws)]
-        arms[f"{name}, ranked"], scores = picked(nets, predictor, data, settings.verify, seed)
-        mixed += nets[::3]
-        within.append(scores[::3])
-    seeds = [[seed * 1009 + 10_007 * (repeat + 1) + i for i in range(len(mixed))] for repeat in (0, 1)]
-    one, two = ([loss for loss, _ in train_all(mixed, own, parts, how)] for own in seeds)
-    both, n = [(a + b) / 2 for a, b in zip(one, two, strict=True)], len(within[0])
-    # Scores are relative to those that are ranked together.
-    described, short = describe(mixed, parts), short_losses(mixed, parts, seed, predictor.short)
-    return arms, {
-        "whole_tau": kendall(predictor.ranker.scores(described, short), both),
-        "trees_tau": kendall(predictor.ranker.scores(described, np.zeros_like(short)), both),
-        "short_tau": kendall(short.mean(1), both),
-        "within_tau": statistics.fmean(kendall(own, both[i * n : (i + 1) * n]) for i, own in enumerate(within)),
-        "between_seeds": kendall(one, two),
-    }
+    parts, arms, seeds = data.parts.in_order(order), dict[Any, list[Any]](), dict[Any, list[int]]()
+    mixed, within, own = dict[int, list[Any]](), dict[int, list[Any]](), seeds_of(seed, settings.draws)
+    for budget in budgets:
+        for name in RANKED:
+            shared = (data.n_classes, budget, how, vocabulary_of(settings), random.Random(f"{seed} {budget} {name}"))
+            nets, key = draw_nets(name, parts, *shared, own), (f"{name}, ranked", budget)
+            arms[key], places, scores = picked(nets, predictor, data, settings.verify, seed)
+            if name in ("snip", "magnitude"):
+                seeds[key] = [own[i] for i in places]
+            mixed.setdefault(budget, []).extend(nets[::3])
+            within.setdefault(budget, []).append(scores[::3])
+    every = [net for nets in mixed.values() for net in nets]
+    again = [[seed * 1009 + 10_007 * (repeat + 1) + i for i in range(len(every))] for repeat in (0, 1)]
+    losses = [[loss for loss, _ in train_all(every, each, parts, how)] for each in again]
+    taus, at = {}, 0
+    for budget, nets in mixed.items():
+        one, two = (each[at : at + len(nets)] for each in losses)
+        both, n, at = [(a + b) / 2 for a, b in zip(one, two, strict=True)], len(within[budget][0]), at + len(nets)
+        # Scores are relative to those that are ranked together.
+        described, short = describe(nets, parts), short_losses(nets, parts, seed, predictor.short)
+        taus[str(budget)] = {
+            "whole_tau": kendall(predictor.ranker.scores(described, short), both),
+            "trees_tau": kendall(predictor.ranker.scores(described, np.zeros_like(short)), both),
+            "short_tau": kendall(short.mean(1), both),
+            "within_tau": statistics.fmean(
+                kendall(ranks, both[i * n : (i + 1) * n]) for i, ranks in enumerate(within[budget])
+            ),
+            "between_seeds": kendall(one, two),
+        }
+    return arms, seeds, taus
 
 
 def beside(config: Any, parameters: dict[str, Any], directory: Path, report: Any) -> dict[str, Any]:
-    """A kind of job: the baselines, and the inner search on all data, for every budget of a data set."""
+    """A kind of job: the baselines, and the inner search on all data, for every budget of a data set; the dense network
+    once, for it is the same."""
+    import dataclasses
+
     from nni_bayes_nas.experiment import verify
     from nni_bayes_nas.experiment.bank import search_of, vocabulary_of
     from nni_bayes_nas.experiment.data import load_data
@@ -172,20 +201,24 @@ def beside(config: Any, parameters: dict[str, Any], directory: Path, report: Any
     settings, seed, data = config.predict, int(parameters["seed"]), whole(load_data(config.data))
     how, rows, arms = Training(settings.train_steps), dict[str, dict[str, Any]](), dict[tuple[str, int], list[Any]]()
     options = {"tries": settings.verify, "vocabulary": vocabulary_of(settings), "deepest": tuple(settings.deepest)}
-    searching = {}
+    searching, inner = {}, dataclasses.replace(search_of(settings), others=0)
     for budget in budgets_for(config, data.n_features, data.n_classes):
         for name in BASELINES:
-            if name not in OF_OTHER_FORM:
+            if name not in OF_OTHER_FORM and not (name == "dense" and searching):
                 arms[name, budget] = nets_of(name, data, budget, how, **options, seed=seed)
         started = time.perf_counter()
-        found, _ = search(data.parts, budget, search_of(settings), seed, data.n_classes)
+        found, _ = search(data.parts, budget, inner, seed, data.n_classes)
         searching[budget] = time.perf_counter() - started
         arms[SEARCH, budget] = [one.net for one in found[: settings.verify]]
     for (arm, budget), one in together(arms, data, settings, seed).items():
         more = {"search_seconds": searching[budget]} if arm == SEARCH else {}
         rows.setdefault(str(budget), {})[arm] = {**one.row(data), **more}
+    dense_row = rows[str(min(searching))]["dense"]
     for budget in searching:
+        rows[str(budget)]["dense"] = dense_row
         for name in OF_OTHER_FORM:
             rows[str(budget)][name] = best(verify.beside(name, settings, data, budget, seed)).row(data)
-    dense = with_matrices(arms["dense", max(searching)][0])
+    if not parameters["first"]:
+        return {"default": 0.0, "rows": rows}
+    dense = with_matrices(arms["dense", min(searching)][0])
     return {"default": 0.0, "rows": rows, "alone": alone(dense, data, settings, seed)}

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from nni_bayes_nas.bayes import elbo, objective
 from nni_bayes_nas.coercion import require
 from nni_bayes_nas.compression.hyper_variational import HyperVariational
+from nni_bayes_nas.fused import FUSED
 from nni_bayes_nas.layers.finite import check_layers
 from nni_bayes_nas.layers.normalization import batch_statistics
 from nni_bayes_nas.layers.variational import collect_kl, variational_layers, weight_noise
@@ -23,8 +24,6 @@ Optimizer = Literal["adam", "sgd"]
 Schedule = Literal["falling", "constant"]
 _LEFT_AT_THE_END = 1e-3
 _BLOCK = 64
-# One pass over all parameters; on a CPU torch has it since.
-_FUSED = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 6)
 
 
 class HyperVariationalModule(pl.LightningModule):
@@ -201,7 +200,7 @@ class HyperVariationalModule(pl.LightningModule):
 def optimizer_of(name: Optimizer, groups: Sequence[tuple[float, list[nn.Parameter]]]) -> torch.optim.Optimizer:
     """ "adam", or "sgd" with momentum .9, of groups of parameters with rates of their own."""
     made = [{"params": parameters, "lr": rate} for rate, parameters in groups]
-    return torch.optim.SGD(made, momentum=0.9) if name == "sgd" else torch.optim.Adam(made, fused=_FUSED)
+    return torch.optim.SGD(made, momentum=0.9) if name == "sgd" else torch.optim.Adam(made, fused=FUSED)
 
 
 def finetune(

@@ -38,7 +38,8 @@ def run_predict(
     Args:
         config: Sections `data` and `predict` are used.
         parameters: Of the trial; "decoder", its kind, "banks", the names of the trials of the bank, and "seed"; with
-            "left_out", the name of a data set, its parts are kept out, and no others.
+            "left_out", the name of a data set, its parts are kept out, and no others: "every" so many shows its errors,
+            or none with "errors" false; of data in "unseen" nothing is learned either.
         directory: Where predictor.pt and predictions.json are written.
         report: Called once with what is the result's "default".
         inspect: Called last, with what was fitted.
@@ -63,8 +64,10 @@ def run_predict(
             raise ConfigError(
                 f"left_out must name data of the bank, {closest(str(source), bank.sources)}, got {source!r}."
             )
-        known = [entry for entry in entries if entry.task.source != source]
+        away = {source, *parameters.get("unseen", ())}
+        known = [entry for entry in entries if entry.task.source not in away]
         kept = [entry for entry in entries if entry.task.source == source][:: int(parameters.get("every", 1))]
+        kept = kept if parameters.get("errors", True) else []
     else:
         known, kept = apart(entries, settings.held_out, seed)
     whole_ones = [parts.splits(name) for name in bank.sources]

@@ -54,8 +54,9 @@ def errors_of(
         inputs, inputs_chance: F1 of the features seen; the same with the found network of another task, None of none.
         nats: -log p of the found network for each of its tokens.
         loss, loss_found, loss_others: Mean validation loss of the predicted network, completed as `Predictor.predict`
-            does, of the found one, and the mean of the others that the search tried; nats.
-        accuracy, accuracy_found: Theirs.
+            does, of the found one, and the mean of the others that the search tried; nats. Of the objects by which the
+            search chose, see `Found`.
+        accuracy, accuracy_found: Theirs, of the other validation objects.
         tau: Of the ranker's order of the search's networks with that of their losses.
     """
     if not held_out:
@@ -74,7 +75,7 @@ def errors_of(
         ranked = data.in_order(torch.tensor(entry.order))
         repeats = len(entry.found[0].losses)
         full = completed(drawn, entry.budget, random.Random(seed + i))
-        results = train_all([full] * repeats, [seed + 31 * k for k in range(repeats)], ranked, how)
+        results = train_all([full] * repeats, [seed + 31 * k for k in range(repeats)], ranked, how, apart=True)
         every = [*entry.found, *entry.others]
         tau = None
         if predictor.ranker is not None and len(every) > 2:

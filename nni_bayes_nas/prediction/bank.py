@@ -138,7 +138,9 @@ def check_bank(entries: Sequence[Entry]) -> None:
     Raises:
         ConfigError: Fewer than two different networks are best in it: the meta-model would be a constant.
     """
-    best = {entry.found[0].net for entry in entries}
+    nets = [entry.found[0].net for entry in entries]
+    # Of data with other numbers of features the same network is no other one.
+    best = {(net.widths, net.activations, net.edges) for net in nets}
     if len(best) < 2:
         raise ConfigError(
             f"a bank must hold at least two different best networks, or the meta-model is a constant, got {len(best)} "

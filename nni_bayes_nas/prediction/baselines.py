@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -13,12 +14,13 @@ from torch import nn
 from nni_bayes_nas.coercion import require
 from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.prediction.growth import grow
+from nni_bayes_nas.prediction.inner_search import strongest
 from nni_bayes_nas.prediction.low_rank import LowRank, sizes_within
-from nni_bayes_nas.prediction.many import Many, Training
-from nni_bayes_nas.prediction.random_nets import best_connections, random_net, relevant_net
+from nni_bayes_nas.prediction.many import Training
+from nni_bayes_nas.prediction.random_nets import random_net, relevant_net
 from nni_bayes_nas.prediction.relevance import order_of_features
 from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture, fewest_connections, of_columns
-from nni_bayes_nas.prediction.sparse_net import all_edges, dense
+from nni_bayes_nas.prediction.sparse_net import dense
 from nni_bayes_nas.prediction.tasks import TaskData
 from nni_bayes_nas.prediction.tokens import Vocabulary
 from nni_bayes_nas.prediction.training import (
@@ -102,15 +104,12 @@ def nets_of(
     n, k, generator = data.n_features, data.n_classes, random.Random(seed)
     if name == "dense":
         return [dense(n, k, deepest)] * tries
-    nets = [
-        draw_net(name, data.parts, k, budget, how, vocabulary, generator, own, widths=None if i else deepest)
-        for i, own in enumerate(seeds_of(seed, tries))
-    ]
+    nets = draw_nets(name, data.parts, k, budget, how, vocabulary, generator, seeds_of(seed, tries), widths=deepest)
     ranked = order_of_features(data.parts.x, data.parts.y).tolist() if name == "relevance" else None
     return nets if ranked is None else [of_columns(net, ranked) for net in nets]
 
 
-def draw_net(
+def draw_nets(
     name: Baseline,
     parts: TaskData,
     n_classes: int,
@@ -118,11 +117,11 @@ def draw_net(
     how: Training,
     vocabulary: Vocabulary,
     generator: random.Random,
-    seed: int,
+    seeds: Sequence[int],
     *,
     widths: tuple[int, ...] | None = None,
-) -> SparseArchitecture:
-    """One network of a kind of which a net is drawn before it is trained: random, relevance, snip or magnitude.
+) -> list[SparseArchitecture]:
+    """Networks of a kind of which nets are drawn before they are trained: random, relevance, snip or magnitude.
 
     Args:
         name: See `baseline`; inputs of "relevance" are ranks of features.
@@ -132,31 +131,19 @@ def draw_net(
         how: Of the training by which magnitudes are found.
         vocabulary: Of depths and widths.
         generator: Of depth, widths and connections.
-        seed: Of initial weights.
-        widths: Of the dense network that snip and magnitude prune, where the budget can afford as many units; None:
-            drawn.
+        seeds: Of initial weights, one for each network.
+        widths: Of the dense network that snip and magnitude prune first, where the budget can afford as many units;
+            None: drawn, as of all others.
     """
     n = parts.x.shape[1]
     if name == "relevance":
-        return relevant_net(n, n_classes, budget, vocabulary, generator)
-    net = random_net(n, n_classes, budget, vocabulary, generator)
+        return [relevant_net(n, n_classes, budget, vocabulary, generator) for _ in seeds]
+    nets = [random_net(n, n_classes, budget, vocabulary, generator) for _ in seeds]
+    if name == "random":
+        return nets
     if widths is not None and fewest_connections(widths, n_classes) <= budget:
-        net = net if name == "random" else dense(n, n_classes, widths)
-    return net if name == "random" else _strongest(net, parts, budget, how, seed, trained=name == "magnitude")
-
-
-def _strongest(
-    net: SparseArchitecture, parts: TaskData, budget: int, how: Training, seed: int, *, trained: bool
-) -> SparseArchitecture:
-    """The connections that matter most of the dense network of equal widths."""
-    shape = net.n_inputs, net.n_outputs, net.widths, net.activations
-    many = Many([SparseArchitecture(*shape, all_edges(net.sizes))], [seed])
-    if trained:
-        many.train(parts.x, parts.y, how, seed)
-        scores = [weight.detach().abs() for weight in many.weights]
-    else:
-        scores = many.sensitivities(parts.x, parts.y)
-    return best_connections(*shape, [score[0] for score in scores], budget)
+        nets[0] = dense(n, n_classes, widths)
+    return strongest(nets, parts, budget, seeds, how if name == "magnitude" else None)
 
 
 def _grown(data: WholeData, budget: int, how: Training, seeds: list[int], generator: random.Random) -> list[Trained]:

@@ -13,7 +13,7 @@ from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.prediction.relevance import order_of_features, separation
 
 # Numbers beside the set: objects, features, classes and budget; and how far the best features tell classes apart.
-_SCALARS, _LOOKED_AT = 4, 8
+N_SIZES, _LOOKED_AT = 4, 8
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class SetEncoder(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.seeds = nn.Parameter(torch.randn(n_seeds, dim) / dim**0.5)
         self.gather = nn.MultiheadAttention(dim, heads, batch_first=True)
-        self.scalars = nn.Sequential(nn.Linear(_SCALARS + _LOOKED_AT, dim), nn.ReLU(), nn.Linear(dim, dim))
+        self.scalars = nn.Sequential(nn.Linear(N_SIZES + _LOOKED_AT, dim), nn.ReLU(), nn.Linear(dim, dim))
 
     def forward(self, conditions: Sequence[Condition]) -> Tensor:
         """`(tasks, n_seeds + 1, dim)`; the last vector is that of the numbers."""

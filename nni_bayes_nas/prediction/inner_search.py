@@ -213,25 +213,42 @@ class _Draw:
         return nets
 
     def _scored(self, *, trained: bool) -> list[SparseArchitecture]:
-        """The connections of dense networks that matter most: by sensitivity at the start, or magnitude at the end."""
-        wholes = [
-            SparseArchitecture(net.n_inputs, net.n_outputs, net.widths, net.activations, all_edges(net.sizes))
-            for net in self._random()
-        ]
-        found = []
-        for places in by_depth(wholes):
-            many = Many([wholes[i] for i in places], [self.seed + i for i in places])
-            if trained:
-                many.train(self.data.x, self.data.y, _shorter(self.how.training, self.how.rounds), self.seed)
-                scores: list[Tensor] = [weight.detach().abs() for weight in many.weights]
-            else:
-                scores = many.sensitivities(self.data.x, self.data.y)
-            for k, i in enumerate(places):
-                net = wholes[i]
-                tables = [score[k, :b, :a] for score, a, b in zip(scores, net.sizes, net.sizes[1:], strict=False)]
-                shape = net.n_inputs, net.n_outputs, net.widths, net.activations
-                found.append(best_connections(*shape, tables, self.budget))
-        return found
+        how = _shorter(self.how.training, self.how.rounds) if trained else None
+        nets = self._random()
+        return strongest(nets, self.data, self.budget, [self.seed + i for i in range(len(nets))], how)
+
+
+def strongest(
+    nets: Sequence[SparseArchitecture], data: TaskData, budget: int, seeds: Sequence[int], how: Training | None
+) -> list[SparseArchitecture]:
+    """The connections that matter most of dense networks of the same widths: by sensitivity at the start (SNIP; Lee,
+    Ajanthan & Torr, 2019), or by magnitude at the end of a training, those of equal depth side by side.
+
+    Args:
+        nets: Networks.
+        data: Of the task.
+        budget: Connections at most.
+        seeds: Of the initial weights of each; the first one of the order of the objects too.
+        how: The training; None: none, sensitivities at the start.
+    """
+    wholes = [
+        SparseArchitecture(net.n_inputs, net.n_outputs, net.widths, net.activations, all_edges(net.sizes))
+        for net in nets
+    ]
+    found = list(nets)
+    for places in by_depth(wholes):
+        many = Many([wholes[i] for i in places], [seeds[i] for i in places])
+        if how is not None:
+            many.train(data.x, data.y, how, seeds[0])
+            scores: list[Tensor] = [weight.detach().abs() for weight in many.weights]
+        else:
+            scores = many.sensitivities(data.x, data.y)
+        for k, i in enumerate(places):
+            net = wholes[i]
+            tables = [score[k, :b, :a] for score, a, b in zip(scores, net.sizes, net.sizes[1:], strict=False)]
+            shape = net.n_inputs, net.n_outputs, net.widths, net.activations
+            found[i] = best_connections(*shape, tables, budget)
+    return found
 
 
 def _shorter(how: Training, halvings: int) -> Training:

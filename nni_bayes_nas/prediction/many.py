@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nni_bayes_nas.errors import ConfigError, NumericsError
+from nni_bayes_nas.fused import FUSED
 from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture
 from nni_bayes_nas.prediction.sparse_net import SparseLinear, bound_of, build
 
@@ -98,8 +99,12 @@ class Many:
         ]
 
     def logits(self, x: Tensor) -> Tensor:
-        """`(objects, inputs)` to `(networks, objects, outputs)`."""
-        h = x.flatten(1).expand(len(self.nets), -1, -1)
+        """`(objects, inputs)`, or objects of `(groups, objects, inputs)`, to `(networks, objects, outputs)`.
+
+        Of several groups the first networks see the first, as many the second, and so on.
+        """
+        n = len(self.nets)
+        h = x.repeat_interleave(n // len(x), 0) if x.dim() == 3 else x.expand(n, -1, -1)
         for layer, (weight, mask, bias) in enumerate(zip(self.weights, self.masks, self.biases, strict=True)):
             h = torch.baddbmm(bias.unsqueeze(1), h, (weight * mask).transpose(1, 2))
             if layer < len(self._relu):
@@ -110,8 +115,8 @@ class Many:
         """Train all of them.
 
         Args:
-            x: Objects.
-            y: Their classes.
+            x: Objects; of several groups, as `logits` has them, as many in each.
+            y: Their classes, `x.shape[:-1]`.
             how: See `Training`.
             seed: Of the order of the objects.
 
@@ -120,10 +125,10 @@ class Many:
         """
         groups: list[dict[str, Any]] = [{"params": self.biases}]
         groups.append({"params": self.weights, "weight_decay": how.weight_decay})
-        optimizer = torch.optim.Adam(groups, how.learning_rate, foreach=True)
+        optimizer = torch.optim.Adam(groups, how.learning_rate, fused=FUSED)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, how.steps)
-        for step, batch in enumerate(batches_of(len(x), how, seed)):
-            losses = self.losses(x[batch], y[batch])
+        for step, batch in enumerate(batches_of(x.shape[-2], how, seed)):
+            losses = self.losses(x.index_select(-2, batch), y.index_select(-1, batch))
             if not bool(losses.isfinite().all()):
                 k = int((~losses.isfinite()).nonzero()[0])
                 raise NumericsError(f"the loss of network {k} is not finite in step {step}; lower learning_rate.")
@@ -133,9 +138,10 @@ class Many:
             schedule.step()
 
     def losses(self, x: Tensor, y: Tensor) -> Tensor:
-        """Mean cross-entropy of every network, in nats."""
-        logits = self.logits(x)
-        each = F.cross_entropy(logits.flatten(0, 1), y.repeat(len(self.nets)), reduction="none")
+        """Mean cross-entropy of every network, in nats; of groups as `logits` has them."""
+        logits, labels = self.logits(x), y.reshape(-1, y.shape[-1])
+        labels = labels.repeat_interleave(len(self.nets) // len(labels), 0)
+        each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
         return each.reshape(len(self.nets), -1).mean(1)
 
     @torch.no_grad()

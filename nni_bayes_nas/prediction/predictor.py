@@ -14,9 +14,10 @@ from torch import Tensor
 
 from nni_bayes_nas.coercion import require
 from nni_bayes_nas.errors import ConfigError, NumericsError
+from nni_bayes_nas.fused import FUSED
 from nni_bayes_nas.prediction.bank import Entry, check_bank
 from nni_bayes_nas.prediction.canonical import canonical
-from nni_bayes_nas.prediction.encoder import Condition, SetEncoder, condition_of, with_classes
+from nni_bayes_nas.prediction.encoder import N_SIZES, Condition, SetEncoder, condition_of, with_classes
 from nni_bayes_nas.prediction.many import Training
 from nni_bayes_nas.prediction.random_nets import completed
 from nni_bayes_nas.prediction.ranker import SHORT, Ranker, describe, short_losses
@@ -168,7 +169,7 @@ class Predictor:
             [with_classes(one, places, self.max_features) for places in own]
             for one, own in zip(conditions, numberings, strict=True)
         ]
-        optimizer = torch.optim.Adam(self.model.parameters(), how.learning_rate)
+        optimizer = torch.optim.Adam(self.model.parameters(), how.learning_rate, fused=FUSED)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, how.steps)
         losses = []
         self.model.train()
@@ -235,7 +236,7 @@ class Predictor:
             seed: Of the draws.
             temperature: Of all but the first, which is the most probable one, token by token.
             seen: Objects that the decoder is shown in place of these, a control: if networks are as good then, it has
-                learned nothing of what suits which data.
+                learned nothing of what suits which data. Budget and numbers of objects, features and classes stay.
 
         Raises:
             ConfigError: A budget below the smallest network's, or data for which the model was not built.
@@ -243,7 +244,8 @@ class Predictor:
         condition = self.condition(data, budget, n_classes, n_objects)
         if seen is not None:
             other = self.condition(seen, budget, seen.n_classes)
-            condition = replace(condition, objects=other.objects, scalars=other.scalars)
+            scalars = torch.cat([condition.scalars[:N_SIZES], other.scalars[N_SIZES:]])
+            condition = replace(condition, objects=other.objects, scalars=scalars)
         generator = torch.Generator().manual_seed(seed)
         drawn = self.model.sample(condition, n, generator, temperature, greedy=1)
         by_form: dict[SparseArchitecture, tuple[float, int]] = {}

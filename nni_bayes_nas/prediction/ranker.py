@@ -12,8 +12,7 @@ from sklearn.ensemble import ExtraTreesRegressor
 from torch import Tensor
 
 from nni_bayes_nas.errors import ConfigError
-from nni_bayes_nas.prediction.inner_search import train_all
-from nni_bayes_nas.prediction.many import Training
+from nni_bayes_nas.prediction.many import Many, Training, by_depth
 from nni_bayes_nas.prediction.relevance import importance, separation
 from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture
 from nni_bayes_nas.prediction.tasks import TaskData
@@ -63,12 +62,17 @@ def short_losses(nets: Sequence[SparseArchitecture], data: TaskData, seed: int, 
         return np.zeros((len(nets), 2))
     order = torch.randperm(len(data.y), generator=torch.Generator().manual_seed(seed))
     order = order[data.y[order].argsort(stable=True)]
-    halves, columns = (order[::2], order[1::2]), []
-    for number, (held_out, kept) in enumerate((halves, halves[::-1])):
-        part = TaskData(data.x[kept], data.y[kept], data.x[held_out], data.y[held_out])
-        seeds = [seed + _APART * number + i for i in range(len(nets))]
-        columns.append([loss for loss, _ in train_all(nets, seeds, part, short)])
-    return np.array(columns).T
+    halves, found = (order[::2], order[1::2]), np.zeros((len(nets), 2))
+    # Of an odd number one object is left out of the larger half, where it is trained on.
+    seen = torch.stack([halves[1], halves[0][: len(halves[1])]])
+    for places in by_depth(nets):
+        seeds = [seed + _APART * number + i for number in (0, 1) for i in places]
+        many = Many([nets[i] for i in places] * 2, seeds)
+        many.train(data.x[seen], data.y[seen], short, seed)
+        for number, held_out in enumerate(halves):
+            losses, _ = many.scores(data.x[held_out], data.y[held_out])
+            found[places, number] = losses[number * len(places) :][: len(places)]
+    return found
 
 
 def _shape(net: SparseArchitecture) -> list[float]:
@@ -77,9 +81,7 @@ def _shape(net: SparseArchitecture) -> list[float]:
 
 
 def _seen(net: SparseArchitecture, whole: Tensor, together: Tensor, own: Tensor) -> list[float]:
-    used = torch.zeros(net.n_inputs)
-    for a, _ in net.edges[0]:
-        used[a] += 1
+    used = torch.bincount(torch.tensor([a for a, _ in net.edges[0]]), minlength=net.n_inputs).float()
     seen, total = used > 0, float(whole.sum()) + 1e-9
     n_sources = [len(each) for layer in range(len(net.edges)) for each in net.sources(layer)]
     of_outputs = [len(each) for each in net.sources(len(net.edges) - 1)]

@@ -31,7 +31,7 @@ class Vocabulary:
 
     max_depth: int = 3
     widths: tuple[int, ...] = (2, 3, 4, 6, 8, 12, 16, 24, 32)
-    base: int = 32
+    base: int = 64
 
     def __post_init__(self) -> None:
         if self.max_depth < 1 or self.base < 2 or not self.widths or list(self.widths) != sorted(set(self.widths)):

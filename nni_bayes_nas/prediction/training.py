@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nni_bayes_nas.errors import NumericsError
+from nni_bayes_nas.fused import FUSED
 from nni_bayes_nas.prediction.many import Training, batches_of, side_by_side
 from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture
 from nni_bayes_nas.prediction.tasks import TaskData
@@ -132,7 +133,7 @@ def fit(module: nn.Module, x: Tensor, y: Tensor, how: Training, seed: int, penal
         {"params": [p for p in learned if p.dim() > 1], "weight_decay": how.weight_decay},
         {"params": [p for p in learned if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.Adam([group for group in groups if group["params"]], how.learning_rate)
+    optimizer = torch.optim.Adam([group for group in groups if group["params"]], how.learning_rate, fused=FUSED)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, how.steps)
     value = 0.0
     for step, batch in enumerate(batches_of(len(x), how, seed)):

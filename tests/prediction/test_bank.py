@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from nni_bayes_nas.errors import ConfigError
-from nni_bayes_nas.prediction import ranker as ranker_module
 from nni_bayes_nas.prediction.bank import Entry, budgets_of, check_bank, entry_of
 from nni_bayes_nas.prediction.inner_search import Search, train_all
-from nni_bayes_nas.prediction.many import Training
+from nni_bayes_nas.prediction.many import Many, Training
 from nni_bayes_nas.prediction.random_nets import random_net
 from nni_bayes_nas.prediction.ranker import (
     NAMES,
@@ -25,6 +24,7 @@ from nni_bayes_nas.prediction.ranker import (
     standardized,
 )
 from nni_bayes_nas.prediction.sparse_architecture import from_sources
+from nni_bayes_nas.prediction.sparse_net import dense
 from nni_bayes_nas.prediction.tasks import Source, TaskData, data_of, draw_tasks
 from nni_bayes_nas.prediction.tokens import Vocabulary
 
@@ -173,20 +173,25 @@ def test_scores_by_hand(other, expected):
 
 
 def test_halves_are_scored_by_what_saw_the_other(monkeypatch):
-    calls = []
-
-    def noted(nets, seeds, part, how):
-        calls.append((seeds, part))
-        return [(len(calls) + 10.0 * i, 0.0) for i in range(len(nets))]
-
-    monkeypatch.setattr(ranker_module, "train_all", noted)
-    x, y = torch.arange(8.0).reshape(8, 1), torch.arange(8) // 4
-    data = TaskData(x, y, torch.full((1, 1), torch.nan), torch.tensor([0]))
-    assert short_losses([None] * 2, data, 5, HOW.training).tolist() == [[1, 2], [11, 12]]
-    (one, a), (two, b) = calls
-    assert torch.equal(a.x, b.x_val) and torch.equal(a.x_val, b.x) and not set(one) & set(two)
-    assert sorted(torch.cat([a.x, b.x]).flatten().tolist()) == list(range(8))
-    assert torch.equal(a.y, a.x.flatten().long() // 4) and torch.equal(a.y_val, a.x_val.flatten().long() // 4)
-    assert sorted(a.y.tolist()) == sorted(b.y.tolist()) == [0, 0, 1, 1]
+    """All networks and both halves are trained side by side; each as if it were alone."""
+    x, y = torch.randn(21, 3, generator=torch.Generator().manual_seed(0)), torch.arange(21) // 7
+    data = TaskData(x, y, torch.full((1, 3), torch.nan), torch.tensor([0]))
+    nets, how, seen = [dense(3, 3, (2,)), dense(3, 3, (4,)), dense(3, 3, (2, 2))], Training(20, 4), []
+    train = Many.train
+    monkeypatch.setattr(Many, "train", lambda self, x, y, *rest: (seen.append((x, y)), train(self, x, y, *rest)))
+    found = short_losses(nets, data, 5, how)
+    monkeypatch.undo()
+    (first, labels), (again, _) = seen
+    assert torch.equal(first, again) and first.shape == (2, 10, 3)
+    rows = {tuple(row): place for place, row in enumerate(x.tolist())}
+    kept = [[rows[tuple(row)] for row in half] for half in first.tolist()]
+    assert [y[half].tolist() for half in kept] == labels.tolist() and not set(kept[0]) & set(kept[1])
+    assert all(set(y[half].tolist()) == {0, 1, 2} for half in kept)
+    # The larger half is all that the other does not hold.
+    for number, (half, rest) in enumerate(zip(kept, (sorted({*range(21)} - {*kept[0]}), kept[0]), strict=True)):
+        for i, net in enumerate(nets):
+            alone = Many([net], [5 + 1009 * number + i])
+            alone.train(x[half], y[half], how, 5)
+            assert found[i, number] == pytest.approx(float(alone.scores(x[rest], y[rest])[0]), abs=1e-5)
     few = TaskData(x[:3], y[:3], x, y)
-    assert short_losses([None], few, 5).tolist() == [[0, 0]] and len(calls) == 2
+    assert short_losses([nets[0]], few, 5).tolist() == [[0, 0]]

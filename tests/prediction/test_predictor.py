@@ -8,12 +8,13 @@ import torch
 from test_bank import HOW, WORDS, tasks
 
 from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.prediction.analysis import errors_of
 from nni_bayes_nas.prediction.bank import entry_of
 from nni_bayes_nas.prediction.encoder import condition_of, with_classes
 from nni_bayes_nas.prediction.inner_search import train_all
 from nni_bayes_nas.prediction.many import Training
 from nni_bayes_nas.prediction.predictor import KINDS, Fitting, Predictor, soft_targets
-from nni_bayes_nas.prediction.random_nets import random_net
+from nni_bayes_nas.prediction.random_nets import completed, random_net
 from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture, from_sources, of_classes, of_columns
 
 
@@ -56,6 +57,41 @@ def test_what_is_fitted_predicts_within_the_budget_and_is_saved(kind, tmp_path):
     again.fit_ranker(entries, data_of)
     assert [one.score for one in again.predict(data, 15, len(task.classes), n=6)] == [one.score for one in found]
     assert found[0].net.build()(data.x).shape == (len(data.x), len(task.classes))
+
+
+def test_errors_are_judged_as_the_search_judged(monkeypatch):
+    """A decoder that gives what was found is measured on the objects that chose it, and by the accuracy of others."""
+    entries, data_of = bank(3)
+    model = predictor()
+    model.fit(entries, data_of, Fitting(steps=2, batch_size=2))
+    best = entries[2].found[0].net
+    full = completed(best, 20, random.Random(2))
+    monkeypatch.setattr(model.model, "sample", lambda *rest: [(best, 0.0)])
+    (row,) = errors_of(model, entries[2:], entries[:2], data_of, HOW.training, seed=2)
+    ranked = data_of(entries[2]).in_order(torch.tensor(entries[2].order))
+    apart = train_all([full] * 2, [2, 33], ranked, HOW.training, apart=True)
+    assert row["loss"] == pytest.approx(sum(loss for loss, _ in apart) / 2)
+    assert row["accuracy"] == pytest.approx(sum(accuracy for _, accuracy in apart) / 2)
+    assert row["loss"] != pytest.approx(train_all([full], [2], ranked, HOW.training)[0][0])
+    assert row["length"] == 0 and row["inputs"] == 1 and set(row["layers"]) == {1.0}
+    assert row["loss_found"] == entries[2].found[0].loss and row["accuracy_found"] == entries[2].found[0].accuracy
+
+
+def test_what_is_shown_in_place_of_data_keeps_their_sizes(monkeypatch):
+    """Of shown objects those and how well features tell them apart; numbers of objects, features and classes stay."""
+    model, asked = predictor(), []
+    sample = model.model.sample
+    monkeypatch.setattr(
+        model.model,
+        "sample",
+        lambda condition, *rest, **more: (asked.append(condition), sample(condition, *rest, **more))[1],
+    )
+    (_, data), (_, other) = tasks(2, seed=9)
+    for seen in (None, other):
+        model.predict(data, 15, data.n_classes, n=2, seen=seen)
+    own, shown = asked
+    assert torch.equal(own.scalars[:4], shown.scalars[:4]) and not torch.equal(own.scalars[4:], shown.scalars[4:])
+    assert torch.equal(shown.objects, model.condition(other, 15, other.n_classes).objects)
 
 
 def test_networks_of_ranks_are_those_of_columns():
