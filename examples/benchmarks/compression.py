@@ -24,7 +24,7 @@ Targets (issue "Variational optimisation with complexity control"):
 
 Other presets: `seed`, the experiment of the project's seed, and whether what it says holds; `authors`, the table that
 came of it, in its layout, beside theirs and ours; `evidence`, the bound and its parts for every prior and kind of
-hypernetwork (20,000 images); `cnn` (10,000 images) and `cnn-gpu` (all), convolutions on CIFAR-10 (`--data cifar10`).
+hypernetwork (10,000 images); `cnn` (10,000 images) and `cnn-gpu` (all), convolutions on CIFAR-10 (`--data cifar10`).
 Each writes a figure beside FILE.json.
 """
 
