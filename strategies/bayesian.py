@@ -14,6 +14,8 @@ from nni_bayes_nas.bayes import dirichlet, elbo, law, normal, objective
 from nni_bayes_nas.complexity.axis import Axis
 from nni_bayes_nas.compression.lambda_weights import LambdaWeights, swapped
 from nni_bayes_nas.compression.weight_hypernet import Kind
+from nni_bayes_nas.errors import NumericsError
+from nni_bayes_nas.layers.finite import check_layers
 from nni_bayes_nas.layers.gaussian_output import Estimator
 from nni_bayes_nas.layers.replicas import gradients_of
 from nni_bayes_nas.layers.variational import Variational, divergences
@@ -270,8 +272,9 @@ class BayesianModule(BilevelModule):
         optimizer.zero_grad()
         with torch.set_grad_enabled(learning):
             draws = self.draws(positions, step, 1)
-        task = self._accumulated(parts, batch_idx, draws, step)
+        # First, so that weights that are not finite are named, and not the loss that they make.
         terms = self.weight_divergences(draws, "all")
+        task = self._accumulated(parts, batch_idx, draws, step)
         if learning:
             temperature = self.temperature(self.structure_loss.temperature)
             terms |= self.structure_loss.terms(self.costs, positions, temperature, exploring=self.exploring)
@@ -290,6 +293,16 @@ class BayesianModule(BilevelModule):
         self.advance_lr_schedulers(batch_idx)
         logged = {f"structure_{name}": value.detach() for name, value in terms.items()}
         self.log_dict({**logged, "structure_loss": total.detach()}, on_step=False, on_epoch=True)
+
+    def weight_loss(self, batch: Any, batch_idx: int, draws: list[dict[str, Tensor]], step: int) -> Tensor:
+        """See `BilevelModule`; of weights that depend on lambda a loss that is not finite names the layer."""
+        try:
+            return super().weight_loss(batch, batch_idx, draws, step)
+        except NumericsError:
+            if self.hyper is not None:
+                model = self.training_module.model
+                check_layers(model, model, batch[0], at=f" at lambda {self._price:g}", step=step)
+            raise
 
     def _accumulated(self, parts: list[Any], batch_idx: int, draws: list[dict[str, Tensor]], step: int) -> Tensor:
         """The loss over some batches as if they were one, of which the last alone keeps its activations.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -314,6 +315,11 @@ class BilevelModule(SearchValidation, DartsLightningModule):  # type: ignore[mis
             self.binding.weights = draw
             losses.append(self._pass(batch, batch_idx))
         return torch.stack(losses).mean()
+
+    @contextlib.contextmanager
+    def weights_at(self, position: Tensor) -> Iterator[None]:
+        """Inside the block the supernet has the weights of a position of lambda, `()`; here the same everywhere."""
+        yield
 
     def weight_loss(self, batch: Any, batch_idx: int, draws: _Draws, step: int) -> Tensor:
         """Mean of the evaluator's training loss over the mixtures and over single architectures."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nni_bayes_nas.bayes import dirichlet, law, normal
 from nni_bayes_nas.complexity.axis import LambdaAxis
-from nni_bayes_nas.compression.lambda_weights import LambdaWeights, settle
+from nni_bayes_nas.compression.lambda_weights import LambdaWeights, Meaning, settle
 from nni_bayes_nas.compression.weight_hypernet import Kind
 from nni_bayes_nas.errors import ConfigError, SpaceError
 from nni_bayes_nas.layers.gaussian_output import Estimator
@@ -318,11 +318,20 @@ class DirichletDARTS(DifferentiableStrategy):
         Args:
             space: The space that was searched, as it was before.
             state: Of `searched`.
+
+        Raises:
+            ConfigError: The state is of another space, or of a strategy with other options.
         """
         self._mutating = self.mutate_model(space)
         self.measure(self._mutating, self.input_shape or ())
         self.module_options()
-        self.searched.load_state_dict(state)
+        try:
+            self.searched.load_state_dict(dict(state))
+        except RuntimeError as error:
+            said = " ".join(str(error).split())[:200]
+            raise ConfigError(
+                f"the state must be that of a search with this space and strategy, but: {said}; use its configuration."
+            ) from error
 
     @property
     def searched(self) -> nn.ModuleDict:
@@ -333,7 +342,17 @@ class DirichletDARTS(DifferentiableStrategy):
         """
         if self._hyper is None:
             raise RuntimeError("only weights that depend on lambda are kept; set weight_hypernet, and search.")
-        return nn.ModuleDict({"structure": self.structure, "weights": self._hyper})
+        bayes, axis, options = self.bayes, self.axis, self.structure
+        meaning = {
+            "lambda_range": None if axis is None else [axis.low, axis.high],
+            "family": options.relaxation,
+            "weight_hypernet": bayes.weight_hypernet,
+            "weight_prior": [bayes.weight_prior, bayes.weight_prior_sd],
+            "n_knots": self._n_knots,
+            "choices": {unit.label: list(unit.shape) for unit in options.units},
+            "shapes": {name: list(value.shape) for name, value in self._mutating.named_parameters()},
+        }
+        return nn.ModuleDict({"of": Meaning(meaning), "structure": self.structure, "weights": self._hyper})
 
     def check_beside(self) -> None:
         """See `DifferentiableStrategy`; weights that depend on lambda are of one search."""

@@ -11,6 +11,7 @@ from nni.compression.pruning.tools import norm_metrics
 from torch import Tensor, nn
 
 from nni_bayes_nas.bayes import normal
+from nni_bayes_nas.compression.pruning import apply_masks
 from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.layers.variational import VariationalConv2d, VariationalLinear, variational_layers
 
@@ -21,13 +22,14 @@ for _kind in (VariationalLinear, VariationalConv2d):  # NNI knows types of layer
 class RelativeDensityPruner(LevelPruner):  # type: ignore[misc]
     """NNI's `LevelPruner`, by (mu / sigma)^2: exp(-mu^2 / (2 sigma^2)) is the density at zero over that at the mode.
 
-    NNI's masks are of the means: to a Gaussian layer in training what is masked still has its noise.
+    NNI's masks are of the means: to a Gaussian layer in training what is masked still has its noise, and its share of
+    the divergence. `pruned` leaves both out, as `compression.prune` does.
 
     ::
 
         network = model.materialize(lam=1.0)
         config = [{"op_types": ["VariationalLinear"], "sparse_ratio": 0.9}]
-        _, masks = RelativeDensityPruner(network, config).compress()
+        pruned = RelativeDensityPruner(network, config).pruned()
 
     Args:
         model: With Gaussian layers; or a plain network of their means, with `sd`.
@@ -59,6 +61,14 @@ class RelativeDensityPruner(LevelPruner):  # type: ignore[misc]
                     f"sd must hold the standard deviations of every layer that is pruned, but {name!r} has weights of "
                     f"shape {tuple(shape)}, and there are {have}."
                 )
+
+    def pruned(self) -> nn.Module:
+        """Compress the network, take NNI's wrappers off, and leave out what NNI masks: for certain, its noise too."""
+        _, masks = self.compress()
+        self.unwrap_model()
+        network: nn.Module = self.bound_model
+        apply_masks(network, {name: targets["weight"] for name, targets in masks.items()})
+        return network
 
     def _deviations(self) -> dict[str, Tensor]:
         # Of the moment: NNI prunes while a network is trained, too.

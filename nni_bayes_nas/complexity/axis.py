@@ -211,7 +211,7 @@ class LiteralAxis(Axis):
 def _outside(lam: float, low: float, high: float) -> ConfigError:
     return ConfigError(
         f"lambda must lie in the trained range [{low:g}, {high:g}], got {lam:g}; "
-        "search again with a wider lambda_range, or ask to extrapolate."
+        "train with a wider lambda_range (architectures alone go beyond it: export with extrapolate=True)."
     )
 
 

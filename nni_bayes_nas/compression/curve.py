@@ -13,6 +13,7 @@ from nni_bayes_nas.compression.pruning import (
     Scope,
     apply_masks,
     kept,
+    last_layer,
     masks,
     mean_network,
     prunable,
@@ -58,7 +59,7 @@ def accuracy_pruning_curve(
     found, inputs = scores(network), list(calibration)
     total = sum(layer.weight.numel() for layer in prunable(network).values())
     if structured:
-        found.pop(list(prunable(network))[-1], None)
+        found.pop(last_layer(network), None)
         if not found:
             raise SpaceError(
                 "whole neurons can go only before the last layer, but the network has no other; set structured to false"
@@ -75,6 +76,8 @@ def accuracy_pruning_curve(
         row |= evaluate(pruned.eval())
         if finetune is not None:
             finetune(pruned)
+            if structured:  # constants of filters that are gone may have learned, behind other activations than ReLU
+                silence(pruned)
             recalibrate(pruned, inputs)
             row["finetuned"] = evaluate(pruned.eval())
         if keep is not None:

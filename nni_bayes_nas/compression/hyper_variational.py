@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from nni_bayes_nas.bayes import normal
 from nni_bayes_nas.complexity.axis import Axis, LambdaAxis, LiteralAxis
-from nni_bayes_nas.compression.lambda_weights import LambdaWeights, settle
+from nni_bayes_nas.compression.lambda_weights import LambdaWeights, refuse_others, settle
 from nni_bayes_nas.compression.weight_hypernet import Kind
 from nni_bayes_nas.errors import ConfigError, SpaceError
 from nni_bayes_nas.layers.gaussian_output import Estimator
@@ -258,23 +258,17 @@ class HyperVariational(nn.Module):
         Raises:
             ConfigError: Names what differs.
         """
-        for name, value in self.get_extra_state().items():
-            was = state.get(name)
-            if name == "shapes" and isinstance(was, dict):  # the first that differs says enough
-                name = next((key for key in {**value, **was} if value.get(key) != was.get(key)), name)
-                was, value = was.get(name, was), value.get(name, value)
-            if was != value:
-                raise ConfigError(
-                    f"what is loaded must be of a model like this one, but {name} was {was}, not {value}."
-                )
+        refuse_others(self.get_extra_state(), state)
 
     def _checked(self, lam: float | None) -> float:
         if lam is None:
             if self.single is None:
-                raise ConfigError("lambda must be given, for the weights depend on it.")
+                raise ConfigError("lambda must be given, for the weights depend on it; add one of the trained range.")
             return self.single
         if self.single is not None and lam != self.single:
-            raise ConfigError(f"lambda must be {self.single:g}, the one that was trained, got {lam:g}.")
+            raise ConfigError(
+                f"lambda must be {self.single:g}, the one that was trained, got {lam:g}; train with a lambda_range."
+            )
         return lam
 
     def _position(self, lam: float) -> float:

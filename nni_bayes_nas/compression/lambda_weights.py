@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nni_bayes_nas.compression.weight_hypernet import Kind, WeightHypernet
+from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.layers.variational import variational_layers
 
 
@@ -75,6 +77,47 @@ class LambdaWeights(nn.Module):
         for net in (self.means, self.rhos):
             if net is not None:
                 net.alone = alone and net.kind == "piecewise_linear" and net.shared.requires_grad
+
+
+class Meaning(nn.Module):
+    """What the numbers beside it mean, as plain values: saved with them, and looked at before others are loaded.
+
+    Args:
+        values: By name; of a name with a mapping the first key that differs is told.
+    """
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.values = dict(values)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The values."""
+        return self.values
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        """See `refuse_others`."""
+        refuse_others(self.values, state)
+
+
+def refuse_others(values: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Refuse numbers that mean something else.
+
+    Args:
+        values: What they mean here.
+        saved: What they meant there.
+
+    Raises:
+        ConfigError: Names the first that differs.
+    """
+    for name, value in values.items():
+        was = saved.get(name)
+        if isinstance(value, dict) and isinstance(was, dict):
+            name = next((key for key in {**value, **was} if value.get(key) != was.get(key)), name)
+            was, value = was.get(name, was), value.get(name, value)
+        if was != value:
+            raise ConfigError(
+                f"what is loaded must be of a model like this one, but {name} was {was}, not {value}; build that one."
+            )
 
 
 @contextlib.contextmanager

@@ -66,5 +66,7 @@ def load_packed(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
         made.load_state_dict(dict(state))
     except RuntimeError as error:
         said = " ".join(str(error).split())[:200]
-        raise ConfigError(f"the state must be that of a network like this one, but: {said}") from error
+        raise ConfigError(
+            f"the state must be that of a network like this one, but: {said}; build the network that was packed."
+        ) from error
     return unpack(made)

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from nni_bayes_nas.bayes import normal
+from nni_bayes_nas.compression.lambda_weights import LambdaWeights
 from nni_bayes_nas.errors import ConfigError, SpaceError
-from nni_bayes_nas.layers.flow import directly_normalized
+from nni_bayes_nas.layers.flow import directly_normalized, last_called
 from nni_bayes_nas.layers.masked import Mask, make_plain, mask_of
 from nni_bayes_nas.layers.variational import Variational, to_deterministic
 
@@ -24,8 +25,33 @@ Scope = Literal["global", "layer"]
 
 
 def prunable(model: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
-    """Layers whose weights can be left out, by name: linear and convolutional ones, Gaussian or not."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+    """Layers whose weights can be left out, by name: linear and convolutional ones, Gaussian or not.
+
+    Raises:
+        ConfigError: The weights are functions of lambda: what lies in the layers is what they were before training.
+    """
+    if any(isinstance(m, LambdaWeights) for m in model.modules()):
+        raise ConfigError(
+            f"weights must be those of one lambda, got a {type(model).__name__}, whose weights are functions of it; "
+            "prune what materialize(lam) gives."
+        )
+    return {name: m for name, m in model.named_modules() if _is_layer(m)}
+
+
+def last_layer(model: nn.Module) -> str:
+    """The name of the layer whose rows are outputs: the last one of a pass, or listed last, if it cannot be traced.
+
+    Raises:
+        SpaceError: There is no layer.
+    """
+    names = list(prunable(model))
+    if not names:
+        raise SpaceError(f"a network must have linear or convolutional layers, {type(model).__name__} has none.")
+    return last_called(model, _is_layer) or names[-1]
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Linear, nn.Conv2d))
 
 
 @torch.no_grad()
@@ -61,7 +87,8 @@ def masks(
         fraction: Share that is left out, in [0, 1): round(fraction n) of n weights, exactly.
         threshold: Or: what has a score of at most this, of Gaussian weights in standard deviations. One of both.
         scope: Whether the share is that of all layers together, or of each one.
-        structured: Whole rows are left out, by the mean of their scores. With scope "global" shares count weights.
+        structured: Whole rows are left out, by the mean of their scores, of every layer all but its best one at most:
+            a layer without rows is no network. With scope "global" shares count weights.
 
     Raises:
         ConfigError: No or both criteria, or one out of its range.
@@ -83,6 +110,9 @@ def masks(
         sizes = [scores[name].numel() // len(unit) for name, unit in units.items()]
         found = _largest(list(units.values()), sizes, float(fraction or 0.0))
         kept = dict(zip(units, found, strict=True))
+    if structured:
+        for name, unit in units.items():
+            kept[name] = kept[name].index_fill(0, unit.argmax(), True)
     return {name: _spread(kept[name], score) for name, score in scores.items()}
 
 
@@ -137,7 +167,9 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     for name, mask in masks.items():
         if name not in layers or layers[name].weight.shape != mask.shape:
             have = {key: tuple(layer.weight.shape) for key, layer in layers.items()}
-            raise ConfigError(f"masks must be for the layers {have}, got {name!r} of shape {tuple(mask.shape)}.")
+            raise ConfigError(
+                f"masks must be for the layers {have}, got {name!r} of shape {tuple(mask.shape)}; leave it out."
+            )
     for name, mask in masks.items():
         layer: Any = layers[name]
         there = mask_of(layer)
@@ -181,7 +213,9 @@ def load_pruned(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             one.load_state_dict(dict(state))
         except RuntimeError as error:
             said = " ".join(str(error).split())[:200]
-            raise ConfigError(f"the state must be that of a network like this one, but: {said}") from error
+            raise ConfigError(
+                f"the state must be that of a network like this one, but: {said}; build the network that was pruned."
+            ) from error
 
 
 def make_permanent(model: nn.Module) -> None:

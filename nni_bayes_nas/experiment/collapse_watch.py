@@ -86,9 +86,15 @@ class CollapseWatch(Callback):
             return None
         knots, module = search.arch_parameters(), search.training_module
         x, y = self._batch
-        before = search.binding.weights
+        before, low = search.binding.weights, search.structure.position(None)
         try:
-            with recalibrated(module, module, []), batch_statistics(module), torch.enable_grad(), DifferentiatedTwice():
+            with (
+                recalibrated(module, module, []),
+                batch_statistics(module),
+                search.weights_at(low),
+                torch.enable_grad(),
+                DifferentiatedTwice(),
+            ):
                 search.binding.weights = search.structure.mean(None)
                 loss = module.loss(module(x), y)
                 gradients = torch.autograd.grad(

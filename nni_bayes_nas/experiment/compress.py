@@ -16,7 +16,7 @@ from nni_bayes_nas.architecture import Architecture
 from nni_bayes_nas.coercion import closest
 from nni_bayes_nas.compression.hyper_variational import HyperVariational, expected_log_likelihood
 from nni_bayes_nas.compression.networks import Stored
-from nni_bayes_nas.compression.pruning import prunable
+from nni_bayes_nas.compression.pruning import last_layer, prunable
 from nni_bayes_nas.compression.training import HyperVariationalModule, finetune
 from nni_bayes_nas.config import CompressConfig, Config
 from nni_bayes_nas.errors import ConfigError
@@ -176,8 +176,8 @@ def check(config: Config, data: DataSplits) -> None:
     runs += [{"hypernet": "constant", "lambda": lam} for lam in settings.direct]
     for prior, parameters in itertools.product(settings.priors, runs):
         model = build_model(config, data, {**parameters, "prior": prior, "seed": config.seed}).eval()
-        layers = list(prunable(model.network))
-        if settings.structured and not any(f"{name}.weight" in model.prunable for name in layers[:-1]):
+        layers = {*prunable(model.network)} - {last_layer(model.network)}
+        if settings.structured and not any(f"{name}.weight" in model.prunable for name in layers):
             raise ConfigError(
                 "`compress.structured` must have a layer before the last one whose neurons can go, but there is none\n"
                 "set it to false, or leave compress.skip out"

@@ -118,6 +118,22 @@ def _chains(module: nn.Module) -> Iterable[list[nn.Module]]:
         yield chain
 
 
+def last_called(model: nn.Module, is_layer: IsLayer) -> str | None:
+    """The name of the layer that comes last in a pass, whatever the order in which modules are listed; None if there is
+    none, or the network cannot be traced."""
+
+    class Tracer(fx.Tracer):
+        def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+            return is_layer(m) or super().is_leaf_module(m, module_qualified_name)
+
+    try:
+        nodes = Tracer().trace(model).nodes
+    except Exception:  # whatever its forward does with what is not a tensor yet
+        return None
+    calls = [str(node.target) for node in nodes if node.op == "call_module" and is_layer(_at(model, node))]
+    return calls[-1] if calls else None
+
+
 def _at(module: nn.Module, node: fx.Node) -> nn.Module:
     return operator.attrgetter(str(node.target))(module)  # type: ignore[no-any-return]
 
@@ -143,4 +159,5 @@ __all__ = [
     "before_normalization",
     "directly_normalized",
     "homogeneous_call",
+    "last_called",
 ]

@@ -9,8 +9,19 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nni_bayes_nas.bayes import normal
-from nni_bayes_nas.compression import kept, load_pruned, make_permanent, mean_network, prune, scores
-from nni_bayes_nas.compression.pruning import masks, masks_of
+from nni_bayes_nas.compression import (
+    HyperVariational,
+    accuracy_pruning_curve,
+    description_length,
+    kept,
+    load_pruned,
+    make_permanent,
+    mean_network,
+    prune,
+    scores,
+)
+from nni_bayes_nas.compression.pruning import last_layer, masks, masks_of
+from nni_bayes_nas.compression.shrink import shrink
 from nni_bayes_nas.errors import ConfigError, SpaceError
 from nni_bayes_nas.layers.variational import Variational, collect_kl, to_variational, weight_noise
 
@@ -84,6 +95,97 @@ def test_whole_filters():
     assert all(float(row.min()) == float(row.max()) for row in rows)
     gone = sum(int((mask == 0).sum()) for mask in found.values())
     assert 0.4 * 116 < gone <= 58 and int((scores(net)["5"] == 0).sum()) == 0
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_the_best_row_of_a_layer_stays(scope):
+    """98 % of 16 filters are all of them: a network without them would say the same of everything."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 16, 8), nn.ReLU(), nn.Linear(8, 3))
+    before = {name: score.flatten(1).mean(1) for name, score in scores(net).items()}
+    found = prune(net, fraction=0.98, scope=scope, structured=True)
+    for name, mask in found.items():
+        assert bool(mask[int(before[name].argmax())].all())
+    assert scope == "global" or [int(mask.flatten(1)[:, 0].sum()) for mask in found.values()] == [1, 1, 1]
+
+
+class Backwards(nn.Module):
+    """Lists its classifier first."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.hidden = nn.Linear(6, 3), nn.Linear(4, 6)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.hidden(x)))
+
+
+class Untraceable(Backwards):
+    def forward(self, x):
+        return super().forward(x) if x.sum() > 0 else super().forward(-x)
+
+
+def test_the_last_layer_is_that_of_the_last_call():
+    assert last_layer(Backwards()) == "head" and last_layer(to_variational(Backwards())) == "head"
+    assert last_layer(network()) == "5" and last_layer(Untraceable()) == "hidden"
+    with pytest.raises(SpaceError, match="must have linear or convolutional layers, ReLU has none"):
+        last_layer(nn.ReLU())
+    kept = []
+    rows = accuracy_pruning_curve(
+        Backwards(), [0.5], lambda pruned: {}, structured=True, keep=lambda row, pruned: kept.append(pruned)
+    )
+    assert rows[0]["kept"] == 18 + 12 and "head" not in {n for n, m in masks_of(kept[0]).items() if not m.all()}
+
+
+def test_weights_that_depend_on_lambda_are_pruned_at_one():
+    """What lies in the layers of such a network are the values that it began with."""
+    model = HyperVariational(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
+    calls = (
+        lambda: prune(model, fraction=0.5),
+        lambda: scores(model),
+        lambda: mean_network(model),
+        lambda: description_length(model),
+    )
+    for call in calls:
+        with pytest.raises(
+            ConfigError, match=r"weights must be those of one lambda.*prune what materialize\(lam\) gives"
+        ):
+            call()
+    prune(model.materialize(1.0), fraction=0.5)
+
+
+def test_filters_that_are_gone_stay_gone_behind_any_activation():
+    """SiLU has a slope at zero: their biases learn, and are taken out again, so that they can go."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.SiLU(), nn.Conv2d(8, 4, 3, padding=1)),
+        *(nn.Flatten(), nn.Linear(4 * 16, 3)),
+    ).double()
+    learned, kept = [], []
+
+    def finetune(pruned):
+        pruned.train()
+        optimizer = torch.optim.SGD(pruned.parameters(), 0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            pruned(X).square().mean().backward()
+            optimizer.step()
+        gone = ~pruned[0].weight.flatten(1).any(1)
+        learned.append(float(pruned[1].bias[gone].abs().max().detach()))
+
+    accuracy_pruning_curve(
+        net,
+        [0.5],
+        lambda pruned: {},
+        scope="layer",
+        structured=True,
+        calibration=[X],
+        finetune=finetune,
+        keep=lambda row, pruned: kept.append(pruned),
+    )
+    assert learned[0] > 0 and shrink(kept[0])[0].out_channels == 4
+    gone = ~kept[0][0].weight.flatten(1).any(1)
+    assert int(gone.sum()) == 4 and not kept[0][1].bias[gone].any()
 
 
 @pytest.mark.parametrize("prior", normal.PRIORS)

@@ -1,6 +1,7 @@
 """A search that is watched for collapse: what it logs, how it ends, how it goes on."""
 
 import pytest
+import torch
 
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.errors import ConfigError
@@ -40,6 +41,35 @@ def test_signs_are_logged_and_change_nothing(tmp_path, strategy):
     assert "parameter_free" not in rows[0]
     assert all(0 <= row["parameter_free"] <= 1 and row["curvature"] == row["curvature"] for row in rows[1:])
     assert "stopped" not in watched["search"]
+
+
+@pytest.mark.slow
+def test_curvature_is_that_of_the_weights_at_lambda(tmp_path, monkeypatch):
+    """Where weights depend on lambda: not of those that the supernet had in the beginning."""
+    found, curvature = [], collapse_watch.CollapseWatch.curvature
+
+    def looked(self, search):
+        values = [curvature(self, search)]
+        for module in (search.training_module.model, search.hyper.means):
+            parameters = list(module.parameters())
+            with torch.no_grad():
+                kept = [p.clone() for p in parameters]
+                for p in parameters:
+                    p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+            values.append(curvature(self, search))
+            with torch.no_grad():
+                for p, value in zip(parameters, kept, strict=True):
+                    p.copy_(value)
+        found.append(values)
+        return values[0]
+
+    monkeypatch.setattr(collapse_watch.CollapseWatch, "curvature", looked)
+    joint = {"weights": "variational", "weight_hypernet": "linear", "weight_prior": "ard", "lambda_range": [0.1, 3.0]}
+    section = {"epochs": 2, "warmup_epochs": 1, "random": 0, "batch_size": 32, "lambdas": 2, "collapse": "watch"}
+    config = Config.from_dict({**VALUES, "strategy": {"name": "dirichlet_darts", "args": joint}, "search": section})
+    searched(tmp_path, config)
+    ((own, others, changed),) = found
+    assert own is not None and others == pytest.approx(own, rel=1e-4) and changed != pytest.approx(own, rel=1e-2)
 
 
 def test_it_ends_with_a_reason_and_stays_ended(tmp_path, monkeypatch):

@@ -5,12 +5,14 @@ import torch
 
 from nni_bayes_nas.compression.lambda_weights import LambdaWeights, settle, swapped
 from nni_bayes_nas.config import Config
-from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.errors import ConfigError, NumericsError
 from nni_bayes_nas.experiment.search import run_search
 from nni_bayes_nas.layers.normalization import batch_statistics
-from nni_bayes_nas.layers.variational import to_variational, variational_layers
+from nni_bayes_nas.layers.variational import collect_kl, divergences, to_variational, variational_layers
+from nni_bayes_nas.search_spaces.cell import CellSpace
 from nni_bayes_nas.search_spaces.chain import ChainSpace
 from nni_bayes_nas.strategies import DirichletDARTS
+from nni_bayes_nas.strategies.bayesian import BayesianModule
 
 JOINT = {
     "weights": "variational",
@@ -51,29 +53,31 @@ def test_gradients_flow_through_weights_that_are_swapped():
     assert net[0].weight is own["0.weight"] and torch.equal(net[0].weight, hyper(1.0)["0.weight"])
 
 
+VALUES = {
+    "space": {"name": "cell", "args": {"width": 4, "n_cells": 1, "n_nodes": 1}},
+    "data": {"name": "digits", "limit": 256, "val_limit": 64},
+    "strategy": {"name": "dirichlet_darts", "args": JOINT},
+    "search": {
+        "epochs": 4,
+        "warmup_epochs": 1,
+        "batch_size": 32,
+        "optimizer": "adam",
+        "learning_rate": 0.01,
+        "rho_learning_rate": 0.02,
+        "lambdas": 3,
+        "random": 1,
+    },
+    "compress": {"fractions": [0.0, 0.5], "draws": 2},
+    "experiment": {"device": "cpu"},
+}
+
+
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory):
     """A short search, its result, and its strategy."""
-    values = {
-        "space": {"name": "cell", "args": {"width": 4, "n_cells": 1, "n_nodes": 1}},
-        "data": {"name": "digits", "limit": 256, "val_limit": 64},
-        "strategy": {"name": "dirichlet_darts", "args": JOINT},
-        "search": {
-            "epochs": 4,
-            "warmup_epochs": 1,
-            "batch_size": 32,
-            "optimizer": "adam",
-            "learning_rate": 0.01,
-            "rho_learning_rate": 0.02,
-            "lambdas": 3,
-            "random": 1,
-        },
-        "compress": {"fractions": [0.0, 0.5], "draws": 2},
-        "experiment": {"device": "cpu"},
-    }
     folder, kept = tmp_path_factory.mktemp("joint"), []
     result = run_search(
-        Config.from_dict(values),
+        Config.from_dict(VALUES),
         {"trial": "search-s0", "seed": 0},
         folder,
         lambda row: None,
@@ -109,16 +113,79 @@ def test_the_network_of_its_own_is_a_part_of_the_supernet(searched):
         choices = strategy.export(lam)
         network = strategy.materialize(lam, choices).eval()
         assert all(p.requires_grad for p in network.parameters()) and variational_layers(network)
-        supernet = strategy.oneshot_module.training_module.model.eval()
-        with torch.no_grad(), strategy.oneshot_module.binding.only(choices, strategy.structure.reference):
-            with batch_statistics(supernet):
+        # The weights that a step of the search has at this lambda; the supernet's own are those of another.
+        strategy.settle(0.5)
+        module, structure = strategy.oneshot_module, strategy.structure
+        supernet = module.training_module.model.eval()
+        with torch.no_grad(), module.weights_at(structure.position(lam)):
+            with module.binding.only(choices, structure.reference), batch_statistics(supernet):
                 expected = supernet(x)
+            on = module.gate_table(module.binding.weights_of(choices, structure.reference))
+            divergence = float((on * divergences(list(module.gates))).sum())
+        assert sum(float(kl.detach()) for kl in collect_kl(network).values()) == pytest.approx(divergence, rel=1e-4)
         with torch.no_grad(), batch_statistics(network):
             outputs.append(network(x))
         torch.testing.assert_close(outputs[-1], expected, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(outputs[0], outputs[1])
     with pytest.raises(ConfigError, match=r"lambda must lie in the trained range \[0.1, 3\], got 5"):
         strategy.materialize(5.0)
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"lambda_range": [0.1, 4.0]}, r"lambda_range was \[0.1, 3.0\], not \[0.1, 4.0\]; build that one"),
+        ({"weight_prior": "empirical_bayes"}, "weight_prior was "),
+        ({"n_knots": 4}, "n_knots was 3, not 4"),
+    ],
+)
+def test_what_was_searched_says_what_it_is_of(searched, changes, said):
+    _, folder, _ = searched
+    made = DirichletDARTS(**{**JOINT, **changes}, input_shape=(1, 8, 8))
+    with pytest.raises(ConfigError, match=f"what is loaded must be of a model like this one, but {said}"):
+        made.restore(CellSpace(width=4, n_cells=1, n_nodes=1), torch.load(folder / "model.pt"))
+
+
+def test_the_state_of_another_space_is_refused(searched):
+    _, folder, _ = searched
+    state = torch.load(folder / "model.pt")
+    with pytest.raises(ConfigError, match=r"but .* was .*, not .*; build that one"):
+        DirichletDARTS(**JOINT, input_shape=(1, 8, 8)).restore(CellSpace(width=6, n_cells=1, n_nodes=1), state)
+    state = {name: value for name, value in state.items() if not name.startswith("weights.rhos")}
+    with pytest.raises(ConfigError, match=r"must be that of a search with this space and strategy.*Missing key"):
+        DirichletDARTS(**JOINT, input_shape=(1, 8, 8)).restore(CellSpace(width=4, n_cells=1, n_nodes=1), state)
+
+
+@pytest.mark.parametrize("part, said", [("means", "weight_kl of"), ("rhos", "weight_kl of")])
+def test_weights_that_are_not_finite_name_their_layer_and_step(tmp_path, part, said, monkeypatch):
+    share = LambdaWeights.share
+
+    def broken(self, alone):
+        if not alone:  # after the warm-up
+            with torch.no_grad():
+                getattr(self, part).vectors[0].fill_(float("nan"))
+        share(self, alone)
+
+    monkeypatch.setattr(LambdaWeights, "share", broken)
+    with pytest.raises(NumericsError, match=rf"`{said} \S+` is nan at step \d+"):
+        run_search(Config.from_dict(VALUES), {"trial": "search-s0", "seed": 0}, tmp_path, lambda row: None)
+
+
+def test_outputs_that_are_not_finite_name_their_layer_lambda_and_step(tmp_path, monkeypatch):
+    """Weights so large that what a layer gives overflows: all of them are finite."""
+    share = LambdaWeights.share
+
+    def large(self, alone):
+        if not alone:
+            with torch.no_grad():
+                for vector in self.means.vectors:
+                    vector.fill_(1e25)
+        share(self, alone)
+
+    monkeypatch.setattr(LambdaWeights, "share", large)
+    monkeypatch.setattr(BayesianModule, "weight_divergences", lambda self, draws, part: {})
+    with pytest.raises(NumericsError, match=r"`output of \S+ at lambda \S+` is (nan|inf|-inf) at step \d+"):
+        run_search(Config.from_dict(VALUES), {"trial": "search-s0", "seed": 0}, tmp_path, lambda row: None)
 
 
 @pytest.mark.parametrize(

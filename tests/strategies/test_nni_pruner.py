@@ -5,8 +5,15 @@ import torch
 from torch import nn
 
 from nni_bayes_nas.bayes import normal
+from nni_bayes_nas.compression.pruning import masks_of, prune
 from nni_bayes_nas.errors import ConfigError
-from nni_bayes_nas.layers.variational import to_deterministic, to_variational, variational_layers
+from nni_bayes_nas.layers.variational import (
+    collect_kl,
+    to_deterministic,
+    to_variational,
+    variational_layers,
+    weight_noise,
+)
 from nni_bayes_nas.strategies.nni_pruner import RelativeDensityPruner
 
 TYPES = ["VariationalLinear", "VariationalConv2d"]
@@ -42,6 +49,28 @@ def test_the_least_relevant_weights_go(gaussian):
         assert float(mask.mean()) == pytest.approx(0.25, abs=0.01)
         assert float(score[mask > 0].min()) >= float(score[mask == 0].max())
     pruner.unwrap_model()
+
+
+def test_what_is_masked_has_no_noise_and_costs_nothing():
+    net = network()
+    expected = network()
+    pruned = RelativeDensityPruner(net, [{"op_types": TYPES, "sparse_ratio": 0.75}]).pruned()
+    prune(expected, fraction=0.75, scope="layer")
+    assert {n: m.tolist() for n, m in masks_of(pruned).items()} == {
+        n: m.tolist() for n, m in masks_of(expected).items()
+    }
+    ours, theirs = (sum(float(kl.detach()) for kl in collect_kl(one).values()) for one in (pruned, expected))
+    assert ours == pytest.approx(theirs) and ours < sum(float(kl.detach()) for kl in collect_kl(network()).values())
+    with torch.no_grad():
+        for layer in variational_layers(pruned).values():
+            layer.rho.masked_fill_(layer.weight == 0, 3.0)  # as wide as can be
+        x = torch.randn(2, 1, 4, 4)
+        outputs = []
+        for one in (pruned, expected):
+            with weight_noise(one, True):
+                torch.manual_seed(1)
+                outputs.append(one(x))
+    torch.testing.assert_close(*outputs)
 
 
 def test_one_share_of_all_layers():
