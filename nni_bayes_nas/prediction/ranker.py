@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from scipy.stats import kendalltau, rankdata
 from sklearn.ensemble import ExtraTreesRegressor
-from torch import Tensor
 
 from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.prediction.many import Many, Training, by_depth
@@ -42,9 +41,10 @@ def describe(nets: Sequence[SparseArchitecture], data: TaskData) -> np.ndarray:
         nets: Inputs as the columns of the data.
         data: Of the task; the validation objects are not looked at.
     """
-    whole, together = separation(data.x, data.y).float(), importance(data.x, data.y).float()
-    own = torch.stack([separation(data.x, (data.y == each).long()) for each in range(nets[0].n_outputs)]).float()
-    return np.array([[*_shape(net), *_seen(net, whole, together, own)] for net in nets])
+    whole, together = separation(data.x, data.y).double(), importance(data.x, data.y).double()
+    own = torch.stack([separation(data.x, (data.y == each).long()) for each in range(nets[0].n_outputs)]).double()
+    parts = whole.numpy(), together.numpy(), own.numpy()
+    return np.array([[*_shape(net), *_seen(net, *parts)] for net in nets])
 
 
 def short_losses(nets: Sequence[SparseArchitecture], data: TaskData, seed: int, short: Training = SHORT) -> np.ndarray:
@@ -80,41 +80,27 @@ def _shape(net: SparseArchitecture) -> list[float]:
     return [np.log(net.n_connections), len(net.widths), np.log(min(net.widths)), np.log(max(net.widths)), tanh]
 
 
-def _seen(net: SparseArchitecture, whole: Tensor, together: Tensor, own: Tensor) -> list[float]:
-    used = torch.bincount(torch.tensor([a for a, _ in net.edges[0]]), minlength=net.n_inputs).float()
-    seen, total = used > 0, float(whole.sum()) + 1e-9
-    n_sources = [len(each) for layer in range(len(net.edges)) for each in net.sources(layer)]
-    of_outputs = [len(each) for each in net.sources(len(net.edges) - 1)]
-    reach = _reached(net)
+def _seen(net: SparseArchitecture, whole: np.ndarray, together: np.ndarray, own: np.ndarray) -> list[float]:
+    ends = [np.array(edges).T for edges in net.edges]
+    used = np.bincount(ends[0][0], minlength=net.n_inputs)
+    seen, total = used > 0, whole.sum() + 1e-9
+    counts = [np.bincount(b, minlength=size) for (_, b), size in zip(ends, net.sizes[1:], strict=True)]
+    n_sources, of_outputs = np.concatenate(counts), counts[-1]
+    # Which features each output sees.
+    reach = np.eye(net.n_inputs)
+    for (a, b), n, size in zip(ends, net.sizes, net.sizes[1:], strict=False):
+        matrix = np.zeros((size, n))
+        matrix[b, a] = 1.0
+        reach = (matrix @ reach > 0).astype(float)
     by_output = reach @ whole / total
     by_class = (reach * own).sum(1) / (own.sum(1) + 1e-9)
-    return [
-        float(seen.double().mean()),
-        float(whole[seen].sum()) / total,
-        float((whole * used).sum()) / float(used.sum()),
-        float(used.max()),
-        float(together[seen].sum()),
-        float((together * used).sum()) / float(used.sum()),
-        min(n_sources),
-        sum(n_sources) / len(n_sources),
-        sum(of_outputs) / len(of_outputs),
-        min(of_outputs),
-        float(by_output.mean()),
-        float(by_output.min()),
-        float(by_class.mean()),
-        float(by_class.min()),
+    found = [
+        *(seen.mean(), whole[seen].sum() / total, (whole * used).sum() / used.sum(), used.max()),
+        *(together[seen].sum(), (together * used).sum() / used.sum()),
+        *(n_sources.min(), n_sources.mean(), of_outputs.mean(), of_outputs.min()),
+        *(by_output.mean(), by_output.min(), by_class.mean(), by_class.min()),
     ]
-
-
-def _reached(net: SparseArchitecture) -> Tensor:
-    """Which features each output sees, `(outputs, features)` of 0 and 1."""
-    reached = torch.eye(net.n_inputs)
-    for layer, edges in enumerate(net.edges):
-        matrix = torch.zeros(net.sizes[layer + 1], net.sizes[layer])
-        a, b = torch.tensor(edges).T
-        matrix[b, a] = 1.0
-        reached = (matrix @ reached > 0).float()
-    return reached
+    return [float(value) for value in found]
 
 
 class Ranker:
