@@ -146,6 +146,7 @@ def _ranked(
     from nni_bayes_nas.prediction.many import Training
     from nni_bayes_nas.prediction.ranker import describe, kendall, short_losses
     from nni_bayes_nas.prediction.relevance import order_of_features
+    from nni_bayes_nas.prediction.sparse_architecture import of_columns
     from nni_bayes_nas.prediction.training import seeds_of
 
     settings, how = config.predict, Training(config.predict.train_steps)
@@ -155,10 +156,14 @@ def _ranked(
     for budget in budgets:
         for name in RANKED:
             shared = (data.n_classes, budget, how, vocabulary_of(settings), random.Random(f"{seed} {budget} {name}"))
-            nets, key = draw_nets(name, parts, *shared, own), (f"{name}, ranked", budget)
+            key, by_weights = (f"{name}, ranked", budget), name in ("snip", "magnitude")
+            # What is found by initial weights keeps them where its inputs are columns, as it was found: a permutation
+            # would draw others.
+            drawn = draw_nets(name, data.parts if by_weights else parts, *shared, own)
+            nets = [of_columns(net, order.argsort().tolist()) for net in drawn] if by_weights else drawn
             arms[key], places, scores = picked(nets, predictor, data, settings.verify, seed)
-            if name in ("snip", "magnitude"):
-                seeds[key] = [own[i] for i in places]
+            if by_weights:
+                arms[key], seeds[key] = [drawn[i] for i in places], [own[i] for i in places]
             mixed.setdefault(budget, []).extend(nets[::3])
             within.setdefault(budget, []).append(scores[::3])
     every = [net for nets in mixed.values() for net in nets]

@@ -7,8 +7,8 @@ HyperDARTS on the cell space, as it is and with `search.selection`, one search a
 the other in an order that turns with the seed:
 
     full            all weights to the end
-    full, shorter   the same with so many epochs fewer that it takes as long as "prefix 0.5", or a little less: what the
-                    time alone is worth that selection saves; it runs after the others
+    full, shorter   the same with so many epochs fewer that it takes as long as "prefix 0.5", within some per cent,
+                    for a fifth of them warm up: what the time is worth that selection saves; it runs after the others
     layer 0.5       of a fifth of the steps on half of the weights, whole layers by their gain; and 0.2
     prefix 0.5      the last half of the weights, so that the backward pass of a weight step ends before; and 0.2
     neuron 0.2      a fifth of the rows: of the gradients of a layer in which some go on nothing is saved here

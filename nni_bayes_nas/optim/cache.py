@@ -75,8 +75,9 @@ class ActivationCache:
     The beginning ends before the first module of which something is optimized, or that is not the same twice (dropout).
     One that draws random numbers all the same, or changes its buffers, is noticed when it runs: then nothing is kept.
     Of a linear layer that comes there and of which some rows are optimized, the outputs of the other rows are kept too.
-    Whether an object is the one that it was is looked at, of a few in a batch, by a weighted sum and the sum of squares
-    of its input, of which a flip or a shift changes the first: where data are augmented, nothing is kept any more.
+    Whether an object is the one that it was is looked at, of a few in a batch, and after a hundred batches in every
+    eighth, by a weighted sum and the sum of squares of its input, of which a flip or a shift changes the first: where
+    data are augmented, nothing is kept any more.
 
     Args:
         chain: The network; its `forward` is replaced until `release`.

@@ -1,6 +1,7 @@
 """The benchmark of predictions: what it reads off rows, and the whole at its smallest size."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from benchmark_scripts import module, run, script_folder  # noqa: F401 (a fixture)
@@ -108,6 +109,38 @@ def test_targets_by_hand() -> None:
     for other in ("random", "random, ranked", "seq2seq, shuffled"):
         assert not worse[f"seq2seq: largest p (Holm) of being above {other}"].holds
         assert not worse[f"seq2seq: smallest mean difference to {other}"].holds
+
+
+def test_what_was_found_by_its_initial_weights_keeps_them() -> None:
+    """Ranked networks of SNIP and magnitude: each is what its own seed gives on the columns of the data."""
+    import torch
+
+    from nni_bayes_nas.config import Config
+    from nni_bayes_nas.prediction.inner_search import strongest
+    from nni_bayes_nas.prediction.many import Training
+    from nni_bayes_nas.prediction.relevance import order_of_features
+    from nni_bayes_nas.prediction.tasks import TaskData
+    from nni_bayes_nas.prediction.training import WholeData
+
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(60) % 3
+    x = torch.randn(60, 6, generator=generator)
+    x[:, 4] += 3.0 * y
+    x[:, 2] -= 2.0 * y
+    data = WholeData(TaskData(x[:45], y[:45], x[45:], y[45:]), x[45:], y[45:], 3)
+    assert order_of_features(*(x[:45], y[:45])).tolist() != list(range(6))
+    config = Config.from_dict({"predict": {"draws": 4, "verify": 2, "train_steps": 3, "widths": [2, 4]}})
+    ranker = SimpleNamespace(scores=lambda described, short: short.mean(1))
+    predictor = SimpleNamespace(
+        ranked=lambda nets, parts, seed: [-float(i) for i in range(len(nets))], ranker=ranker, short=Training(3)
+    )
+    arms, seeds, taus = module("prediction_jobs")._ranked(config, predictor, [12, 16], data, 5)
+    assert set(seeds) == {(f"{name}, ranked", b) for name in ("snip", "magnitude") for b in (12, 16)} and len(taus) == 2
+    for budget in (12, 16):
+        key = "snip, ranked", budget
+        assert seeds[key] == [5 * 1009 + 3, 5 * 1009 + 2]
+        for net, own in zip(arms[key], seeds[key], strict=True):
+            assert strongest([net], data.parts, budget, [own], None) == [net]
 
 
 @pytest.mark.slow
