@@ -11,7 +11,7 @@ from compression_rows import FURTHER, Curves, gaps
 from figures import COLOURS, Line, finish, grid_of, write
 
 _COLUMNS, _LEFT = 4, "weights / weights that are left"
-KINDS = {"constant": "direct", "linear": "linear", "piecewise_linear": "piecewise linear"}
+KINDS = {"constant": "direct", "piecewise_linear": "piecewise linear", "low_rank": "low rank"}
 
 
 def draw(preset: str, rows: list[dict[str, Any]], path: Path) -> None:
@@ -89,7 +89,7 @@ def _authors(rows: list[dict[str, Any]]) -> Any:
                 if (arm, kind) in PUBLISHED:
                     Line(f"{arm}, published", shares, PUBLISHED[arm, kind][lam], colour, "--").draw(axes)
             axes.set_ylim(40, 100)
-            finish(axes, f"{KINDS[kind]}, λ = {lam:g}", "weights left out, %", "test accuracy, %")
+            finish(axes, f"{KINDS.get(kind, kind)}, λ = {lam:g}", "weights left out, %", "test accuracy, %")
     return figure
 
 
@@ -104,17 +104,19 @@ def _evidence(rows: list[dict[str, Any]]) -> Any:
             curves, apart = Curves(rows, prior, kind), gaps(rows, prior, kind)
             lams = curves.lambdas
             of_j = [curves.mean_of(lam, "objective") for lam in lams]
-            label = {"constant": "direct"}.get(kind, kind)
+            # One legend for all: colours are the same everywhere.
+            label = KINDS.get(kind, kind) if column == 0 else ""
             Line(label, lams, of_j, colour).draw(grid[0][column])
             for row, name in ((1, "expected_log_likelihood"), (2, "kl"), (4, "kept")):
-                Line(label, lams, [curves.mean_of(lam, name) for lam in lams], colour).draw(grid[row][column])
-            Line(label, lams, [apart.get(lam) for lam in lams], colour).draw(grid[3][column])
+                Line("", lams, [curves.mean_of(lam, name) for lam in lams], colour).draw(grid[row][column])
+            Line("", lams, [apart.get(lam) for lam in lams], colour).draw(grid[3][column])
         names = ("J, nats", "E log p, nats", "KL, nats", "largest J known - J, nats", "weights above one sd")
         for axes, name in zip(grid[:, column], names, strict=True):
             axes.set_xscale("log")
-            finish(axes, prior, "λ", name)
+            finish(axes, prior.replace("_", " "), "λ", name)
         grid[2][column].set_yscale("log")
         grid[3][column].set_yscale("symlog", linthresh=10)
+        grid[3][column].set_ylim(bottom=0)
         grid[4][column].set_yscale("log")
     return figure
 
