@@ -65,7 +65,7 @@ BELOW = (
 )
 # Of the parts of the data set that was left out one in four shows the errors, with another budget from one to the next:
 # of the first seeds, as the seconds of trainings by themselves.
-EVERY, FIRST_SEEDS = 4, {"smoke": 1, "cpu": 3}
+EVERY, SEEDS_WITH_ERRORS = 4, {"smoke": 1, "cpu": 3}
 # Of which nothing is learned either where the first is left out: they are drawn by one rule.
 UNSEEN = {"synthetic-blobs": ["synthetic-blobs-2"], "synthetic-blobs-2": ["synthetic-blobs"]}
 
@@ -155,7 +155,7 @@ def later_jobs(options: argparse.Namespace, bank: Path, seeds: Iterable[int]) ->
     digest, found = hashlib.sha256(bank.read_bytes()).hexdigest()[:16], {}
     for seed in seeds:
         for target in sources(options):
-            config, first = common(options, target), seed < FIRST_SEED + FIRST_SEEDS[options.preset]
+            config, first = common(options, target), seed < FIRST_SEED + SEEDS_WITH_ERRORS[options.preset]
             shared = {"target": target, "seed": seed, "first": first}
             for decoder in DECODERS:
                 name = f"s{seed}-{target}-{decoder}"

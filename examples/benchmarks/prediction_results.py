@@ -8,7 +8,9 @@ import statistics
 from typing import Any
 
 from contract import Target, half_width
-from scipy.stats import kendalltau, ttest_rel
+from scipy.stats import ttest_rel
+
+from nni_bayes_nas.prediction.ranker import kendall
 
 DECODERS = ("seq2seq", "doubly_recurrent")
 SEARCH, ALL = "inner search on all data", "all"
@@ -176,12 +178,6 @@ def print_errors(figures: Figures) -> None:
             f"{statistics.fmean(r['nats'] for r in mine):.2f} nats a token; F1 (first layer): {said}; tau of what is "
             "lost with " + ", ".join(f"{name} {tau:+.2f}" for name, tau in by.items())
         )
-
-
-def kendall(one: list[float], other: list[float]) -> float:
-    """Kendall's tau; 0 where one of them says nothing."""
-    tau: Any = kendalltau(one, other).statistic
-    return 0.0 if math.isnan(tau) else float(tau)
 
 
 def reachable(between: float) -> float:
