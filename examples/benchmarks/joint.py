@@ -10,6 +10,7 @@ Networks of the cell space; the size of a network is the number of its parameter
     weights      the largest cell, its weights Gaussian and functions of lambda (the plan `compression`), cut
     separate     the cells of `structure`, each with weights that are Gaussian and functions of lambda, cut: a search,
                  and as many compressions as it has found cells
+    random       the same for five cells that are drawn without looking at data, one in every fifth of log size
     joint        one search for q(structure, weights | lambda), read off at five lambda, cut
 
 What is cut is trained further for an epoch (digits: twenty, which have few steps), by plain cross-entropy, in all
@@ -21,7 +22,7 @@ points): with the same 216 for all, which networks of one cell get right is chan
 
 Reference and structure are trained for as many epochs as the weights of a cell and what follows together. A joint
 search sees the data as often as a compression does, of digits less often; the seconds of an arm are those of all that
-it takes. A figure is written beside FILE.json.
+it takes, where a cell that is found twice counts once. A figure is written beside FILE.json.
 
 Target (issue "Variational optimisation with complexity control", 5): with at most .3 points lost, joint compression at
 least that of structure alone and that of weights alone.
@@ -30,18 +31,17 @@ least that of structure alone and that of weights alone.
 from __future__ import annotations
 
 import argparse
-import statistics
-from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import Any
 
-from contract import STEMS, Target, data_section, parse, write_result
+from baselines import Cells
+from contract import STEMS, data_section, parse, write_result
 from joint_figure import draw
+from joint_tables import ARMS, LOSS, points, print_tables, targets
 from workers import Job, Outcome, Store, Workers
 
 NAME = "joint"
-LOSS = 0.3
-ARMS = ("structure", "weights", "separate", "joint")
+RANDOM = 5
 # Lambda weighs divergences of all objects together: with more of these it must be larger.
 RANGES = {"digits": (0.001, 0.1), "mnist": (0.03, 1.0), "fashion_mnist": (0.03, 1.0), "cifar10": (0.1, 3.0)}
 # The stem of three steps of 2, so that cells see 4x4 points, and a search takes minutes.
@@ -193,13 +193,24 @@ class Runs:
         self.first = [search(options, arm, seed) for seed in self.seeds for arm in ("structure", "joint")]
         # By the name of a job: arm, seed, and which of a family it is.
         self.what: dict[str, tuple[str, int, int]] = {}
+        self.sizes: dict[tuple[str, int, int], int] = {}
         for seed in self.seeds:
             self.first.append(compression(options, f"s{seed}-largest", seed, largest()))
             self.what[self.first[-1].name] = ("weights", seed, 0)
+            for i, choices in enumerate(self.drawn(seed)):
+                self.first.append(compression(options, f"s{seed}-random{i}", seed, choices))
+                self.what[self.first[-1].name] = ("random", seed, i)
             for repeat in range(setting_of(options).references):
                 self.first.append(training(options, f"s{seed}-largest{repeat}", seed, largest(), repeat))
                 self.what[self.first[-1].name] = ("reference", seed, repeat)
         self.what |= {f"s{seed}-joint": ("joint", seed, 0) for seed in self.seeds}
+
+    def drawn(self, seed: int) -> list[dict[str, Any]]:
+        """Cells of a seed that no search has found, and their sizes into `sizes`."""
+        cells = Cells(common(self.options, seed)["space"]["args"])
+        found = cells.random(RANDOM, RANDOM, seed)
+        self.sizes |= {("random", seed, i): cells.params(choices) for i, choices in enumerate(found)}
+        return found
 
     def follow(self, job: Job, outcome: Outcome) -> list[Job]:
         """When a search for structure is over: each cell of its family, retrained, and with its weights compressed."""
@@ -215,11 +226,11 @@ class Runs:
 
     def rows(self, outcomes: dict[str, Outcome]) -> list[dict[str, Any]]:
         """A row for every network."""
-        sizes = {
-            (seed, i): outcomes[name]["result"]["params"]
+        same = {"reference": "weights", "structure": "separate"}
+        sizes = self.sizes | {
+            (same[arm], seed, 0 if arm == "reference" else i): outcomes[name]["result"]["params"]
             for name, (arm, seed, i) in self.what.items()
-            if arm in ("reference", "structure") and "error" not in outcomes[name]
-            for i in ([-1] if arm == "reference" else [i])
+            if arm in same and "error" not in outcomes[name]
         }
         rows: list[dict[str, Any]] = []
         for name, (arm, seed, i) in self.what.items():
@@ -228,7 +239,7 @@ class Runs:
             if "error" in outcome:
                 rows.append({**head, "error": outcome["error"]})
                 continue
-            head["seconds"] = outcome["seconds"]
+            head |= {"seconds": outcome["seconds"], "job": outcome["key"]}
             if arm in ("reference", "structure"):
                 numbers = {key: outcome["result"][key] for key in ("params", "val_accuracy", "test_accuracy")}
                 rows.append({**head, "lambda": None, "fraction": 0.0, **_percent(numbers)})
@@ -236,7 +247,7 @@ class Runs:
             if arm == "joint":
                 head["steps_after_search"] = outcome["result"]["search"]["optimizer_steps_after_search"]
             for found in outcome["result"]["compression"]:
-                total = found.get("params") or sizes.get((seed, -1 if arm == "weights" else i))
+                total = found.get("params") or sizes.get((arm, seed, i))
                 rows += _curve(head, found, total)
         return rows
 
@@ -263,111 +274,6 @@ def _curve(head: dict[str, Any], found: dict[str, Any], total: int | None) -> li
     return rows
 
 
-def references(rows: list[dict[str, Any]]) -> dict[int, dict[str, float]]:
-    """By seed: means of the trainings of the largest cell."""
-    found: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        if row["arm"] == "reference" and "error" not in row:
-            found[row["seed"]].append(row)
-    names = ("params", "val_accuracy", "test_accuracy")
-    return {seed: {name: statistics.fmean(row[name] for row in mine) for name in names} for seed, mine in found.items()}
-
-
-def points(rows: list[dict[str, Any]], arm: str) -> list[dict[str, float]]:
-    """Means over seeds of every lambda and share of an arm that all seeds have: losses in points, compression."""
-    reference = references(rows)
-    grouped = defaultdict(list)
-    for row in rows:
-        if row["arm"] == arm and "error" not in row and row["params"] and row["seed"] in reference:
-            grouped[row["cell"], row["lambda"], round(row["fraction"], 4)].append(row)
-    found = []
-    for (_, lam, fraction), mine in grouped.items():
-        if len(mine) < len(reference):
-            continue
-        losses = {
-            part: statistics.fmean(reference[row["seed"]][f"{part}_accuracy"] - row[f"{part}_accuracy"] for row in mine)
-            for part in ("val", "test")
-        }
-        lost = [reference[row["seed"]]["test_accuracy"] - row["test_accuracy"] for row in mine]
-        losses["test_se"] = statistics.stdev(lost) / len(lost) ** 0.5 if len(lost) > 1 else float("nan")
-        times = statistics.geometric_mean(reference[row["seed"]]["params"] / row["params"] for row in mine)
-        found.append({"lambda": lam or 0.0, "fraction": fraction, "compression": times, **losses})
-    return found
-
-
-def best(rows: list[dict[str, Any]], arm: str) -> dict[str, float] | None:
-    """The point of the largest compression whose loss on validation data is small enough."""
-    good = [point for point in points(rows, arm) if point["val"] <= LOSS]
-    return max(good, key=lambda point: point["compression"], default=None)
-
-
-def targets(rows: list[dict[str, Any]]) -> list[Target]:
-    """What the issue asks for."""
-    found = {arm: best(rows, arm) for arm in ARMS}
-    result = []
-    for other in ("structure", "weights"):
-        mine, theirs = found["joint"], found[other]
-        ratio = None if mine is None else mine["compression"] / (theirs["compression"] if theirs else 1.0)
-        result.append(Target("5", f"compression, joint / {other} alone, at most {LOSS} lost", ratio, 1.0, "higher"))
-    lost = None if found["joint"] is None else found["joint"]["test"]
-    return [*result, Target("5", "points of test accuracy that joint loses there", lost, LOSS, "lower")]
-
-
-def paired(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of the separate networks those whose cell has the place, by size, that their lambda has: the largest cell at the
-    smallest lambda, and so on, as joint networks go from the largest to the smallest."""
-    found = []
-    for seed in {row["seed"] for row in rows}:
-        mine = [row for row in rows if row["seed"] == seed]
-        lams = sorted({row["lambda"] for row in mine})
-        sizes = {row["cell"]: row["params"] or 0 for row in mine if row["lambda"] == lams[0]}
-        cells = sorted(sizes, key=lambda cell: -sizes[cell])
-        places = dict(zip(cells, lams, strict=False))
-        found += [row for row in mine if places.get(row["cell"]) == row["lambda"]]
-    return found
-
-
-def seconds(rows: list[dict[str, Any]], arm: str) -> float:
-    """Of all that an arm takes, by seed: of cells of a search the search too; mean over seeds."""
-    arms = {arm, "search"} if arm in ("structure", "separate") else {arm}
-    runs = {
-        (row["seed"], row["arm"], row["cell"]): row["seconds"]
-        for row in rows
-        if row["arm"] in arms and "seconds" in row
-    }
-    seeds = {seed for seed, *_ in runs}
-    return sum(runs.values()) / len(seeds) if seeds else float("nan")
-
-
-def print_tables(rows: list[dict[str, Any]]) -> None:
-    """The smallest networks that are good enough; and what is read off the joint search and the separate ones."""
-    print(f"\nlargest compression with at most {LOSS} points lost on validation data")
-    for arm in ARMS:
-        point = best(rows, arm)
-        said = "none"
-        if point is not None:
-            said = f"{point['compression']:>6.1f} x, test loss {point['test']:+.2f} +- {point['test_se']:.2f}"
-        print(f"  {arm:<12}{said:<42}{seconds(rows, arm):.0f} s a seed")
-    print("\nread off without a step; test data")
-    heads = ("lambda", "accuracy", "NLL", "ECE", "drawn NLL", "parameters", "above 1 sd")
-    print(f"{'arm':<12}" + "".join(f"{name:>12}" for name in heads))
-    for arm in ("joint", "separate", "weights"):
-        mine = [row for row in rows if row["arm"] == arm and "predictive" in row and row["params"]]
-        if arm == "separate":
-            mine = paired(mine)
-        for lam in sorted({row["lambda"] for row in mine}):
-            at = [row for row in mine if row["lambda"] == lam]
-            numbers = [
-                statistics.fmean(row[key] for row in at)
-                for key in ("raw_test_accuracy", "test_nll", "test_ece", "params", "z_above_1")
-            ]
-            drawn = statistics.fmean(row["predictive"]["nll"] for row in at)
-            accuracy, nll, ece, size, left = numbers
-            cells = (f"{lam:.3g}", f"{accuracy:.2f}", f"{nll:.3f}", f"{ece:.3f}", f"{drawn:.3f}", f"{size:.0f}")
-            print(f"{arm:<12}" + "".join(f"{cell:>12}" for cell in (*cells, f"{left:.0f}")))
-    print()
-
-
 def main() -> int:
     """Run what the file of finished jobs does not hold yet."""
     options = parse(__doc__, PRESETS, SEEDS)
@@ -378,7 +284,7 @@ def main() -> int:
     rows = runs.rows(outcomes) + [{"arm": "structure", "error": outcomes[name]["error"]} for name in failed]
     for seed in runs.seeds:
         if "seconds" in (found := outcomes[f"s{seed}-structure"]):
-            rows.append({"arm": "search", "seed": seed, "cell": 0, "seconds": found["seconds"]})
+            rows.append({"arm": "search", "seed": seed, "seconds": found["seconds"], "job": found["key"]})
     complete = all("error" not in row for row in rows)
     found = targets(rows)
     write_result(options, NAME, rows, found, seconds=store.seconds, workers=workers.n, complete=complete)

@@ -10,6 +10,7 @@ from typing import Any
 from figures import COLOURS, Line, finish, grid_of, write
 
 _COLOURS = {"joint": COLOURS[4], "weights": COLOURS[0], "separate": COLOURS[2], "structure": COLOURS[6]}
+_COLOURS["random"] = "#777777"
 _MOST = 3.0
 
 
@@ -28,7 +29,7 @@ def draw(
     """Write the figure.
 
     Args:
-        points: Of every arm, see `joint.points`.
+        points: Of every arm, see `joint_tables.points`.
         rows: Of the result.
         loss: In points of validation accuracy, what may be lost.
         path: Of the file.

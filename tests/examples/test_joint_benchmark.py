@@ -26,7 +26,7 @@ ROWS = [
 
 
 def test_the_smallest_network_that_validation_allows_counts() -> None:
-    script = module("joint")
+    script = module("joint_tables")
     assert script.best(ROWS, "structure")["compression"] == pytest.approx(2)
     assert script.best(ROWS, "weights")["compression"] == pytest.approx(4)
     joint = script.best(ROWS, "joint")
@@ -50,7 +50,7 @@ def test_weights_that_are_zero_as_they_are_read_off_do_not_count_as_left() -> No
 
 
 def test_separate_networks_are_paired_with_lambda_by_size() -> None:
-    script = module("joint")
+    script = module("joint_tables")
     rows = [
         row("separate", params, 90.0, 90.0, cell=cell, **{"lambda": lam})
         for cell, params in ((0, 100), (1, 900), (2, 500))
@@ -71,7 +71,7 @@ def test_presets_are_configurations(preset: str) -> None:
     script = module("joint")
     runs = script.Runs(argparse.Namespace(preset=preset, seeds=2, data="digits", root=None))
     references = 1 if preset == "smoke" else 3
-    assert len({job.key for job in runs.first}) == 2 * (3 + references)
+    assert len({job.key for job in runs.first}) == 2 * (3 + references + 5)
     if preset != "smoke":  # other validation objects with every seed, the same ones in all arms
         assert all(f"s{job.config['data']['val_split']}-" in job.name for job in runs.first)
     for job in runs.first:
@@ -79,14 +79,16 @@ def test_presets_are_configurations(preset: str) -> None:
 
 
 def test_seconds_are_of_all_that_an_arm_takes() -> None:
-    """The search counts for its cells and what is cut of them, once for a seed, and a run of many lambda once."""
-    script = module("joint")
-    rows: list[dict[str, Any]] = [{"arm": "search", "seed": seed, "cell": 0, "seconds": 100.0} for seed in (0, 1)]
+    """The search counts for its cells and what is cut of them, once for a seed, a run of many lambda once, and a cell
+    that was found twice, which is trained once, once."""
+    script = module("joint_tables")
+    rows: list[dict[str, Any]] = [{"arm": "search", "seed": seed, "job": "s", "seconds": 100.0} for seed in (0, 1)]
     for seed in (0, 1):
-        for cell in (0, 1):
+        for cell, job in ((0, "a"), (1, "b"), (2, "b")):
             for lam in (0.1, 1.0):
-                rows.append({"arm": "separate", "seed": seed, "cell": cell, "lambda": lam, "seconds": 10.0 + seed})
-        rows.append({"arm": "joint", "seed": seed, "cell": 0, "lambda": 0.1, "seconds": 50.0})
+                head = {"arm": "separate", "seed": seed, "cell": cell, "job": job}
+                rows.append({**head, "lambda": lam, "seconds": 10.0 + seed})
+        rows.append({"arm": "joint", "seed": seed, "cell": 0, "job": "j", "lambda": 0.1, "seconds": 50.0})
     assert script.seconds(rows, "separate") == pytest.approx(121) and script.seconds(rows, "joint") == 50
 
 
@@ -94,7 +96,7 @@ def test_seconds_are_of_all_that_an_arm_takes() -> None:
 def test_one_lambda_for_structure_and_weights(tmp_path: Path) -> None:
     said, result = run("joint", tmp_path / "joint.json")
     arms = {row["arm"] for row in result["rows"]}
-    assert arms == {"reference", "structure", "weights", "separate", "joint", "search"}
+    assert arms == {"reference", "structure", "weights", "random", "separate", "joint", "search"}
     joint = [row for row in result["rows"] if row["arm"] == "joint"]
     assert len(joint) == 10 and {row["steps_after_search"] for row in joint} == {0}
     assert (tmp_path / "joint.png").stat().st_size > 20_000
