@@ -68,6 +68,10 @@ class RelativeDensityPruner(LevelPruner):  # type: ignore[misc]
         self.unwrap_model()
         network: nn.Module = self.bound_model
         apply_masks(network, {name: targets["weight"] for name, targets in masks.items()})
+        for name, targets in masks.items():
+            bias = network.get_submodule(name).bias
+            if isinstance(bias, Tensor) and targets.get("bias") is not None:
+                bias.data *= targets["bias"]  # of rows that go as a whole NNI masks it too
         return network
 
     def _deviations(self) -> dict[str, Tensor]:

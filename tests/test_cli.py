@@ -16,7 +16,7 @@ from nni_bayes_nas.cli import main
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.errors import ConfigError, RunError
 
-COMMANDS = ["run", "search", "report", "export", "list", "trial", "nnictl-env"]
+COMMANDS = ["run", "search", "report", "compress", "predict", "export", "list", "trial", "nnictl-env"]
 # The limits are 1 s and 2 s on a quiet machine; the best of three tries forgives a busy one.
 TRIES = 3
 
@@ -146,6 +146,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
             ["run", "small.yaml", "--set", "experiment.plan=x"],
             "known: architecture_prediction, compression, posterior_refinement, search",
         ),
+        (["compress", "small.yaml", "--set", "compress.fractions=[1.0]"], "compress.fractions` must be shares"),
+        (["compress", "small.yaml", "--set", "compress.knots=1"], "knots must be at least 2, got 1"),
+        (["compress", "small.yaml", "--set", "compress.network=lenet"], "unknown network `lenet`"),
+        (["compress", "small.yaml", "--set", "data.name=diabetes", "--set", "data.task=regression"], "is for classes"),
         (["run", "small.yaml", "--output", "small.yaml"], "is a file"),
         (["run", "small.yaml", "--output", "small.yaml/run"], "is a file"),
         (["search", "small.yaml", "--set", "search.epochs=0"], "at least 1"),

@@ -54,7 +54,7 @@ def _errors(rows: list[dict[str, Any]]) -> Any:
 def _limits(curves: Curves) -> tuple[float, float]:
     """From the best error on, four times as high: what is worse is useless."""
     errors = [point["test"] for row in curves.rows for point in row["curve"]] or [1.0]
-    return 0.8 * min(errors), max(4 * min(errors), min(errors) + 2)
+    return 0.8 * min(errors), min(100.0, max(4 * min(errors), min(errors) + 2))
 
 
 def _seed(rows: list[dict[str, Any]]) -> Any:

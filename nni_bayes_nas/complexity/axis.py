@@ -112,7 +112,9 @@ class LambdaAxis(Axis):
         """
         lam = coerce(lam, float, "lambda")
         if not lam > 0:
-            raise ConfigError(f"lambda must be positive on the logarithmic axis, got {lam:g}.")
+            raise ConfigError(
+                f"lambda must be positive on the logarithmic axis, got {lam:g}; the literal axis may begin at 0."
+            )
         logs, us = self._points
         i = min(max(1, bisect.bisect_left(logs, math.log(lam))), len(logs) - 1)
         u = us[i - 1] + (us[i] - us[i - 1]) * (math.log(lam) - logs[i - 1]) / (logs[i] - logs[i - 1])
@@ -210,8 +212,8 @@ class LiteralAxis(Axis):
 
 def _outside(lam: float, low: float, high: float) -> ConfigError:
     return ConfigError(
-        f"lambda must lie in the trained range [{low:g}, {high:g}], got {lam:g}; "
-        "train with a wider lambda_range (architectures alone go beyond it: export with extrapolate=True)."
+        f"lambda must lie in the trained range [{low:g}, {high:g}], got {lam:g}; train with a wider lambda_range (of a "
+        "search, architectures alone go beyond it: its export with extrapolate=True)."
     )
 
 

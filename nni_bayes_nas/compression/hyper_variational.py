@@ -74,7 +74,7 @@ class HyperVariational(nn.Module):
         J(lambda) = E_q log p(D | w) - lambda KL(q || p):
 
     lambda = 1 is the evidence lower bound, above it posteriors are as of fewer objects, and more weights can go. Biases
-    and normalization are points, and functions of lambda too.
+    and normalization are points, and functions of lambda too; what is frozen stays what it is.
 
     Args:
         model: The network; it is copied, and its weights are the first means, at every lambda (nearly, where the kind
@@ -103,7 +103,7 @@ class HyperVariational(nn.Module):
 
     Raises:
         ConfigError: Options that cannot be.
-        SpaceError: Layers with weights that cannot be converted, or that share one; it names them.
+        SpaceError: Layers with weights that cannot be converted, that share one, or that are frozen; it names them.
     """
 
     def __init__(
@@ -148,6 +148,7 @@ class HyperVariational(nn.Module):
                 f"a network must have linear or convolutional layers, {type(model).__name__} has none left"
             )
         self.prunable = [_of(name, "weight") for name in converted]
+        _check_frozen(model, self.prunable)
         if weights == "point":
             network = copy.deepcopy(model)
         self.network = network.train()  # a network that comes in evaluation mode would learn without noise
@@ -193,8 +194,10 @@ class HyperVariational(nn.Module):
             calibration: Batches of inputs, by which the running statistics of batch normalization become those of this
                 network; without them they stay those of all lambda.
         """
-        network = copy.deepcopy(self.network).requires_grad_(True)
-        settle(network, self.at(lam).values)
+        network, values = copy.deepcopy(self.network), self.at(lam).values
+        settle(network, values)
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(name in values)  # what was frozen before stays so
         for layer in variational_layers(network).values():
             layer.prior_sd = self.prior_sd_at(self._checked(lam))
         recalibrate(network, calibration)
@@ -230,13 +233,13 @@ class HyperVariational(nn.Module):
             data: Batches of all objects, inputs and targets.
             log_likelihood: log p(y | f(x, w)) of outputs and targets, summed over the batch; `()`.
             draws: Of the weights, for every batch.
-            calibration: See `materialize`.
+            calibration: Batches of inputs, see `expected_log_likelihood`.
 
         Returns:
             "expected_log_likelihood", "kl", "objective": J.
         """
-        found, network = self.at(lam), self.materialize(lam, calibration).eval()
-        total = expected_log_likelihood(network, data, log_likelihood, draws)
+        found, network = self.at(lam), self.materialize(lam).eval()
+        total = expected_log_likelihood(network, data, log_likelihood, draws, list(calibration))
         return {
             "expected_log_likelihood": total,
             "kl": float(found.kl()),
@@ -284,6 +287,7 @@ def expected_log_likelihood(
     data: Iterable[Sequence[Tensor]],
     log_likelihood: Callable[[Tensor, Tensor], Tensor],
     draws: int = 1,
+    calibration: Sequence[Tensor] = (),
 ) -> float:
     """E_q[log p(D | w)] of a network with Gaussian layers, in nats, a sum over all objects.
 
@@ -292,9 +296,10 @@ def expected_log_likelihood(
         data: Batches of all objects, inputs and targets.
         log_likelihood: log p(y | f(x, w)) of outputs and targets, summed over the batch; `()`.
         draws: Of the weights, for every batch.
+        calibration: Batches of inputs, for batch normalization by statistics with the noise, see `weight_noise`.
     """
     device, total = next(network.parameters()).device, 0.0
-    with weight_noise(network, True):
+    with weight_noise(network, True, calibration):
         for x, y in ((x.to(device), y.to(device)) for x, y in data):
             total += sum(float(log_likelihood(network(x), y)) for _ in range(draws)) / draws
     return total
@@ -303,6 +308,15 @@ def expected_log_likelihood(
 def _of(layer: str, name: str) -> str:
     """Name of a parameter of a layer, which may be the whole network."""
     return f"{layer}.{name}" if layer else name
+
+
+def _check_frozen(model: nn.Module, weights: Sequence[str]) -> None:
+    fixed = [name for name, value in model.named_parameters() if not value.requires_grad]
+    if frozen := [name for name in weights if name in fixed]:
+        raise SpaceError(
+            f"weights that become a function of lambda must not be frozen, but {frozen[0]} has requires_grad=False; "
+            "name its layer in skip."
+        )
 
 
 def _check_tied(model: nn.Module) -> None:
@@ -328,6 +342,8 @@ def _check(kind: str, weights: str, prior: str, lambda_range: tuple[float, float
     if weights == "point" and prior not in ("fixed", "scaled"):
         raise ConfigError(f"prior must be fixed or scaled for weights that are points, got {prior!r}; or leave it out.")
     single = isinstance(lambda_range, (int, float))
+    if not isinstance(lambda_range, (int, float)) and len(lambda_range) != 2:
+        raise ConfigError(f"lambda_range must be (low, high) or one lambda, got {tuple(lambda_range)}; e.g. (0.1, 3).")
     low = lambda_range if isinstance(lambda_range, (int, float)) else lambda_range[0]
     if not 0 <= low < float("inf"):
         raise ConfigError(f"lambda must be at least 0 and finite, got {low:g}; 1 gives the evidence bound.")

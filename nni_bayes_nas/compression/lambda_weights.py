@@ -18,7 +18,8 @@ class LambdaWeights(nn.Module):
     """All parameters of a network with Gaussian layers, or without, as functions of a position t in [0, 1].
 
     Means, biases and normalization come from one hypernetwork, the logarithms of the standard deviations from another.
-    The network's own parameters are values to begin with, and do not learn any more.
+    The network's own parameters are values to begin with, and do not learn any more. Those that are frozen already are
+    left alone.
 
     Args:
         network: Its parameters are the first values, at every position (nearly, where the kind is "low_rank" or "mlp").
@@ -46,7 +47,7 @@ class LambdaWeights(nn.Module):
         shared_knots: bool = True,
     ) -> None:
         super().__init__()
-        parameters = dict(network.named_parameters())
+        parameters = {name: value for name, value in network.named_parameters() if value.requires_grad}
         own = {id(layer.rho) for layer in variational_layers(network).values()}
         self._rhos = [name for name, value in parameters.items() if id(value) in own]
         self._points = [name for name, value in parameters.items() if id(value) not in own]

@@ -33,7 +33,7 @@ def prunable(model: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
     if any(isinstance(m, LambdaWeights) for m in model.modules()):
         raise ConfigError(
             f"weights must be those of one lambda, got a {type(model).__name__}, whose weights are functions of it; "
-            "prune what materialize(lam) gives."
+            "take what materialize(lam) gives."
         )
     return {name: m for name, m in model.named_modules() if _is_layer(m)}
 
@@ -123,7 +123,7 @@ def prune(
     threshold: float | None = None,
     scope: Scope = "global",
     structured: bool = False,
-    skip: Collection[str] = (),
+    skip: Collection[str] | None = None,
 ) -> dict[str, Tensor]:
     """Leave weights out, in place; see `masks`. Biases stay, but of filters that go as a whole, see `silence`.
 
@@ -133,7 +133,8 @@ def prune(
         threshold: Or a score.
         scope: "global" or "layer".
         structured: Whole neurons or filters.
-        skip: Names of layers that stay whole and do not count; of a classifier the last one, where rows are classes.
+        skip: Names of layers that stay whole and do not count. None: none; where whole neurons go the last layer, whose
+            rows are outputs.
 
     Returns:
         The masks, by layer.
@@ -143,12 +144,15 @@ def prune(
         SpaceError: There is nothing to prune.
     """
     layers = sorted(prunable(model))
+    if skip is None:
+        skip = [last_layer(model)] if structured else []
     if unknown := sorted(set(skip) - set(layers)):
         raise ConfigError(f"skip must name linear or convolutional layers, got {unknown}; there are {layers}.")
     found = {name: score for name, score in scores(model).items() if name not in skip}
     if not found:
         raise SpaceError(
-            f"a network must have linear or convolutional layers, {type(model).__name__} has none to prune."
+            f"a network must have linear or convolutional layers{' before the last one' if structured else ''}, "
+            f"{type(model).__name__} has none to prune."
         )
     result = masks(found, fraction=fraction, threshold=threshold, scope=scope, structured=structured)
     apply_masks(model, result)

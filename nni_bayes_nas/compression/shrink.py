@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from nni_bayes_nas.compression.networks import Stored
 from nni_bayes_nas.compression.pruning import make_permanent, mean_network
 from nni_bayes_nas.errors import SpaceError
+from nni_bayes_nas.layers.flow import is_chain
 
 # Of a map that is constant they make a constant one, whatever its size.
 _ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.GELU, nn.ELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Identity, nn.Dropout)
@@ -52,11 +53,11 @@ def shrink(network: nn.Module) -> nn.Sequential:
     chain = list(_flat("", plain))
     for name, module in chain:
         known = (nn.Linear, nn.Conv2d, _BatchNorm, nn.Flatten, Stored, *_ELEMENTWISE, *_POOLING)
-        grouped = isinstance(module, nn.Conv2d) and (module.groups != 1 or module.padding_mode != "zeros")
-        if not isinstance(module, known) or grouped:
+        how = _unlike(module)
+        if how or not isinstance(module, known):
             raise SpaceError(
                 f"what is made smaller must be a chain of linear layers, convolutions, normalization, activations and "
-                f"pooling, but {name or 'the network'} is {type(module).__name__}{' with groups' if grouped else ''}."
+                f"pooling, but {name or 'the network'} is {type(module).__name__}{how}."
             )
     for name, module in chain:
         if isinstance(module, _BatchNorm) and module.running_mean is None:
@@ -77,13 +78,22 @@ def shrink(network: nn.Module) -> nn.Sequential:
 
 
 def _flat(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    if type(module).forward is nn.Sequential.forward:
+    if is_chain(module):
         for key, child in module._modules.items():  # the same module twice is there twice
             if child is None:
                 continue
             yield from _flat(f"{name}.{key}" if name else key, child)
     else:
         yield name, module
+
+
+def _unlike(module: nn.Module) -> str:
+    """What keeps a module of a known kind from making constants of constants."""
+    if isinstance(module, nn.Conv2d) and module.groups != 1:
+        return " with groups"
+    if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
+        return f" with padding_mode={module.padding_mode!r}"
+    return " with a divisor_override" if getattr(module, "divisor_override", None) else ""
 
 
 def _goes(behind: list[nn.Module], bias: Tensor) -> Tensor:
@@ -102,9 +112,15 @@ def _goes(behind: list[nn.Module], bias: Tensor) -> Tensor:
 def _constant(module: nn.Module, value: Tensor) -> Tensor:
     """What normalization or an activation in evaluation mode makes of constant channels; `(channels,)`."""
     if isinstance(module, _BatchNorm):
+        if module.num_features != len(value):
+            raise SpaceError(
+                f"normalization must be of channels, not of the {module.num_features} places of a flattened image; put "
+                "it before Flatten."
+            )
         shape = (1, -1, 1, 1) if isinstance(module, nn.BatchNorm2d) else (1, -1)
         return copy.deepcopy(module).eval()(value.reshape(shape)).flatten()  # type: ignore[no-any-return]
-    return copy.deepcopy(module).eval()(value) if isinstance(module, _ELEMENTWISE) else value
+    # A copy, for activations that work in place.
+    return copy.deepcopy(module).eval()(value.clone()) if isinstance(module, _ELEMENTWISE) else value
 
 
 def _matrix(layer: Any, flow: _Flow | None, behind: list[nn.Module], *, keep_all: bool) -> tuple[nn.Module, _Flow]:
@@ -140,14 +156,9 @@ def _between(module: nn.Module, flow: _Flow | None) -> tuple[nn.Module, _Flow | 
     """Normalization, activation, pooling or `Flatten` for what is alive, and what it makes of constants."""
     if flow is None or isinstance(module, nn.Flatten):
         return copy.deepcopy(module), flow
-    made = copy.deepcopy(module)
+    made, constant = copy.deepcopy(module), _constant(module, flow.constant)
     if isinstance(module, _BatchNorm):
-        if module.num_features != len(flow.constant):
-            raise SpaceError(
-                f"normalization must be of channels, not of the {module.num_features} places of a flattened image; put "
-                "it before Flatten."
-            )
         made = type(module)(len(flow.alive), module.eps, module.momentum, module.affine).to(flow.constant)
         for name, tensor in module.state_dict().items():
             made.state_dict()[name].copy_(tensor[flow.alive] if tensor.dim() else tensor)
-    return made, _Flow(flow.alive, _constant(module, flow.constant))
+    return made, _Flow(flow.alive, constant)

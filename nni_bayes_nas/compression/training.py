@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from nni_bayes_nas.bayes import elbo, objective
 from nni_bayes_nas.coercion import require
 from nni_bayes_nas.compression.hyper_variational import HyperVariational
+from nni_bayes_nas.compression.pruning import prunable
 from nni_bayes_nas.fused import FUSED
 from nni_bayes_nas.layers.finite import check_layers
 from nni_bayes_nas.layers.normalization import batch_statistics
@@ -234,9 +235,10 @@ def finetune(
         clip_by: "norm" or "value".
 
     Raises:
-        ConfigError: Numbers that cannot be.
+        ConfigError: Numbers that cannot be, or a network whose weights are functions of lambda.
         NumericsError: A term that is not finite; it names the layer.
     """
+    prunable(network)  # refuses weights that are functions of lambda: the divergence here is that of layers
     require(epochs >= 0, "epochs", "must not be negative", epochs, "3 are usual")
     rho_rate = learning_rate if rho_learning_rate is None else rho_learning_rate
     for name, rate in (("learning_rate", learning_rate), ("rho_learning_rate", rho_rate)):

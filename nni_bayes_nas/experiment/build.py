@@ -77,7 +77,7 @@ def build_space(config: Config, data: DataSplits, seed: int, *, retraining: bool
     cls, args = space_arguments(config, data, retraining=retraining)
     torch.manual_seed(seed)
     try:
-        space = _call(cls, args, SpaceError, f"space `{config.space.name}`")
+        space = call_user(cls, args, SpaceError, f"space `{config.space.name}`")
     except SpaceError as error:
         if retraining and config.retrain.space:  # the error names an argument, which the space of the search has too
             raise SpaceError(f"`retrain.space`: {error}") from error
@@ -131,7 +131,7 @@ def build_strategy(config: Config, data: DataSplits, seed: int) -> Any:
             "set search.warmup_epochs, search.gradient_clip, seed or the data instead."
         )
     arguments = {**{k: v for k, v in given.items() if k in accepted}, **args}
-    strategy = _call(cls, arguments, ConfigError, f"strategy `{config.strategy.name}`")
+    strategy = call_user(cls, arguments, ConfigError, f"strategy `{config.strategy.name}`")
     needed = ("mutate_model", "measure", "check_order", "structure", "export", "lambdas")
     missing = [name for name in needed if not _has(strategy, name)]
     if missing:
@@ -142,7 +142,7 @@ def build_strategy(config: Config, data: DataSplits, seed: int) -> Any:
     return strategy
 
 
-def _call(function: Any, args: dict[str, Any], error: type[NniBayesNasError], what: str) -> Any:
+def call_user(function: Any, args: dict[str, Any], error: type[NniBayesNasError], what: str) -> Any:
     """Call what the user may have written; whatever it raises becomes an error that says so."""
     try:
         return function(**args)

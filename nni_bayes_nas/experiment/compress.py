@@ -21,7 +21,7 @@ from nni_bayes_nas.compression.training import HyperVariationalModule, finetune
 from nni_bayes_nas.config import CompressConfig, Config
 from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.experiment import evaluator as evaluation
-from nni_bayes_nas.experiment.build import build_space, drop_training_parts
+from nni_bayes_nas.experiment.build import build_space, call_user, drop_training_parts
 from nni_bayes_nas.experiment.callbacks import EpochLog, SeedEpochs
 from nni_bayes_nas.experiment.compressed import with_architecture
 from nni_bayes_nas.experiment.data import DataSplits, batches, load_data_on
@@ -146,7 +146,13 @@ def build_network(config: Config, data: DataSplits, seed: int) -> nn.Module:
     else:
         given = ("shape", "num_classes")
         args = registry.fill_args(make, settings.network_args, "compress.network_args", given=given)
-        network = make(shape=data.shape, num_classes=data.num_classes, **args)
+        args |= {"shape": data.shape, "num_classes": data.num_classes}
+        network = call_user(make, args, ConfigError, f"network `{settings.network}`")
+        if not isinstance(network, nn.Module):
+            raise ConfigError(
+                f"`compress.network` must name what gives a torch.nn.Module, `{settings.network}` gives a "
+                f"{type(network).__name__}\nreturn the network"
+            )
     if settings.inputs == "standardized":
         return network  # type: ignore[no-any-return]
     return nn.Sequential(Stored(data.mean, data.sd), network)
@@ -183,8 +189,7 @@ def check(config: Config, data: DataSplits) -> None:
                 "set it to false, or leave compress.skip out"
             )
         HyperVariationalModule(model, n_objects=len(data.train), **module_options(settings))
-        with torch.no_grad():
-            outputs = model(data.train[:2][0], model.single if model.axis is None else model.axis.low)
+        outputs = _passed(model, data, settings)
         if outputs.shape != (2, data.num_classes):
             raise ConfigError(
                 f"`compress.network` must give {data.num_classes} outputs for one object, `{settings.network}` gives "
@@ -195,6 +200,24 @@ def check(config: Config, data: DataSplits) -> None:
             f"`compress.batch_size` must be at most the {len(data.train)} training objects, got {settings.batch_size}\n"
             "lower it"
         )
+
+
+def _passed(model: HyperVariational, data: DataSplits, settings: CompressConfig) -> torch.Tensor:
+    """Outputs of two objects, and a pass in training mode of as few objects as one lambda gets of a batch."""
+    lam = model.single if model.axis is None else model.axis.low
+    few = max(1, settings.batch_size // settings.lambdas_per_step) if settings.divide_batch else settings.batch_size
+    try:
+        with torch.no_grad():
+            outputs: torch.Tensor = model(data.train[:2][0], lam)
+            model.train()(data.train[: min(few, 2)][0], lam)
+    except Exception as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        of = f"{min(few, 2)} object{'s' if few > 1 else ''} of shape {data.shape}"
+        raise ConfigError(
+            f"`compress.network` must take the data, but a pass of {of} failed: {said}\ngive its first layer their "
+            "shape, and batch normalization 2 objects of a batch for every lambda"
+        ) from error
+    return outputs
 
 
 def _row(
@@ -239,7 +262,8 @@ def _trained_on(
     )
     recalibrate(network, inputs)
     with torch.no_grad():
-        total = expected_log_likelihood(network.eval(), every_batch(data.train), log_likelihood)
+        network.eval()
+        total = expected_log_likelihood(network, every_batch(data.train), log_likelihood, calibration=inputs)
         kl = float(torch.stack(list(collect_kl(network).values())).sum())
     return {"expected_log_likelihood": total, "kl": kl, "objective": total - price * kl}
 

@@ -53,9 +53,10 @@ def joint_rows(
             continue
         torch.manual_seed(seed)
         network = strategy.materialize(lam, found["choices"])
-        recalibrate(network, calibration(data, next(network.parameters()).device))
+        inputs = calibration(data, next(network.parameters()).device)
+        recalibrate(network, inputs)
         network.eval()
-        total = expected_log_likelihood(network, every_batch(data.train), log_likelihood)
+        total = expected_log_likelihood(network, every_batch(data.train), log_likelihood, calibration=inputs)
         with torch.no_grad():
             kl = float(torch.stack(list(collect_kl(network).values())).sum())
             law_kl = float(structure.divergence(structure.position(lam), bayes.prior, bayes.none_prior))

@@ -72,7 +72,7 @@ def look_at(
     found = scores(test, y)
     row |= {f"test_{name}": found[name] for name in ("accuracy", "nll", "ece")}
     if variational_layers(network):
-        with weight_noise(network, True):
+        with weight_noise(network, True, inputs):
             drawn = [_predicted(network, data.test)[0] for _ in range(settings.draws)]
         row["predictive"] = scores(ensemble(drawn), y)
         cut = copy.deepcopy(network)

@@ -43,7 +43,7 @@ def before_normalization(model: nn.Module, is_layer: IsLayer) -> dict[int, Norma
     """
     found: dict[int, Normalized] = {}
     for module in model.modules():
-        if isinstance(module, nn.Sequential):
+        if is_chain(module):
             found |= _of_chain(_flat(module), is_layer)
         elif any(isinstance(child, NORMALIZATION) for child in module.children()):
             for chain in _chains(module):
@@ -55,7 +55,7 @@ def directly_normalized(model: nn.Module, is_layer: IsLayer) -> list[tuple[nn.Mo
     """Pairs of a layer and the normalization of channels that nothing lies between; read as `before_normalization`."""
     found: list[tuple[nn.Module, nn.Module]] = []
     for module in model.modules():
-        chains = [_flat(module)] if isinstance(module, nn.Sequential) else []
+        chains = [_flat(module)] if is_chain(module) else []
         if not chains and any(isinstance(child, _OF_CHANNELS) for child in module.children()):
             chains = list(_chains(module))
         for chain in chains:
@@ -64,8 +64,15 @@ def directly_normalized(model: nn.Module, is_layer: IsLayer) -> list[tuple[nn.Mo
     return found
 
 
-def _flat(chain: nn.Sequential) -> list[nn.Module]:
-    return [m for child in chain for m in (_flat(child) if isinstance(child, nn.Sequential) else [child])]
+def is_chain(module: nn.Module) -> bool:
+    """Whether it calls its children one after the other; a subclass of `nn.Sequential` may do something else."""
+    return type(module).forward is nn.Sequential.forward
+
+
+def _flat(chain: nn.Module) -> list[nn.Module]:
+    # A module that is there twice is there twice.
+    children = [child for child in chain._modules.values() if child is not None]
+    return [m for child in children for m in (_flat(child) if is_chain(child) else [child])]
 
 
 def _of_chain(chain: Sequence[nn.Module], is_layer: IsLayer) -> dict[int, Normalized]:

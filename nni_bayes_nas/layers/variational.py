@@ -28,6 +28,7 @@ from nni_bayes_nas.layers.convolution import is_plain_convolution
 from nni_bayes_nas.layers.flow import Normalized, before_normalization
 from nni_bayes_nas.layers.gaussian_output import ESTIMATORS, Apply, Estimator, noisy_output
 from nni_bayes_nas.layers.masked import mask_of
+from nni_bayes_nas.layers.normalization import batch_norms, recalibrated
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -223,14 +224,23 @@ def divergence(
 
 
 @contextlib.contextmanager
-def weight_noise(model: nn.Module, on: bool) -> Iterator[None]:
-    """Inside the block, all outputs have noise or none, in training as in evaluation."""
+def weight_noise(model: nn.Module, on: bool, calibration: Sequence[Tensor] = ()) -> Iterator[None]:
+    """Inside the block, all outputs have noise or none, in training as in evaluation.
+
+    Args:
+        model: A network.
+        on: Whether outputs have noise.
+        calibration: Batches of inputs: batch normalization is then by running statistics of such outputs, as in
+            training it is by those of the batch. Those of the means alone know nothing of the variance that noise adds.
+    """
     layers = list(variational_layers(model).values())
     before = [layer.noisy for layer in layers]
     for layer in layers:
         layer.noisy = on
+    recalibrate = bool(calibration) and bool(batch_norms(model))
     try:
-        yield
+        with recalibrated(model, model, calibration) if recalibrate else contextlib.nullcontext():
+            yield
     finally:
         for layer, noisy in zip(layers, before, strict=True):
             layer.noisy = noisy

@@ -44,6 +44,11 @@ def test_a_curve(gaussian):
     assert "finetuned" not in again and again["square"] != rows[1]["square"]
 
 
+def test_shares_are_looked_at_before_any_network_is_trained():
+    with pytest.raises(ConfigError, match=r"fraction must lie in \[0, 1\), got 1"):
+        accuracy_pruning_curve(network(), [0.5, 1.0], lambda pruned: pytest.fail("too late"))
+
+
 def test_lengths_by_hand():
     net = network()
     divergence = sum(float(kl.detach()) for kl in collect_kl(net).values())

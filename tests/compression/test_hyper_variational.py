@@ -138,9 +138,41 @@ def test_direct_runs_are_above_a_hypernetwork_and_on_a_convex_curve():
             kls.append(float(found.kl()))
             ours = shared.at(lam)
             assert values[-1] >= float(DATA.expected_log_likelihood(*gaussian(ours)) - ours.complexity()) - 1e-6
+    # The slope itself, by a central difference of two more models.
+    above, below = (fitted(hyper("constant", lambda_range=lam), [lam]).at() for lam in (1.51, 1.49))
+    with torch.no_grad():
+        ends = [float(DATA.expected_log_likelihood(*gaussian(q)) - q.complexity()) for q in (above, below)]
+    assert (ends[0] - ends[1]) / 0.02 == pytest.approx(-kls[2], rel=1e-3)
     for i in range(len(lams) - 1):
         slope = (values[i + 1] - values[i]) / (lams[i + 1] - lams[i])
         assert -kls[i] - 1e-6 <= slope <= -kls[i + 1] + 1e-6 < 0
+
+
+def test_the_literal_axis_is_lambda_itself_and_its_zero_the_likelihood():
+    model = hyper("linear", lambda_range=(0.0, 4.0), axis="literal")
+    for net in (model.hyper.means, model.hyper.rhos):
+        for vector in net.vectors:
+            nn.init.normal_(vector)
+    ends, inside = (model.at(0.0).values, model.at(4.0).values), model.at(1.0).values
+    for name in inside:
+        torch.testing.assert_close(inside[name], 0.75 * ends[0][name] + 0.25 * ends[1][name])
+    mean, _ = gaussian(fitted(hyper("constant", lambda_range=0.0, axis="literal"), [0.0]).at())
+    least_squares = torch.linalg.lstsq(DATA.x, DATA.y[:, None]).solution.flatten()
+    torch.testing.assert_close(mean, least_squares, atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_frozen_stays():
+    """A backbone, say: named in skip, it is no function of lambda, and is not trained by what is read off either."""
+    net = network()
+    net[0].requires_grad_(False)
+    with pytest.raises(SpaceError, match=r"but 0.weight has requires_grad=False; name its layer in skip"):
+        HyperVariational(net)
+    model = HyperVariational(net, skip=["0"])
+    values = model.at(1.0).values
+    assert not {"0.weight", "0.bias"} & set(values) and "4.weight" in values
+    made = model.materialize(1.0)
+    assert {name for name, p in made.named_parameters() if not p.requires_grad} == {"0.weight", "0.bias"}
+    torch.testing.assert_close(made.eval()(X), network().eval()(X))
 
 
 def test_points_have_no_prior_that_learns():

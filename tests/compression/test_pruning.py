@@ -97,13 +97,20 @@ def test_whole_filters():
     assert 0.4 * 116 < gone <= 58 and int((scores(net)["5"] == 0).sum()) == 0
 
 
+def test_outputs_are_no_neurons_that_could_go():
+    net = network()
+    assert set(prune(net, fraction=0.9, structured=True)) == {"0", "3"} and int((scores(net)["5"] == 0).sum()) == 0
+    with pytest.raises(SpaceError, match="layers before the last one, Sequential has none to prune"):
+        prune(nn.Sequential(nn.Linear(4, 3)), fraction=0.5, structured=True)
+
+
 @pytest.mark.parametrize("scope", ["global", "layer"])
 def test_the_best_row_of_a_layer_stays(scope):
     """98 % of 16 filters are all of them: a network without them would say the same of everything."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 16, 8), nn.ReLU(), nn.Linear(8, 3))
     before = {name: score.flatten(1).mean(1) for name, score in scores(net).items()}
-    found = prune(net, fraction=0.98, scope=scope, structured=True)
+    found = prune(net, fraction=0.98, scope=scope, structured=True, skip=[])
     for name, mask in found.items():
         assert bool(mask[int(before[name].argmax())].all())
     assert scope == "global" or [int(mask.flatten(1)[:, 0].sum()) for mask in found.values()] == [1, 1, 1]
@@ -148,7 +155,7 @@ def test_weights_that_depend_on_lambda_are_pruned_at_one():
     )
     for call in calls:
         with pytest.raises(
-            ConfigError, match=r"weights must be those of one lambda.*prune what materialize\(lam\) gives"
+            ConfigError, match=r"weights must be those of one lambda.*take what materialize\(lam\) gives"
         ):
             call()
     prune(model.materialize(1.0), fraction=0.5)

@@ -1,6 +1,7 @@
 """Pruned networks made smaller: the same outputs from fewer neurons and filters."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def parameters(net):
 
 
 @pytest.mark.parametrize("padding", [0, 1])
-@pytest.mark.parametrize("activation", [nn.ReLU, nn.Sigmoid])
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Sigmoid, partial(nn.ReLU, inplace=True)])
 @settings(deadline=None, max_examples=15)
 @given(fraction=st.floats(0.0, 0.95), structured=st.booleans())
 def test_outputs_are_the_same(padding, activation, fraction, structured):
@@ -125,6 +126,8 @@ def test_gaussian_layers_by_their_means_and_the_network_is_left_alone():
     ("module", "named"),
     [
         (nn.Conv2d(4, 4, 3, groups=2), "1 is Conv2d with groups"),
+        (nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), "1 is Conv2d with padding_mode='circular'"),
+        (nn.AvgPool2d(2, divisor_override=3), "1 is AvgPool2d with a divisor_override"),
         (nn.Softplus(), "1 is Softplus"),
         (Residual(nn.Linear(3, 3)), "1 is Residual"),
         (nn.LSTM(3, 3), "1 is LSTM"),
@@ -134,3 +137,10 @@ def test_gaussian_layers_by_their_means_and_the_network_is_left_alone():
 def test_what_is_no_chain_is_named(module, named):
     with pytest.raises(SpaceError, match=named):
         shrink(nn.Sequential(nn.Linear(3, 3), module))
+
+
+def test_normalization_of_places_is_named_wherever_it_is():
+    """Before anything is made of it: a row that is constant is not constant behind it."""
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.BatchNorm1d(4 * 36), nn.Linear(4 * 36, 3)).eval()
+    with pytest.raises(SpaceError, match="not of the 144 places of a flattened image; put it before Flatten"):
+        shrink(net)

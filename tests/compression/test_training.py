@@ -142,6 +142,12 @@ def test_training_further_is_training_whatever_mode_a_network_comes_in():
     torch.testing.assert_close(*ends)
 
 
+def test_weights_that_are_functions_of_lambda_are_not_trained_as_those_of_a_network():
+    net = HyperVariational(nn.Sequential(nn.Linear(10, 2)), kind="constant", lambda_range=1.0)
+    with pytest.raises(ConfigError, match=r"got a HyperVariational, .*; take what materialize\(lam\) gives"):
+        finetune(net, data(), 1, 1e-3)
+
+
 def test_a_network_that_comes_in_evaluation_mode_learns_with_noise():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 2))

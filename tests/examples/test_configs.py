@@ -38,6 +38,14 @@ def test_every_file_is_a_configuration() -> None:
         assert build.effective(load_config(file)).experiment.name == file.stem
 
 
+@pytest.mark.parametrize(
+    ("file", "plan"),
+    [("compress-digits", "compression"), ("predict-digits", "architecture_prediction"), ("joint-digits", "search")],
+)
+def test_those_of_digits_pass_the_checks_before_a_run(file: str, plan: str) -> None:
+    build.validate(load_config(CONFIGS / f"{file}.yaml", [f"experiment.plan={plan}"]))
+
+
 def test_data_are_asked_for_by_root(name: str) -> None:
     data = load_config(CONFIGS / f"{name}.yaml").data
     assert data.name == name and data.root is not None and not data.download

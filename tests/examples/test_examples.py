@@ -96,6 +96,7 @@ def test_size_budget(tmp_path: Path) -> None:
     assert trained is not None and int(trained[2]) <= int(trained[1]) and float(trained[3]) > 0.8
 
 
+@pytest.mark.nni
 @pytest.mark.slow
 def test_posterior(tmp_path: Path) -> None:
     """Draws are trained as trials, and their ensemble stands beside its best member and as many seeds of that."""
@@ -109,6 +110,7 @@ def test_posterior(tmp_path: Path) -> None:
     assert (tmp_path / "mine" / "report.html").exists()
 
 
+@pytest.mark.nni
 @pytest.mark.slow
 def test_joint_posterior(tmp_path: Path) -> None:
     """Networks of all lambda come from the search itself; NNI's trials train the same architectures anew."""

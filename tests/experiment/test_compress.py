@@ -229,6 +229,40 @@ def test_settings_that_cannot_be(compress, match):
         validate(config(**compress))
 
 
+OWN = """
+from torch import nn
+
+def narrow(shape, num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(63, num_classes))
+
+def no_classes(shape):
+    return nn.Linear(64, 10)
+
+def nothing(shape, num_classes):
+    nn.Linear(64, 10)
+
+def normalized(shape, num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, num_classes))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "match"),
+    [
+        ("narrow", {}, r"`compress.network` must take the data, but a pass of 2 objects of shape .* failed: "),
+        ("no_classes", {}, r"network `own_networks:no_classes` must accept its arguments, .*num_classes"),
+        ("nothing", {}, r"`compress.network` must name what gives a torch.nn.Module, .* gives a NoneType"),
+        ("normalized", {"divide_batch": True, "lambdas_per_step": 40}, "but a pass of 1 object of shape .* failed: "),
+    ],
+)
+def test_a_network_of_ones_own_that_cannot_be(name, more, match, tmp_path, monkeypatch):
+    (tmp_path / "own_networks.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    validate(config(network="own_networks:normalized", network_args={}))
+    with pytest.raises(ConfigError, match=match):
+        validate(config(network=f"own_networks:{name}", network_args={}, **more))
+
+
 def test_regression_is_refused():
     values = {"data": {"name": "diabetes", "task": "regression"}, "experiment": {"plan": "compression"}}
     with pytest.raises(ConfigError, match="compress` is for classes"):

@@ -67,6 +67,13 @@ class Untraceable(nn.Module):
         return self.norm(self.layer(x)) if float(x.sum()) > 0 else x
 
 
+class ResidualChain(nn.Sequential):
+    """A chain by its class, whose input goes past it."""
+
+    def forward(self, x):
+        return x + super().forward(x)
+
+
 def nested():
     """As the guard against collapse puts normalization behind an operation."""
     return nn.Sequential(nn.Sequential(nn.ReLU(), nn.Conv2d(3, 4, 1)), nn.BatchNorm2d(4))
@@ -77,6 +84,12 @@ CASES = {
     "nested chains": (nested, {"0.1": "filters"}),
     "residual": (lambda: BasicBlock(3, 3), {"conv1": "filters", "conv2": "filters"}),
     "bottleneck": (lambda: Bottleneck(8, 2), {"conv1": "filters", "conv2": "filters", "conv3": "filters"}),
+    "a chain that is none": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 3, 1, bias=False), ResidualChain(nn.Conv2d(3, 3, 1, bias=False), nn.BatchNorm2d(3))
+        ),
+        {"1.0": "filters"},
+    ),
     "two uses": (Twice, {}),
     "past it": (Beside, {}),
     "other order": (OtherOrder, {}),

@@ -10,7 +10,9 @@ from nni.nas.nn.pytorch import ModelSpace, MutableBatchNorm2d, MutableConv2d
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nni_bayes_nas.layers.normalization import batch_norms, batch_statistics, recalibrated
+from nni_bayes_nas.compression.hyper_variational import expected_log_likelihood
+from nni_bayes_nas.layers.normalization import batch_norms, batch_statistics, recalibrate, recalibrated
+from nni_bayes_nas.layers.variational import to_variational, weight_noise
 from nni_bayes_nas.strategies import RegularizedDARTS
 
 
@@ -188,3 +190,23 @@ def test_batch_statistics_leave_nnis_normalization_of_mutable_width() -> None:
         expected = functional.batch_norm(module.conv(x), None, None, module.norm.weight, module.norm.bias, True)
         torch.testing.assert_close(module(x), expected)
     assert_same(before, state(module))
+
+
+def test_statistics_with_the_noise_of_the_weights() -> None:
+    """Filters that are noise alone have, by their means, no variance at all; what they say is as large as the noise."""
+    torch.manual_seed(0)
+    net = to_variational(nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4)), rho=-1.0)
+    with torch.no_grad():
+        net[0].weight.zero_()
+    x = torch.randn(64, 2, 6, 6)
+    recalibrate(net.eval(), [x])
+    before = net[1].running_var.clone()
+    assert float(before.max()) < 1e-6
+    with torch.no_grad():
+        with weight_noise(net, True):
+            assert float(net(x).var()) > 10
+        with weight_noise(net, True, [x] * 8):
+            assert float(net(x).var()) == pytest.approx(1.0, abs=0.3)
+        with weight_noise(net, True):
+            found = expected_log_likelihood(net, [(x, x)], lambda y, _: y.square().mean(), calibration=[x] * 8)
+    assert found == pytest.approx(1.0, abs=0.3) and torch.equal(net[1].running_var, before)

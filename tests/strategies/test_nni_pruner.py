@@ -94,6 +94,23 @@ def test_whole_filters_go_by_the_sum_of_their_weights():
     assert set(expected.topk(2).indices.tolist()) == set(kept[:, 0].nonzero().flatten().tolist())
 
 
+def test_biases_go_with_their_filters():
+    """As in the network that NNI masks."""
+    net = network()
+    with torch.no_grad():
+        for layer in variational_layers(net).values():
+            layer.bias.fill_(1.0)
+    config = [{"op_types": ["VariationalConv2d"], "sparse_ratio": 0.5, "granularity": "out_channel"}]
+    pruner = RelativeDensityPruner(net, config)
+    pruner.compress()
+    x = torch.randn(3, 1, 4, 4)
+    with torch.no_grad(), weight_noise(net, False):
+        expected = net(x)
+        pruned = pruner.pruned()
+        assert pruned[0].bias.tolist() == pruned[0].weight.flatten(1).any(1).double().tolist()
+        torch.testing.assert_close(pruned(x), expected)
+
+
 def test_layers_without_standard_deviations_are_named():
     plain = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     config = [{"op_types": ["Linear"], "sparse_ratio": 0.5}]
