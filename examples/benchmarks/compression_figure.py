@@ -113,7 +113,7 @@ def _evidence(rows: list[dict[str, Any]]) -> Any:
         names = ("J, nats", "E log p, nats", "KL, nats", "largest J known - J, nats", "weights above one sd")
         for axes, name in zip(grid[:, column], names, strict=True):
             axes.set_xscale("log")
-            finish(axes, prior.replace("_", " "), "λ", name)
+            finish(axes, prior.replace("_", " ") + (" (improper)" if prior == "log_uniform" else ""), "λ", name)
         grid[2][column].set_yscale("log")
         grid[3][column].set_yscale("symlog", linthresh=10)
         grid[3][column].set_ylim(bottom=0)

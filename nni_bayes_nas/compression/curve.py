@@ -100,6 +100,9 @@ def description_length(network: nn.Module, precision: int = 32) -> dict[str, flo
         them, sum_l log2 C(n_l, k_l); "points": precision times biases and normalization, running statistics included;
         "total". For Gaussian layers "information" beside: KL(q || p) / log 2, of a fixed prior the cost of the weights
         by bits-back coding (Hinton & van Camp, 1993); the standard deviations of the other priors are not in it.
+
+    Raises:
+        ConfigError: No precision, or weights that are functions of lambda.
     """
     if precision < 1:
         raise ConfigError(f"precision must be at least 1 bit, got {precision}; 32 is single precision.")

@@ -175,7 +175,11 @@ class HyperVariational(nn.Module):
         return self.prior_sd * (lam**-0.5 if self.prior == "scaled" else 1.0)
 
     def forward(self, x: Tensor, lam: float | None = None) -> Tensor:
-        """The outputs of the network at lambda."""
+        """The outputs of the network at lambda.
+
+        Raises:
+            ConfigError: Lambda lies outside of what is trained.
+        """
         return self.at(lam)(x)
 
     def draw(self, n: int, generator: torch.Generator) -> list[float]:
@@ -193,6 +197,9 @@ class HyperVariational(nn.Module):
             lam: Lambda.
             calibration: Batches of inputs, by which the running statistics of batch normalization become those of this
                 network; without them they stay those of all lambda.
+
+        Raises:
+            ConfigError: Lambda lies outside of what is trained.
         """
         network, values = copy.deepcopy(self.network), self.at(lam).values
         settle(network, values)
@@ -205,7 +212,13 @@ class HyperVariational(nn.Module):
 
     @torch.no_grad()
     def log_relative_density(self, lam: float | None = None) -> dict[str, Tensor]:
-        """log q(0) / q(mode) of every weight, by name, at most 0; for points -w^2 / 2. Near 0: can be left out."""
+        """log q(0) / q(mode) of every weight, by name, at most 0; for points -w^2 / 2. Near 0: can be left out.
+
+        Of a Gaussian -mu^2 / (2 sigma^2) (Graves, 2011, "Practical Variational Inference for Neural Networks").
+
+        Raises:
+            ConfigError: Lambda lies outside of what is trained.
+        """
         values = self.at(lam).values
         if self.weights == "point":
             return {name: -values[name].square() / 2 for name in self.prunable}
@@ -214,7 +227,11 @@ class HyperVariational(nn.Module):
         return {name: normal.log_relative_density(values[name], normal.sd(values[rho])) for name, rho in pairs}
 
     def relative_density(self, lam: float | None = None) -> dict[str, Tensor]:
-        """q(0) / q(mode) of every weight, by name, in [0, 1]; it underflows: rank by its logarithm."""
+        """q(0) / q(mode) of every weight, by name, in [0, 1]; it underflows: rank by its logarithm.
+
+        Raises:
+            ConfigError: Lambda lies outside of what is trained.
+        """
         return {name: value.exp() for name, value in self.log_relative_density(lam).items()}
 
     @torch.no_grad()
@@ -237,6 +254,9 @@ class HyperVariational(nn.Module):
 
         Returns:
             "expected_log_likelihood", "kl", "objective": J.
+
+        Raises:
+            ConfigError: Lambda lies outside of what is trained.
         """
         found, network = self.at(lam), self.materialize(lam).eval()
         total = expected_log_likelihood(network, data, log_likelihood, draws, list(calibration))

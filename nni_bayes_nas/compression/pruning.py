@@ -58,8 +58,12 @@ def _is_layer(module: nn.Module) -> bool:
 def scores(model: nn.Module) -> dict[str, Tensor]:
     """How much every weight matters, by layer: |mu| / sigma of Gaussian layers; |w| where there is none of these.
 
-    The relative density exp(-mu^2 / (2 sigma^2)) falls with it, and underflows where it matters most; it is never
-    computed. What is left out already counts as 0. Beside Gaussian layers, points have no score.
+    The relative density exp(-mu^2 / (2 sigma^2)) of q at zero (Graves, 2011) falls with it, and underflows where it
+    matters most; it is never computed. What is left out already counts as 0. Beside Gaussian layers, points have no
+    score.
+
+    Raises:
+        ConfigError: The weights are functions of lambda.
     """
     layers = prunable(model)
     gaussian = {name: layer for name, layer in layers.items() if isinstance(layer, Variational)}

@@ -172,14 +172,22 @@ def test_any_lambda_and_share_can_be_exported(made, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_whole_neurons_make_a_dense_network_that_is_smaller(tmp_path):
-    run = compressed(tmp_path / "run", structured=True, fractions=[0.5], direct=[], lambdas=[1.0])
-    found = find_compressed(run, NAMES[0])
-    network, _ = rebuild(found)
-    assert sum(p.numel() for p in network.parameters()) == found.point["params"] < 0.7 * (64 * 200 + 200 * 32 + 320)
-    written = export_compressed(run, NAMES[0], "pt2")
-    assert written.path == run / "export" / f"{NAMES[0]}-lambda1-fraction0.5.pt2"
+@pytest.mark.parametrize("format", ["pt2", pytest.param("onnx", marks=onnx)])
+@pytest.mark.parametrize(
+    ("network", "args"), [("mlp", {"hidden": [200, 32]}), ("cnn", {"channels": [16, 32], "hidden": 32})]
+)
+def test_whole_neurons_make_a_dense_network_that_is_smaller(network, args, format, tmp_path):
+    made = {"network": network, "network_args": args, "epochs": 5}
+    run = compressed(tmp_path / "run", structured=True, fractions=[0.0, 0.7], direct=[], lambdas=[1.0], **made)
+    whole, found = (find_compressed(run, NAMES[0], 1.0, fraction) for fraction in (0.0, 0.7))
+    smaller, _ = rebuild(found)
+    assert sum(p.numel() for p in smaller.parameters()) == found.point["params"] < 0.5 * whole.point["params"]
+    written = export_compressed(run, NAMES[0], format, fraction=0.7)
+    assert written.path == run / "export" / f"{NAMES[0]}-lambda1-fraction0.7.{format}"
     assert written.parameters == found.point["params"] and written.difference <= 1e-5
+    dense = export_compressed(run, NAMES[0], format, fraction=0.0)
+    saved = 4 * (whole.point["params"] - found.point["params"])
+    assert dense.path.stat().st_size - written.path.stat().st_size == pytest.approx(saved, rel=0.1)
 
 
 BAD = {
