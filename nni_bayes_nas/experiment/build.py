@@ -310,6 +310,11 @@ def _check_retraining(config: Config, data: DataSplits, space: Any) -> None:
     other = build_space(config, data, config.seed, retraining=True)
     check_amounts(config, "retrain", count_parameters(other), steps)
     parts = [name for name in getattr(other, "training_parts", ()) if name != "drop_path"]
+    if parts and settings.selection is not None:
+        raise ConfigError(
+            f"`retrain.selection` chooses among all parameters, but `retrain.space.{parts[0]}` has some that serve in "
+            "training only\nleave one of them out"
+        )
     if settings.replicas > 1 and parts:
         raise ConfigError(
             f"networks with an output for training only cannot run side by side, got `{parts[0]}` and retrain.replicas="

@@ -22,6 +22,7 @@ from nni_bayes_nas.bayes import objective
 from nni_bayes_nas.compression.lambda_weights import LambdaWeights
 from nni_bayes_nas.config import Precision
 from nni_bayes_nas.experiment.callbacks import CHECKPOINT, Checkpoints, Stages
+from nni_bayes_nas.experiment.selection import SelectiveSearch
 from nni_bayes_nas.experiment.stopwatch import Stopwatch
 from nni_bayes_nas.layers.replicas import Alone, backward_of
 from nni_bayes_nas.layers.variational import variational_layers
@@ -79,6 +80,15 @@ class SupervisedModule(LightningModule):  # type: ignore[misc]
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Lightning's hook."""
         self.replica.together(backward_of, (loss, args, kwargs))
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Lightning's hook. A search clips before the hooks of a step: what it holds must have no gradient by then."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, SelectiveSearch):
+                callback.before_clipping(self.trainer, self, getattr(optimizer, "optimizer", optimizer))
+        super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
         """What is minimized: a mean over objects, in nats."""

@@ -10,6 +10,7 @@ import torch
 from nni_bayes_nas import registry
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.experiment.augment import augmentation
 from nni_bayes_nas.optim.selective import SelectiveOptimization
 
 _GIVEN = ("batch_size", "seed")
@@ -52,6 +53,12 @@ class SelectiveSearch(SelectiveOptimization):
     def steps_done(self, trainer: pl.Trainer) -> int:
         """Batches: Lightning counts the steps of both optimizers."""
         return self._batches
+
+    def before_clipping(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """What is held is in no norm; and statistics are those of gradients that are not clipped."""
+        self.on_before_optimizer_step(trainer, pl_module, optimizer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -98,6 +105,11 @@ def selection_arguments(config: Config, section: Section) -> dict[str, Any] | No
         SelectiveSearch(**args)
     else:
         SelectiveOptimization(**args)
+        if args["kept"] is not None and config.data.task == "regression":
+            raise ConfigError(
+                "`retrain.selection.kept` sets parameters to zero, but in a regression the logarithm of the noise is "
+                "one\nleave it out"
+            )
     if settings.replicas > 1:
         raise ConfigError(
             f"`{place}` freezes other parameters in every training, but `{section}.replicas` has "
@@ -139,6 +151,16 @@ def _check_search(config: Config, args: dict[str, Any]) -> None:
             f"`search.selection` cannot have {measured!r}, which measures layers in their passes, and a supernet has "
             "passes of its own\ngive a number or a share as `active`, and gain, say, as `criterion`"
         )
+    if config.strategy.args.get("weight_hypernet", "constant") != "constant":
+        raise ConfigError(
+            "`search.selection` chooses among weights, but with `strategy.args.weight_hypernet` these are functions of "
+            "lambda, whose parameters are no single weights\nleave one of them out"
+        )
+    if args["kept"] is not None and config.strategy.args.get("weights") == "variational":
+        raise ConfigError(
+            "`search.selection.kept` sets parameters to zero, but of Gaussian weights half are logarithms of standard "
+            "deviations\nleave it out, and prune by relative density what the search gives"
+        )
     if config.strategy.args.get("keep_options"):
         raise ConfigError(
             "`search.selection` may leave nothing but weights of options that `strategy.args.keep_options` drops\n"
@@ -162,7 +184,11 @@ def freeze_report_of(trainer: pl.Trainer) -> dict[str, Any]:
 def selective(config: Config, seed: int) -> SelectiveOptimization | None:
     """The callback of a retraining; None without `retrain.selection`."""
     args = selection_arguments(config, "retrain")
-    return None if args is None else SelectiveOptimization(**args, batch_size=config.retrain.batch_size, seed=seed)
+    if args is None:
+        return None
+    # Of images that are augmented nothing can be kept, and "auto" must know.
+    args["cache"] = args["cache"] and augmentation(config.retrain) is None
+    return SelectiveOptimization(**args, batch_size=config.retrain.batch_size, seed=seed)
 
 
 def selective_search(config: Config, seed: int, batches: int) -> SelectiveSearch | None:

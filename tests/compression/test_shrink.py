@@ -141,6 +141,8 @@ def test_what_is_no_chain_is_named(module, named):
 
 def test_normalization_of_places_is_named_wherever_it_is():
     """Before anything is made of it: a row that is constant is not constant behind it."""
-    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.BatchNorm1d(4 * 36), nn.Linear(4 * 36, 3)).eval()
+    net = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.BatchNorm1d(4 * 36), nn.Linear(4 * 36, 3)
+    ).eval()
     with pytest.raises(SpaceError, match="not of the 144 places of a flattened image; put it before Flatten"):
         shrink(net)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from nni_bayes_nas.config import Config
@@ -11,7 +12,7 @@ from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.experiment.build import effective, validate
 from nni_bayes_nas.experiment.retrain import run_probe, run_retrain
 from nni_bayes_nas.experiment.search import run_search
-from nni_bayes_nas.experiment.selection import SelectiveSearch
+from nni_bayes_nas.experiment.selection import SelectiveSearch, selective
 
 CHOICES = {
     "cell/op_2_0": "conv_3x3",
@@ -120,6 +121,7 @@ def test_defaults_are_filled_in() -> None:
         ({"active": 0.1, "start": 1}, {}, r"`retrain.selection` does not fit: start must be from 2 to \d+ of"),
         ({"active": 0.5, "kept": 0.2}, {}, r"`retrain.selection` does not fit: what goes on must be kept"),
         ({"active": 0.1, "gradients": "optimizer"}, {}, r"`retrain.selection.gradients` must be steps unless .* SGD"),
+        ({"active": 0.1}, {"space": {"auxiliary": True}}, r"`retrain.space.auxiliary` has some that serve in training"),
     ],
 )
 def test_mistakes_are_refused_before_time_is_spent(selection: Any, retrain: Any, message: str) -> None:
@@ -221,6 +223,31 @@ def test_a_selective_search_goes_on_where_it_was(strategy: str, tmp_path: Path) 
     assert again["architectures"][0]["choices"] == whole["architectures"][0]["choices"]
 
 
+def test_what_is_held_is_in_no_norm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probe gives it gradients; steps of what goes on are as long as outside of one."""
+    seen: list[tuple[bool, bool]] = []
+
+    def clip(self: Any, optimizer: Any, *args: Any) -> None:
+        callback = next(one for one in self.trainer.callbacks if isinstance(one, SelectiveSearch))
+        held = [
+            callback._parameters[name].grad[~mask]
+            for name, mask in callback.active.items()
+            if callback._parameters[name].grad is not None
+        ]
+        if callback._holding is not None:
+            seen.append((callback._holding.probe, any(bool(grad.any()) for grad in held)))
+
+    monkeypatch.setattr(pl.LightningModule, "configure_gradient_clipping", clip)
+    searched(search_config("single level", {**IN_SEARCH, "thaw_every": 6, "probe": 3}), tmp_path)
+    assert {probe for probe, _ in seen} == {True, False} and not any(held for probe, held in seen if probe)
+
+
+def test_augmented_images_are_not_counted_on_to_be_kept() -> None:
+    chosen = {"active": "auto", "granularity": "prefix"}
+    kept, not_kept = (selective(config(chosen, **more), 0) for more in ({}, {"horizontal_flip": True}))
+    assert kept is not None and kept.cache and not_kept is not None and not not_kept.cache
+
+
 @pytest.mark.parametrize("active", [0, 1e-9])
 def test_some_weights_go_on(active: float, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"must leave weights to be optimized, but .* of them is none"):
@@ -242,6 +269,22 @@ def test_some_weights_go_on(active: float, tmp_path: Path) -> None:
 def test_mistakes_of_a_search_are_refused(selection: Any, strategy: str, search: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         validate(search_config(strategy, selection, **search))
+
+
+def test_what_is_no_weight_is_not_chosen_from() -> None:
+    """Means would go, and standard deviations stay; entries of a hypernetwork are no weights at all."""
+    settings = search_config("single level", {"active": 0.3, "kept": 0.5})
+    settings.strategy.args["weights"] = "variational"
+    with pytest.raises(ConfigError, match=r"`search.selection.kept` .* half are logarithms of standard deviations"):
+        validate(settings)
+    settings = search_config("single level", {"active": 0.3})
+    settings.strategy.args.update(weights="variational", weight_hypernet="linear", lambda_range=[0.1, 1.0])
+    with pytest.raises(ConfigError, match=r"with `strategy.args.weight_hypernet` these are functions of lambda"):
+        validate(settings)
+    values = {"data": {"name": "diabetes", "task": "regression"}, "space": {"name": "dense"}}
+    values["retrain"] = {"selection": {"active": 0.1, "kept": 0.5}}
+    with pytest.raises(ConfigError, match=r"but in a regression the logarithm of the noise is one"):
+        validate(Config.from_dict(values))
 
 
 def test_options_that_are_dropped_cannot_be_all_that_goes_on() -> None:
