@@ -188,7 +188,9 @@ def rows_of(target: str, seed: int, what: str, outcome: Outcome) -> list[dict[st
             for budget, arm, row in by_budget
         ]
     taus = [row["tau"] for row in result["errors"] if row["tau"] is not None]
-    more = {"fit_seconds": result["seconds_fit"], "meta": result["parameters"]}
+    more = {"meta": result["parameters"]}
+    # Of jobs that follow others in a process the fit is shorter than it is by itself.
+    more |= {"fit_seconds": result["seconds_fit"]} if result["cold"] else {}
     more |= {"tau": statistics.fmean(taus)} if taus else {}
     seconds = {one["budget"]: one["seconds"] for one in result["predictions"]}
     drawn = {

@@ -28,7 +28,8 @@ def left_out(config: Any, parameters: dict[str, Any], directory: Path, report: A
     """A kind of job: learn from the parts of all data sets but one, look at its parts, predict and train for it.
 
     All networks are trained side by side, those of an arm with the same seeds. "trained" has what validation chooses of
-    an arm and its look at the test data, by arm and budget: "" is the decoder.
+    an arm and its look at the test data, by arm and budget: "" is the decoder. The first job of a data set and decoder
+    is "cold": its seconds are those of a process that has learned nothing yet.
     """
     import dataclasses
 
@@ -41,6 +42,8 @@ def left_out(config: Any, parameters: dict[str, Any], directory: Path, report: A
     target, decoder, seed = parameters["target"], parameters["decoder"], int(parameters["seed"])
     first, unseen = bool(parameters["first"]), parameters["unseen"]
     fitted: list[Any] = []
+    if first:
+        forget()
     config = dataclasses.replace(config, predict=dataclasses.replace(config.predict, tasks=0, bank=parameters["bank"]))
     about = {"decoder": decoder, "banks": [], "seed": seed, "left_out": target, "every": parameters["every"]}
     about |= {"unseen": unseen, "errors": first}
@@ -72,7 +75,16 @@ def left_out(config: Any, parameters: dict[str, Any], directory: Path, report: A
         for (arm, b), one in trained.items()
         if first and not arm
     }
-    return {**found, "trained": rows, "whole_taus": taus, "alone": seconds}
+    return {**found, "trained": rows, "whole_taus": taus, "alone": seconds, "cold": first}
+
+
+def forget() -> None:
+    """What a process remembers of networks and features that it has seen: jobs before this one had the same."""
+    from nni_bayes_nas.prediction import relevance, seq2seq, tree_meta
+
+    seq2seq._lesson.cache_clear()
+    tree_meta.tree_of.cache_clear()
+    relevance._known.clear()
 
 
 def same_shape(nets: list[Any], budget: int, seed: int) -> list[Any]:

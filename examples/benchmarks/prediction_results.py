@@ -27,12 +27,12 @@ class Figures:
         done = [row for row in rows if "error" not in row]
         self.rows = [row for row in done if "errors_of" not in row]
         self.errors = [row for row in done if "errors_of" in row]
-        self.data = list(dict.fromkeys(row["data"] for row in self.rows))
+        # Without the dense network nobody knows what a tenth of it is.
+        self.data = list(dict.fromkeys(row["data"] for row in self.rows if row["arm"] == "dense"))
         self._kinds: dict[tuple[str, int], list[str]] = {}
         for name in self.data:
             budgets = sorted({row["budget"] for row in self.rows if row["data"] == name})
-            whole = [r["connections"] for r in self.rows if r["data"] == name and r["arm"] == "dense"]
-            dense = whole[0] if whole else 0
+            dense = next(r["connections"] for r in self.rows if r["data"] == name and r["arm"] == "dense")
             tenth = min(budgets, key=lambda b, dense=dense: abs(b - 0.1 * dense))  # type: ignore[misc]
             rest = [b for b in budgets if b != tenth] or budgets
             for kind, budget in (("n", rest[0]), ("5 n", rest[-1]), ("10 %", tenth)):
@@ -192,7 +192,7 @@ def reachable(between: float) -> float:
 
 def pays_after(figures: Figures, bank: dict[str, Any]) -> tuple[float, float | None] | None:
     """Process seconds of searching a data set with all budgets, and how many of them bank and fit are worth."""
-    ours = [row for row in figures.rows if row["arm"] in DECODERS]
+    ours = [row for row in figures.rows if row["arm"] in DECODERS and "fit_seconds" in row]
     theirs = [row for row in figures.rows if row["arm"] == SEARCH]
     if not ours or not theirs:
         return None

@@ -11,7 +11,7 @@ Groups of arms; all with the same seeds, compared seed by seed, with Student's 9
     mlp-200, mlp-300-100, cnn, cnn-normalized
                      how fast: 12 (CNNs: 6) epochs; of the MLPs a tenth of the rows goes on, of the CNNs what the
                      measured time of layers and their gain say ("auto"); "equal time" is full training with so many
-                     steps fewer that it takes as long; both, and rows at random, at the rate of three that
+                     steps fewer that it takes as long; all of them, and rows at random, at the rate of three that
                      validation prefers (of three seeds); CNNs with augmented images too, where nothing can be kept
                      (three seeds, the usual rate)
     paper            784-200-10 with tanh, pixels standardized, SGD, batches of 512, 600 steps, the choice after 100;
@@ -263,8 +263,9 @@ def compare(options: argparse.Namespace) -> int:
     """
     store, every = Store(options.output), arms(options.preset)
     runs = Runs(options, store)
-    # With the control of chance of the same form; augmented arms, and what they are compared with, have the usual rate.
-    tried = [(group, name) for group, arm in TIMED.items() for name in (arm, arm.replace("gain", "random"))]
+    # With full training, and the control of chance of the same form; augmented arms, and what they are compared with,
+    # have the usual rate.
+    tried = [(group, name) for group, arm in TIMED.items() for name in (FULL, arm, arm.replace("gain", "random"))]
     every |= runs.with_rates({key: every[key] for key in dict.fromkeys(tried)})
     jobs = {
         (g, a, seed): job(options, g, a, seed, p)

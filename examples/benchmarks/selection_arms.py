@@ -70,9 +70,8 @@ class Setting:
 PRESETS = {
     "smoke": Setting(1_000, 1, 1, 1, 1, 20, 1_000),
     "cpu": Setting(None, 5, 12, 2, 6, 600, 55_000),
-    "gpu": Setting(None, 5, 12, 5, 20, 600, 55_000),
 }
-SEEDS = {"smoke": 1, "cpu": 10, "gpu": 10}
+SEEDS = {"smoke": 1, "cpu": 10}
 Parameters = dict[str, Any]
 
 

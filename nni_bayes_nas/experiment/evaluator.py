@@ -85,7 +85,7 @@ class SupervisedModule(LightningModule):  # type: ignore[misc]
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
         """Lightning's hook. A search clips before the hooks of a step: what it holds must have no gradient by then."""
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in self.trainer.callbacks:
             if isinstance(callback, SelectiveSearch):
                 callback.before_clipping(self.trainer, self, getattr(optimizer, "optimizer", optimizer))
         super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
