@@ -266,6 +266,11 @@ class DirichletDARTS(DifferentiableStrategy):
         kind = self.bayes.weight_hypernet
         self._hyper = None
         if kind != "constant":
+            if frozen := [name for name, p in supernet.named_parameters() if not p.requires_grad]:
+                raise SpaceError(
+                    f"weights that depend on lambda must not be frozen, but {frozen[0]} has requires_grad=False; leave "
+                    "weight_hypernet out, or unfreeze it."
+                )
             sizes: dict[str, Any] = {"rank": self.bayes.weight_rank, "hidden": self.bayes.weight_hidden}
             self._hyper = LambdaWeights(supernet, kind, knots=self._n_knots, seed=self.seed, **sizes)
         return {"bayes": self.bayes, "gates": walk.gates, "factors": walk.factors, "hyper": self._hyper}

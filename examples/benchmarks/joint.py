@@ -206,9 +206,11 @@ class Runs:
         self.what |= {f"s{seed}-joint": ("joint", seed, 0) for seed in self.seeds}
 
     def drawn(self, seed: int) -> list[dict[str, Any]]:
-        """Cells of a seed that no search has found, and their sizes into `sizes`."""
-        cells = Cells(common(self.options, seed)["space"]["args"])
-        found = cells.random(RANDOM, RANDOM, seed)
+        """Cells of a seed that no search has found, the largest first, and their sizes into `sizes`."""
+        channels = 3 if self.options.data.startswith("cifar") else 1
+        cells = Cells({**common(self.options, seed)["space"]["args"], "in_channels": channels})
+        # Places of an arm are compared over seeds.
+        found = sorted(cells.random(RANDOM, RANDOM, seed), key=cells.params, reverse=True)
         self.sizes |= {("random", seed, i): cells.params(choices) for i, choices in enumerate(found)}
         return found
 

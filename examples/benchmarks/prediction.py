@@ -190,7 +190,7 @@ def rows_of(target: str, seed: int, what: str, outcome: Outcome) -> list[dict[st
     taus = [row["tau"] for row in result["errors"] if row["tau"] is not None]
     more = {"meta": result["parameters"]}
     # Of jobs that follow others in a process the fit is shorter than it is by itself.
-    more |= {"fit_seconds": result["seconds_fit"]} if result["cold"] else {}
+    more |= {"fit_seconds": result["seconds_fit"]} if result.get("cold") else {}
     more |= {"tau": statistics.fmean(taus)} if taus else {}
     seconds = {one["budget"]: one["seconds"] for one in result["predictions"]}
     drawn = {

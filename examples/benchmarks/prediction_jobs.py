@@ -28,8 +28,8 @@ def left_out(config: Any, parameters: dict[str, Any], directory: Path, report: A
     """A kind of job: learn from the parts of all data sets but one, look at its parts, predict and train for it.
 
     All networks are trained side by side, those of an arm with the same seeds. "trained" has what validation chooses of
-    an arm and its look at the test data, by arm and budget: "" is the decoder. The first job of a data set and decoder
-    is "cold": its seconds are those of a process that has learned nothing yet.
+    an arm and its look at the test data, by arm and budget: "" is the decoder. Jobs of the first
+    seeds are "cold": their seconds are those of a process that has learned nothing yet.
     """
     import dataclasses
 

@@ -236,7 +236,7 @@ class Runs:
 
 
 def equal_time(table: Table, every: dict[tuple[str, str], dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
-    """Full trainings that take as long as the arm whose time is compared, by group."""
+    """Full trainings, of the usual rate, that take as long as the arm whose time is compared, by group."""
     found = {}
     for group, arm in TIMED.items():
         if (speed := table.speed(group, arm)) is not None:
@@ -275,7 +275,7 @@ def compare(options: argparse.Namespace) -> int:
     }
     # What is timed needs the machine for itself.
     runs.alone({key: one for key, one in jobs.items() if is_timed(*key[:2])})
-    shorter = runs.with_rates(equal_time(runs.table(), every))
+    shorter = runs.with_rates(equal_time(runs.table(), arms(options.preset)))
     controls = {
         (g, a, seed): job(options, g, a, seed, p) for seed in range(options.seeds) for (g, a), p in shorter.items()
     }

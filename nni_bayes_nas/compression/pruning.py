@@ -148,14 +148,14 @@ def prune(
         SpaceError: There is nothing to prune.
     """
     layers = sorted(prunable(model))
-    if skip is None:
-        skip = [last_layer(model)] if structured else []
+    outputs = [last_layer(model)] if structured and skip is None and layers else []
+    skip = outputs if skip is None else skip
     if unknown := sorted(set(skip) - set(layers)):
         raise ConfigError(f"skip must name linear or convolutional layers, got {unknown}; there are {layers}.")
     found = {name: score for name, score in scores(model).items() if name not in skip}
     if not found:
         raise SpaceError(
-            f"a network must have linear or convolutional layers{' before the last one' if structured else ''}, "
+            f"a network must have linear or convolutional layers{' before the last one' if outputs else ''}, "
             f"{type(model).__name__} has none to prune."
         )
     result = masks(found, fraction=fraction, threshold=threshold, scope=scope, structured=structured)

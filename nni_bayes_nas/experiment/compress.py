@@ -19,7 +19,7 @@ from nni_bayes_nas.compression.networks import Stored
 from nni_bayes_nas.compression.pruning import last_layer, prunable
 from nni_bayes_nas.compression.training import HyperVariationalModule, finetune
 from nni_bayes_nas.config import CompressConfig, Config
-from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.errors import ConfigError, NniBayesNasError
 from nni_bayes_nas.experiment import evaluator as evaluation
 from nni_bayes_nas.experiment.build import build_space, call_user, drop_training_parts
 from nni_bayes_nas.experiment.callbacks import EpochLog, SeedEpochs
@@ -108,6 +108,12 @@ def build_model(config: Config, data: DataSplits, parameters: dict[str, Any]) ->
     network = build_network(config, data, int(parameters["seed"]))
     skip = [_STANDARDIZED + name if raw else name for name in settings.skip or ()]
     known = [name for name, _ in network.named_modules()]
+    for name, layer in prunable(network).items():
+        if not layer.weight.requires_grad and not any(f"{name}.".startswith(f"{whole}.") for whole in skip):
+            raise ConfigError(
+                f"`compress.network` must have weights that learn, but those of "
+                f"{name.removeprefix(_STANDARDIZED) if raw else name} are frozen\nname it in compress.skip"
+            )
     if unknown := [name for name in skip if name not in known]:
         names = [name.removeprefix(_STANDARDIZED) if raw else name for name in known if name]
         given = unknown[0].removeprefix(_STANDARDIZED)
@@ -145,6 +151,8 @@ def build_network(config: Config, data: DataSplits, seed: int) -> nn.Module:
         network = make(config, data, seed)
     else:
         given = ("shape", "num_classes")
+        if clash := [name for name in given if name in settings.network_args]:
+            raise ConfigError(f"`compress.network_args.{clash[0]}` comes from the data\nleave it out")
         args = registry.fill_args(make, settings.network_args, "compress.network_args", given=given)
         args |= {"shape": data.shape, "num_classes": data.num_classes}
         network = call_user(make, args, ConfigError, f"network `{settings.network}`")
@@ -189,12 +197,15 @@ def check(config: Config, data: DataSplits) -> None:
                 "set it to false, or leave compress.skip out"
             )
         HyperVariationalModule(model, n_objects=len(data.train), **module_options(settings))
-        outputs = _passed(model, data, settings)
-        if outputs.shape != (2, data.num_classes):
+        outputs = _passed(model, data, 2)
+        if not isinstance(outputs, torch.Tensor) or outputs.shape != (2, data.num_classes):
+            given = tuple(outputs.shape[1:]) if isinstance(outputs, torch.Tensor) else f"a {type(outputs).__name__}"
             raise ConfigError(
                 f"`compress.network` must give {data.num_classes} outputs for one object, `{settings.network}` gives "
-                f"{tuple(outputs.shape[1:])}\nend it in a layer with one output per class"
+                f"{given}\nend it in a layer with one output per class"
             )
+        share = settings.lambdas_per_step if settings.divide_batch else 1
+        _passed(model.train(), data, min(2, settings.batch_size // share))
     if settings.batch_size > len(data.train):
         raise ConfigError(
             f"`compress.batch_size` must be at most the {len(data.train)} training objects, got {settings.batch_size}\n"
@@ -202,22 +213,20 @@ def check(config: Config, data: DataSplits) -> None:
         )
 
 
-def _passed(model: HyperVariational, data: DataSplits, settings: CompressConfig) -> torch.Tensor:
-    """Outputs of two objects, and a pass in training mode of as few objects as one lambda gets of a batch."""
-    lam = model.single if model.axis is None else model.axis.low
-    few = max(1, settings.batch_size // settings.lambdas_per_step) if settings.divide_batch else settings.batch_size
+def _passed(model: HyperVariational, data: DataSplits, n: int) -> Any:
+    """What a network gives for `n` objects, in the mode that it is in."""
     try:
         with torch.no_grad():
-            outputs: torch.Tensor = model(data.train[:2][0], lam)
-            model.train()(data.train[: min(few, 2)][0], lam)
-    except Exception as error:
+            return model(data.train[:n][0], model.single if model.axis is None else model.axis.low)
+    except NniBayesNasError:
+        raise
+    except Exception as error:  # whatever the user's own network does
         said = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        of = f"{min(few, 2)} object{'s' if few > 1 else ''} of shape {data.shape}"
         raise ConfigError(
-            f"`compress.network` must take the data, but a pass of {of} failed: {said}\ngive its first layer their "
-            "shape, and batch normalization 2 objects of a batch for every lambda"
+            f"`compress.network` must take the data, but a pass of {n} object{'s' if n > 1 else ''} of shape "
+            f"{data.shape} failed: {said}\ngive its first layer their shape, and batch normalization 2 objects of a "
+            "batch for every lambda"
         ) from error
-    return outputs
 
 
 def _row(

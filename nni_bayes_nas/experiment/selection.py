@@ -105,11 +105,11 @@ def selection_arguments(config: Config, section: Section) -> dict[str, Any] | No
         SelectiveSearch(**args)
     else:
         SelectiveOptimization(**args)
-        if args["kept"] is not None and config.data.task == "regression":
-            raise ConfigError(
-                "`retrain.selection.kept` sets parameters to zero, but in a regression the logarithm of the noise is "
-                "one\nleave it out"
-            )
+    if args["kept"] is not None and config.data.task == "regression":
+        raise ConfigError(
+            f"`{place}.kept` sets parameters to zero, but in a regression the logarithm of the noise is one\n"
+            "leave it out"
+        )
     if settings.replicas > 1:
         raise ConfigError(
             f"`{place}` freezes other parameters in every training, but `{section}.replicas` has "

@@ -258,7 +258,7 @@ def why_not(wanted: bool, indices: BatchIndices | None, chain: Any, cached: Acti
         cached: What is kept.
     """
     if not wanted:
-        return "cache=False"
+        return "cache=False, or data that are augmented"
     if indices is None:
         return "the data loader does not say which objects are in a batch"
     if chain is None:

@@ -72,6 +72,9 @@ def test_presets_are_configurations(preset: str) -> None:
     runs = script.Runs(argparse.Namespace(preset=preset, seeds=2, data="digits", root=None))
     references = 1 if preset == "smoke" else 3
     assert len({job.key for job in runs.first}) == 2 * (3 + references + 5)
+    for seed in range(2):
+        sizes = [runs.sizes["random", seed, i] for i in range(5)]
+        assert sizes == sorted(sizes, reverse=True) and sizes[0] > 2 * sizes[-1]
     if preset != "smoke":  # other validation objects with every seed, the same ones in all arms
         assert all(f"s{job.config['data']['val_split']}-" in job.name for job in runs.first)
     for job in runs.first:

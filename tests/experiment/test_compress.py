@@ -241,6 +241,22 @@ def no_classes(shape):
 def nothing(shape, num_classes):
     nn.Linear(64, 10)
 
+def several(shape, num_classes):
+    class Several(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(64, num_classes)
+
+        def forward(self, x):
+            return self.layer(x.flatten(1)), x
+
+    return Several()
+
+def frozen(shape, num_classes):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Linear(8, num_classes))
+    net[1].requires_grad_(False)
+    return net
+
 def normalized(shape, num_classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, num_classes))
 """
@@ -251,6 +267,9 @@ def normalized(shape, num_classes):
     [
         ("narrow", {}, r"`compress.network` must take the data, but a pass of 2 objects of shape .* failed: "),
         ("no_classes", {}, r"network `own_networks:no_classes` must accept its arguments, .*num_classes"),
+        ("several", {}, r"`compress.network` must give 10 outputs for one object, .* gives a tuple"),
+        ("frozen", {}, r"must have weights that learn, but those of 1 are frozen\nname it in compress.skip"),
+        ("narrow", {"network_args": {"num_classes": 5}}, r"`compress.network_args.num_classes` comes from the data"),
         ("nothing", {}, r"`compress.network` must name what gives a torch.nn.Module, .* gives a NoneType"),
         ("normalized", {"divide_batch": True, "lambdas_per_step": 40}, "but a pass of 1 object of shape .* failed: "),
     ],
@@ -259,8 +278,10 @@ def test_a_network_of_ones_own_that_cannot_be(name, more, match, tmp_path, monke
     (tmp_path / "own_networks.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
     validate(config(network="own_networks:normalized", network_args={}))
+    if name == "frozen":
+        validate(config(network="own_networks:frozen", network_args={}, skip=["1"]))
     with pytest.raises(ConfigError, match=match):
-        validate(config(network=f"own_networks:{name}", network_args={}, **more))
+        validate(config(**{"network": f"own_networks:{name}", "network_args": {}, **more}))
 
 
 def test_regression_is_refused():

@@ -282,9 +282,10 @@ def test_what_is_no_weight_is_not_chosen_from() -> None:
     with pytest.raises(ConfigError, match=r"with `strategy.args.weight_hypernet` these are functions of lambda"):
         validate(settings)
     values = {"data": {"name": "diabetes", "task": "regression"}, "space": {"name": "dense"}}
-    values["retrain"] = {"selection": {"active": 0.1, "kept": 0.5}}
-    with pytest.raises(ConfigError, match=r"but in a regression the logarithm of the noise is one"):
-        validate(Config.from_dict(values))
+    for section in ("retrain", "search"):
+        own = {section: {"selection": {"active": 0.1, "kept": 0.5}}}
+        with pytest.raises(ConfigError, match=rf"`{section}.selection.kept` .* in a regression the logarithm of the"):
+            validate(Config.from_dict({**values, **own}))
 
 
 def test_options_that_are_dropped_cannot_be_all_that_goes_on() -> None:
