@@ -12,11 +12,18 @@ from nni_bayes_nas.config_sections import DataConfig
 class RefineConfig:
     """The plan ``posterior_refinement``: what becomes of a search's posterior by short trainings.
 
-    Of its ``candidates`` most probable architectures with at most ``max_params`` parameters ``evaluations`` are trained
-    for ``epochs``, ``parallel`` at a time, as a Gaussian process proposes (``acquisition``) whose prior mean is
-    ``prior_weight`` times the posterior's log-probability. ``rungs`` are pairs: how many of the best are then trained
-    for how many epochs; the best of the last one is retrained. Short trainings settle what a good set of candidates
-    leaves open; among many they favor what learns fast (`nasbench201.py`).
+    Short trainings settle what a good set of candidates leaves open; among many they favor what learns fast
+    (`nasbench201.py`).
+
+    Attributes:
+        candidates: Most probable architectures of the search.
+        max_params: Of at most so many parameters.
+        evaluations: So many of them are trained, as a Gaussian process proposes.
+        parallel: At a time.
+        epochs: Of such a training.
+        rungs: Pairs: how many of the best are then trained for how many epochs; the best of the last one is retrained.
+        prior_weight: The process' prior mean is this times the posterior's log-probability; 0: flat.
+        acquisition: How it proposes.
     """
 
     candidates: int = 32
@@ -42,18 +49,47 @@ class RefineConfig:
 class CompressConfig:
     """The plan ``compression``: weights as functions of lambda, and what of them can be left out.
 
-    ``network`` is a name of ``nni-bayes-nas list``, package.module:function, or ``space``: the derived network of
-    ``architecture``, an architecture.json or its choices, in the space of the run; a run keeps the choices.
-
-    For every one of ``kinds`` a hypernetwork is trained over ``lambda_range`` and read off at ``lambdas``; for every
-    one of ``direct`` a network at this lambda alone; all with every one of ``priors``, and ``repeats`` times. What is
-    read off is pruned to every one of ``fractions``, by whole neurons and filters if ``structured``, and trained on for
-    ``finetune_epochs``; with ``posterior_finetune_epochs`` so is also what was trained further at its lambda by the
-    bound, before it is pruned (not in searches). Gradients are clipped to a norm of ``gradient_clip``, or every entry
-    of them to ``gradient_clip_value``. Without ``shared_knots`` the knots of a piecewise linear hypernetwork have no
-    part that all of them train, and ``shared_until`` says nothing. ``draws`` of the weights make the predictive
-    distribution. ``inputs`` raw takes the standardization of the data back. The modules ``skip`` of the network, and
-    what is in them, stay points and whole.
+    Attributes:
+        network: A name of ``nni-bayes-nas list``, package.module:function, or "space": the derived network of
+            ``architecture`` in the space of the run.
+        network_args: Of the function.
+        architecture: An architecture.json or its choices; a run keeps the choices.
+        kinds: For each of these a hypernetwork is trained over ``lambda_range`` and read off at ``lambdas``.
+        direct: For each of these lambda a network at it alone.
+        lambdas: Where hypernetworks are read off.
+        lambda_range: Lowest and highest lambda.
+        axis: "log", drawn log-uniformly; "literal": lambda as it is, drawn uniformly, may begin at 0.
+        weights: "variational", or "point": the baseline with L2 decay.
+        priors: All of it with each of these.
+        prior_sd: Standard deviation of "fixed", and of "scaled" at lambda 1.
+        rho: Logarithm of the weights' standard deviations at first.
+        skip: Modules of the network that, with what is in them, stay points and whole.
+        knots: Of kind "piecewise_linear": how many, or their places from 0 to 1.
+        rank: Of "low_rank" and "mlp".
+        hidden: Units of these.
+        epochs: Of a training.
+        batch_size: Of a step.
+        learning_rate: Of means and points at the first step.
+        rho_learning_rate: Of the logarithms of the standard deviations.
+        lambdas_per_step: Values of lambda that share a mini-batch.
+        divide_batch: Whether each of them sees a part of its own of it.
+        warmup: Share of the steps until the divergence counts in full.
+        shared_until: Share of the steps in which a piecewise linear hypernetwork learns what its knots share alone.
+        shared_knots: Whether its knots share a part that all of them train.
+        optimizer: "adam", or "sgd" with momentum .9.
+        schedule: "falling" linearly to zero, or "constant" rates.
+        gradient_clip: Norm to which the gradient is clipped; null: not.
+        gradient_clip_value: Or the size to which every entry of it is.
+        inputs: "raw" takes the standardization of the data back; "standardized" does not.
+        fractions: Shares of the weights that are left out.
+        scope: Of all layers together ("global"), or of each ("layer").
+        structured: Whether whole neurons and filters go.
+        finetune_epochs: What is pruned is trained on for so many, by plain cross-entropy.
+        finetune_learning_rate: At their first step.
+        posterior_finetune_epochs: What is read off is also trained on at its lambda by the bound, before it is pruned
+            (not in searches).
+        draws: Of the weights, for the predictive distribution.
+        repeats: Trainings of each, with other seeds.
     """
 
     network: str = "mlp"
@@ -158,18 +194,38 @@ def _sources() -> tuple[DataConfig, ...]:
 class PredictConfig:
     """The plan ``architecture_prediction``: networks for the data, from searches on small parts of data sets.
 
-    ``tasks`` parts of ``sources``, and of the data if ``own``, ``tasks_per_trial`` in a trial: a share in ``shares`` of
-    the objects but at least ``least_objects``, some of the classes and features, noise. Of each, and with each budget
-    of connections, ``factors`` times the features and ``dense_share`` of those of the dense network ``deepest``, a
-    search keeps the ``top`` of ``candidates`` by each of ``methods``, trained ``steps`` and ``repeats`` times, and
-    ``others``. ``bank``: a bank.jsonl, or the folder of an earlier run, to begin with.
-
-    From all but ``held_out`` of it (they show the errors) decoders of ``kinds`` learn in ``fit_steps``; of ``draws``
-    for the data, with each budget, ranked by trainings of ``rank_steps`` too, the ``verify`` best are trained for
-    ``train_steps``, and as many tries of each of ``baselines``.
-
-    ``cells``: tasks of those sources that are images whose cells are searched too, as space, strategy and search say,
-    ``cell_replicas`` times side by side; the ``cell_draws`` most probable cells for the data are retrained.
+    Attributes:
+        sources: Data sets, each a section like ``data``, of which parts are searched: some of the objects, classes and
+            features, noise.
+        own: Whether parts of the data are searched too.
+        bank: A bank.jsonl, or the folder of an earlier run, to begin with.
+        tasks: Parts that are searched.
+        tasks_per_trial: In one trial.
+        shares: Least and largest share of the objects.
+        least_objects: Of a part, whatever its share.
+        factors: Budgets of connections, times the features.
+        dense_share: One more, a share of those of the dense network ``deepest``; null: none.
+        methods: Of an inner search.
+        candidates: Networks of each method, with each budget.
+        top: Of these, the best that are kept.
+        others: Further networks that are kept, to compare with.
+        repeats: Trainings of what is kept.
+        steps: Of such a training.
+        max_depth: Hidden layers of a network, at most.
+        widths: That they may have.
+        deepest: Widths of the hidden layers of the dense network.
+        kinds: Decoders.
+        dim: Width of the meta-model.
+        fit_steps: In which it learns.
+        held_out: Share of the tasks that it does not learn from: they show its errors.
+        draws: Networks that it draws for the data, with each budget.
+        rank_steps: Of the trainings by which these are ranked, too.
+        verify: So many of the best are trained on all data, and as many tries of each of ``baselines``.
+        baselines: What predictions are compared with.
+        train_steps: Of a training on all data.
+        cells: Parts of those sources that are images whose cells are searched too, as space, strategy and search say.
+        cell_replicas: Of such searches, side by side.
+        cell_draws: The most probable cells for the data that are retrained.
     """
 
     sources: tuple[DataConfig, ...] = field(default_factory=_sources)

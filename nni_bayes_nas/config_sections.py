@@ -11,7 +11,12 @@ Precision = Literal["32-true", "bf16-mixed"]
 
 @dataclass(frozen=True)
 class SpaceConfig:
-    """The search space: a registry name or ``package.module:Class``; ``args`` go to the class."""
+    """The search space.
+
+    Attributes:
+        name: A name of ``nni-bayes-nas list`` or ``package.module:Class``.
+        args: Of the class.
+    """
 
     name: str = "cell"
     args: dict[str, Any] = field(default_factory=dict)
@@ -22,7 +27,12 @@ class SpaceConfig:
 
 @dataclass(frozen=True)
 class StrategyConfig:
-    """The strategy: a registry name or ``package.module:Class``; ``args`` go to the class."""
+    """The strategy.
+
+    Attributes:
+        name: A name of ``nni-bayes-nas list`` or ``package.module:Class``.
+        args: Of the class.
+    """
 
     name: str = "hyper_darts"
     args: dict[str, Any] = field(default_factory=dict)
@@ -33,15 +43,25 @@ class StrategyConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The data: a registry name or ``package.module:function``.
+    """The data. Splits are the same for all seeds.
 
-    ``task`` says what y is: classes, or real targets. ``root`` and ``download`` are for data sets from files, ``path``
-    for ``npz`` and ``csv``, ``image_size`` (pixels) and ``grayscale`` for ``image_folder``, ``args`` for a function of
-    the user. ``test_fraction`` is used only where the data have no test set of their own. ``limit`` and ``val_limit``
-    keep the first so many training and validation objects after the seeded shuffle; ``skip`` leaves out so many before
-    them. Splits are the same for all seeds; every ``val_split``, a number, draws other objects for validation, of what
-    is not test data: for small data, whose few validation objects favour one network by chance. ``on_gpu``: on a GPU
-    all data lie in its memory, if they take no more than a quarter of what is free.
+    Attributes:
+        name: A name of ``nni-bayes-nas list`` or ``package.module:function``.
+        task: What y is: classes ("classification"), or real targets ("regression").
+        root: Folder of data sets from files.
+        download: Whether they may be fetched.
+        path: File of ``npz`` and ``csv``.
+        args: Of a function of your own.
+        val_fraction: Share of what is not test data that is for validation, by which things are chosen.
+        val_split: A number: other objects for validation, of what is not test data. For small data, whose few
+            validation objects favour one network by chance.
+        test_fraction: Share for the test, of data that have no test set of their own.
+        skip: So many training objects are left out, after the seeded shuffle and before ``limit``.
+        limit: So many training objects are kept.
+        val_limit: So many validation objects are kept.
+        image_size: Side in pixels to which ``image_folder`` brings its images.
+        grayscale: Whether it makes them gray.
+        on_gpu: On a GPU all data lie in its memory, if they take no more than a quarter of what is free.
     """
 
     name: str = "digits"
@@ -79,18 +99,32 @@ class DataConfig:
 class SearchConfig:
     """The search trials.
 
-    ``searches`` independent searches run with seeds seed, seed + 1, ... From each, ``lambdas`` architectures are read
-    off on a log-spaced grid of the strategy's range, both ends included, and ``random`` architectures of matched
-    sizes are drawn beside them (0: none). Without lambda one is read off (``derive``): by the mean of the structure, as
-    the best of ``derive_draws`` draws by validation loss, or by what hurts most when it is taken away; ``samples`` more
-    are drawn from the posterior. ``collapse``: whether signs of it are watched, and end the search. With ``variants``
-    there are as many searches for each of its entries, mappings from paths below ``strategy.args`` and ``search``,
-    ``data.limit`` or ``data.skip`` to values. ``structure_fraction`` of the training set is for the structure step.
-    ``replicas`` searches run in one trial, side by side: for small networks. ``precision``: ``bf16-mixed`` lets the
-    supernet, and nothing else, compute in bfloat16. ``optimizer`` is that of the weights (``learning_rate`` of adam:
-    0.002, say); ``psgld``, preconditioned SGLD, draws them from their posterior (0.003, say). ``rho_learning_rate`` is
-    that of the logarithms of their standard deviations, where weights are Gaussian. ``selection``: as of retrainings,
-    for the weights of the supernet; the structure is optimized to the end.
+    Attributes:
+        epochs: Of a search.
+        warmup_epochs: At the beginning, in which only the weights learn.
+        batch_size: Of each of the two steps.
+        optimizer: Of the weights: "sgd", "adam", or "psgld", preconditioned SGLD, which draws them from their
+            posterior.
+        learning_rate: Of the weights at the first step, then it falls as a cosine; of "adam" 0.002, say, of "psgld"
+            0.003.
+        rho_learning_rate: Of the logarithms of their standard deviations, where weights are Gaussian; null: the same.
+        momentum: Of "sgd".
+        weight_decay: Of the weights.
+        gradient_clip: Norm to which their gradient is clipped.
+        searches: Independent searches, with seeds seed, seed + 1, ...
+        replicas: So many of them run in one trial, side by side: for small networks.
+        variants: As many searches for each of these, which are mappings from paths below ``strategy.args`` and
+            ``search``, ``data.limit`` or ``data.skip`` to values.
+        lambdas: Architectures that are read off, on a log-spaced grid of the strategy's range, both ends included.
+        random: Architectures of matched sizes that are drawn at random and trained beside them; 0: none.
+        samples: Architectures that are drawn from the posterior too.
+        derive: How one is read off without lambda: by the "mean" of the structure, as the "best_of" draws by
+            validation loss, or, "perturbation", by what hurts most when it is taken away.
+        derive_draws: Of "best_of".
+        collapse: "watch": signs of a collapse are logged; "stop": they end the search, too; "ignore": neither.
+        structure_fraction: Share of the training set that is for the structure step.
+        precision: "32-true", or "bf16-mixed": the supernet, and nothing else, computes in bfloat16.
+        selection: As of retrainings, for the weights of the supernet; the structure is optimized to the end.
     """
 
     epochs: int = 30
@@ -137,20 +171,29 @@ class SearchConfig:
 
 @dataclass(frozen=True)
 class RetrainConfig:
-    """The retrain trials; ``repeats`` of them per architecture, with seeds seed .. seed + repeats - 1.
+    """The retrain trials.
 
-    ``replicas`` of the repeats of one architecture run in one trial, side by side: for small networks on a GPU, where
-    each by itself would leave most of it idle.
-
-    ``space`` holds arguments of the space that take the place of those in ``space.args``: retraining at another scale
-    (more cells, another width, a stem for larger images). The choices of the architecture must fit them.
-
-    Augmentation of training images: ``crop_padding`` pixels around, then a crop of the old size; ``horizontal_flip`` of
-    every other object; ``cutout``, the side in pixels of a square that is set to the mean. ``drop_path`` is the
-    probability at the end of training (``space.args`` of the cell space); ``auxiliary_weight`` counts where
-    ``retrain.space`` asks for an auxiliary classifier. ``precision`` is that of the training, as in the search; what
-    is reported and exported is measured in single precision. ``selection``, arguments of ``SelectiveOptimization``:
-    after some steps only a part of the parameters is optimized; null: all to the end.
+    Attributes:
+        epochs: Of a training.
+        batch_size: Of a step.
+        learning_rate: Of SGD with Nesterov momentum at the first step, then it falls as a cosine.
+        momentum: Of it.
+        weight_decay: L2 decay.
+        gradient_clip: Norm to which the gradient is clipped.
+        repeats: Trainings of an architecture, with seeds seed .. seed + repeats - 1.
+        replicas: So many of them run in one trial, side by side: for small networks.
+        space: Arguments of the space in the place of those in ``space.args``: retraining at another scale (more cells,
+            another width, a stem for larger images). The choices of the architecture must fit them.
+        crop_padding: Augmentation of training images: so many pixels around, then a crop of the old size.
+        horizontal_flip: Likewise: of every other object.
+        cutout: Likewise: the side in pixels of a square that is set to the mean.
+        label_smoothing: Share of the probability that goes to all classes.
+        auxiliary_weight: Of the loss of an auxiliary classifier, where ``retrain.space`` asks for one.
+        drop_path: Probability at the end of the training that a path of a cell is left out.
+        precision: "32-true" or "bf16-mixed", of the training; what is reported and exported is measured in single
+            precision.
+        selection: Arguments of ``SelectiveOptimization``: after some steps only a part of the parameters is optimized;
+            null: all to the end.
     """
 
     epochs: int = 30
@@ -190,9 +233,17 @@ class RetrainConfig:
 class ExperimentConfig:
     """How the trials run.
 
-    ``concurrency`` null means the number of GPUs, or on the CPU 2 but no more than its cores; ``threads`` null means
-    cores // concurrency, at least 1. ``retries`` is how often a dead trial is run again; ``trial_timeout`` is in
-    seconds. ``fork``: trials on this machine's CPU are forks of a process that has torch imported, on Linux.
+    Attributes:
+        name: In NNI's web UI and the report.
+        plan: What trials there are: "search_and_retrain" or "posterior_refinement"; the commands `compress` and
+            `predict` have plans of their own.
+        concurrency: Trials at a time; null: the number of GPUs, or on the CPU 2 but no more than its cores.
+        threads: Of a trial on the CPU; null: cores // concurrency, at least 1.
+        device: "auto", "cpu" or "gpu".
+        port: Of NNI's manager and web UI.
+        retries: How often a dead trial is run again; it goes on from its last checkpoint.
+        trial_timeout: In seconds; null: none.
+        fork: Trials on this machine's CPU are forks of a process that has torch imported, on Linux.
     """
 
     name: str = "nni-bayes-nas"
@@ -219,7 +270,11 @@ class ExperimentConfig:
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """The report; ``title`` null means the experiment's name."""
+    """The report.
+
+    Attributes:
+        title: Its title; null: the experiment's name.
+    """
 
     title: str | None = None
 

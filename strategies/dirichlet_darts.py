@@ -55,7 +55,8 @@ class DirichletDARTS(DifferentiableStrategy):
         scheme: "single_level" or "bilevel".
         weights: "point", or "variational": Gaussian.
         dependence: Of variational weights on the structure: "independent", "gated" or "scaled"; see `BayesOptions`.
-        weight_prior: "empirical_bayes", "ard", or "fixed" with `weight_prior_sd`.
+        weight_prior: "empirical_bayes", "ard", "fixed" with `weight_prior_sd`, or "log_uniform", which is improper: no
+            bound on the evidence.
         weight_prior_sd: Standard deviation of the prior "fixed".
         rho: Logarithm of the weights' standard deviations at first.
         estimator: How their noise comes into the outputs, "local" or "flipout".
@@ -64,8 +65,8 @@ class DirichletDARTS(DifferentiableStrategy):
             and standard deviations, and multiplies all their divergences; see `materialize`.
         weight_rank: Of "low_rank" and "mlp", see `WeightHypernet`.
         weight_hidden: Units of these.
-        accumulate: Whether the halves of a step on a single level run one after the other, which takes half the memory;
-            batch normalization then sees the statistics of each half.
+        accumulate: Whether the halves of a step on a single level run one after the other, which takes a third
+            to almost half less memory; batch normalization then sees the statistics of each half.
         kl_structure: Weight of the structure's divergence; 1 gives the bound.
         kl_weights: Weight of that of the weights.
         kl_warmup: Share of the structure steps until they count in full.

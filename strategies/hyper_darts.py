@@ -43,7 +43,7 @@ class HyperDARTS(DifferentiableStrategy):
         lambda_range: Lowest (largest networks) and highest (smallest networks) lambda. "auto", for complexity
             "penalty": sizes follow the target, and the slopes of validation loss against cost tell which lambda matter;
             other hypernetworks than "price" are penalized with them in the second half of the search.
-        axis: "log", normalized; "literal": the seed's, alpha = lambda b1 + b2 with lambda as it is.
+        axis: "log", normalized; "literal": the original, alpha = lambda b1 + b2 with lambda as it is.
         hypernet: "price": a score per option and one price on its cost that never falls with u, so that sizes as
             derived never grow with lambda where the cost is a sum over the choices; "linear", "piecewise_linear" or
             "mlp" in u: every option for itself.
@@ -51,7 +51,7 @@ class HyperDARTS(DifferentiableStrategy):
         ramp: For "price": share of the structure steps until the values of lambda that a step sees have spread from
             the one at which all options are equally probable (there they stand in the warm-up) over the whole range.
         relaxation: "softmax"; "gumbel" with noise per step and label (and object, where every object has its lambda);
-            "sigmoid" (Fair DARTS) with `zero_one`; "identity": the raw alpha of the seed.
+            "sigmoid" (Fair DARTS) with `zero_one`; "identity": the raw alpha of the original.
         mixing: "marginals": every option is weighted by its probability to be part of the architecture, so that the
             mixture becomes the derived network as the temperature falls; "probabilities", as in DARTS.
         mixing_temperature: Of the mixing weights at the end of the search; it falls from 1.

@@ -151,7 +151,7 @@ def mixing_weights(
         unit: What is chosen.
         logits: Raw, `(*batch, rows, width)`; used by "sigmoid" and "identity".
         log_probs: With the noise already added, up to a constant per row.
-        relaxation: "softmax" and "gumbel" give shares, "sigmoid" sigma(alpha), "identity" alpha itself (the seed).
+        relaxation: "softmax" and "gumbel" give shares, "sigmoid" sigma(alpha), "identity" alpha itself (the original).
         mixing: "probabilities": softmax(log p / temperature) of every row, as in DARTS; "marginals": the probability
             that the option is part of the architecture, under the law sharpened by the temperature. The latter sum to
             the number of kept edges, and become the derived network as the temperature goes to zero.

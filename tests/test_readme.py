@@ -42,4 +42,4 @@ def test_configurations_are_configurations(block: str) -> None:
 @pytest.mark.parametrize("page", TEXTS)
 def test_files_that_are_named_exist(page: str) -> None:
     named = re.findall(r"`((?:examples|tests|nni_bayes_nas)/[\w./-]+)`", TEXTS[page])
-    assert named and [name for name in named if not (ROOT / name).exists()] == []
+    assert (named or page == "docs/options.md") and [name for name in named if not (ROOT / name).exists()] == []

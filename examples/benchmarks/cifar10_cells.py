@@ -16,7 +16,7 @@ The last two are for GPUs, with `--workers 1` for one whose memory a training fi
 image folder a test goes through the last one. A benchmark that was killed goes on where it was, trainings from their
 last epoch.
 
-Targets (issue "Bayesian choice of architecture", 5): the mean test accuracy of the searched cells, and of the refined
+Targets (5): the mean test accuracy of the searched cells, and of the refined
 ones, above that of the random ones by more than the half width of the 95 % interval of the difference (Welch).
 """
 

@@ -11,7 +11,7 @@ Arms, per seed (every network is trained from scratch with the same recipe; two 
     random       20 random architectures, two in each of 10 strata of log size
     random-time  as many random ones as fit the hyper arm's search and retraining seconds together
     fixed        one cell, sep_conv_3x3 on both inputs of every node, at 8 widths
-    l1           4 RegularizedDARTS searches, L1 weights 1e-4 ... 1e-1 (the seed's)
+    l1           4 RegularizedDARTS searches, L1 weights 1e-4 ... 1e-1 (the original's)
     cost         4 RegularizedDARTS searches, cost penalties (PENALTIES below)
 
 The hypervolume is that of (parameters, test accuracy) in a box that is fixed by the space alone, see `Setting`;

@@ -8,7 +8,7 @@ whole network; "at 50 x" one weight in 50 is kept. Errors are those of the netwo
 wherever several lambda (or decays of the dense baseline) are at hand, the one of the smallest mean validation error is
 meant.
 
-Targets (issue "Variational optimisation with complexity control"):
+Targets:
 
     2a   LeNet, direct: 50 x <= 2.25 without and <= 2.05 with three epochs of fine-tuning; 68 x <= 2.45 and <= 2.15
          (stretch 1.92); 100 x <= 2.65 fine-tuned; five minutes a run
@@ -22,7 +22,7 @@ Targets (issue "Variational optimisation with complexity control"):
          blocks that take turns in one process; its whole training <= .35 of that of five direct runs, by their
          epochs and these seconds, with those of looks at validation data after every epoch
 
-Other presets: `seed`, the experiment of the project's seed, and whether what it says holds; `authors`, the table that
+Other presets: `seed`, the experiment of the original report, and whether what it says holds; `authors`, the table that
 came of it, in its layout, beside theirs and ours; `evidence`, the bound and its parts for every prior and kind of
 hypernetwork (10,000 images); `cnn` (10,000 images) and `cnn-gpu` (all), convolutions on CIFAR-10 (`--data cifar10`).
 Each writes a figure beside FILE.json.
@@ -53,13 +53,13 @@ from contract import Target, parse, write_result
 from workers import Store, Workers
 
 NAME = "compression"
-# What a point of accuracy that is lost is, in the seed's claim.
+# What a point of accuracy that is lost is, in the claim of the original report.
 LOSS = 1.0
 SEED_HYPER = "seed, hypernetwork"
 
 
 def authors_targets(rows: list[dict[str, Any]]) -> list[Target]:
-    """The issue asks for the table, with 20 starts of hypernetworks and three of the rest, and no numbers in it."""
+    """The table, with 20 starts of hypernetworks and three of the rest; no numbers in it are aimed at."""
     entries = [
         Curves(rows, arm if kind == "constant" else f"{arm}, hypernetwork", kind).mean(lam, share, "test")
         for arm, kind in PUBLISHED
@@ -79,7 +79,7 @@ def authors_targets(rows: list[dict[str, Any]]) -> list[Target]:
 
 
 def seed_targets(rows: list[dict[str, Any]]) -> list[Target]:
-    """The claim of the seed: some 80 % can be left out at all lambda but 0 and .1, where it cannot."""
+    """The claim of the original report: some 80 % can be left out at all lambda but 0 and .1, where it cannot."""
     found = []
     for after, own in itertools.product(("", FURTHER), (False, True)):
         curves, than = Curves(rows, SEED_HYPER + after), "its own" if own else "the best"

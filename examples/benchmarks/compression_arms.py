@@ -1,8 +1,8 @@
 """What `compression.py` trains: networks, recipes and jobs, by preset.
 
-`seed` is the experiment of the project's seed, and `authors` the table that came of it: their networks and recipes
-(O. Grebenkova, O. Bakhteev, V. Strijov), with constant rates and knots that share nothing; beside ours for as many
-steps.
+`seed` is the experiment of the report that the project began from, and `authors` the table that came of it: their
+networks and recipes (O. Grebenkova, O. Bakhteev, V. Strijov), with constant rates and knots that share nothing; beside
+ours for as many steps.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def lenet(epochs: int, hyper_epochs: int, compressions: tuple[int, ...] = COMPRE
 
 
 def small(epochs: int) -> tuple[Arm, ...]:
-    """The networks of the seed: variational, and dense with the decay that validation prefers."""
+    """The networks of that report: variational, and dense with the decay that validation prefers."""
     found = []
     for hidden in (100, 50):
         shared = {"network": "mlp", "network_args": {"hidden": [hidden]}, "fractions": list(SHARES), "epochs": epochs}
@@ -105,7 +105,7 @@ SEED_SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 def seed_experiment(epochs: int, finetune_epochs: int) -> tuple[Arm, ...]:
     """784-100-10 with the prior N(0, .1), SGD, lambda as it is from 0 on, five of them for a batch.
 
-    What is read off is trained further at its lambda, by the bound, and then pruned, in the seed's order. Rates of the
+    What is read off is trained further at its lambda, by the bound, and then pruned, in that order. Rates of the
     standard deviations are those, of .05, .5, 2 and 5, of the largest J with other seeds: of the hypernetwork 5 has a
     larger one still, but one start in four ends far off, and with clipped gradients it has a smaller one.
     """

@@ -1,4 +1,4 @@
-"""What the issue asks of `compression.py` on LeNet-300-100 and the small networks."""
+"""What is aimed at with `compression.py` on LeNet-300-100 and the small networks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DIRECT, HYPER = "300-100, direct", "300-100, hypernetwork"
 
 
 def targets(rows: list[dict[str, Any]]) -> list[Target]:
-    """What the issue asks for."""
+    """What is aimed at."""
     direct, hyper = Curves(rows, DIRECT), Curves(rows, HYPER)
     limits = ((50, False, 2.25), (50, True, 2.05), (68, False, 2.45), (68, True, 2.15), (100, True, 2.65))
     found = [_at("2a", "LeNet, direct", direct, c, tuned, limit) for c, tuned, limit in limits]

@@ -23,7 +23,7 @@ STEMS = {"digits": 8, "mnist": 28, "fashion_mnist": 28, "cifar10": 32}
 
 @dataclass(frozen=True)
 class Target:
-    """A line of the issue as a number: `value` must reach `limit`."""
+    """What is aimed at, as a number: `value` must reach `limit`."""
 
     name: str
     what: str

@@ -13,7 +13,7 @@ from front import Point, Reference, chosen_hypervolume, hypervolume, paired
 from workers import Job, Outcome
 
 ARMS = ("hyper", "hyper-4", "penalty", "random", "random-time", "fixed", "l1", "cost")
-# What is subtracted from what. The issue sets a limit for the first three.
+# What is subtracted from what. There is a limit for the first three.
 PAIRS = (
     ("hyper", "random"),
     ("hyper-4", "l1"),
@@ -157,7 +157,7 @@ def coarse(sizes: Sequence[int], n: int = 8) -> list[int]:
 
 
 def targets(rows: Sequence[Row]) -> list[Target]:
-    """The lines 3 (a) to (e) of the issue, each in the worst seed unless it says otherwise."""
+    """Targets 3a to 3e, each in the worst seed unless it says otherwise."""
     target, penalty = _searches(rows, "target"), _searches(rows, "penalty")
     steps = max(max(growth(row["sizes"]), growth(row["curve_sizes"])) for row in target)
     distinct = min(len({*coarse(row["sizes"])}) for row in target)

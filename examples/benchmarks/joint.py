@@ -24,7 +24,7 @@ Reference and structure are trained for as many epochs as the weights of a cell 
 search sees the data as often as a compression does, of digits less often; the seconds of an arm are those of all that
 it takes, where a cell that is found twice counts once. A figure is written beside FILE.json.
 
-Target (issue "Variational optimisation with complexity control", 5): with at most .3 points lost, joint compression at
+Target (5): with at most .3 points lost, joint compression at
 least that of structure alone and that of weights alone.
 """
 

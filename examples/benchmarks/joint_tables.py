@@ -52,7 +52,7 @@ def best(rows: list[dict[str, Any]], arm: str) -> dict[str, float] | None:
 
 
 def targets(rows: list[dict[str, Any]]) -> list[Target]:
-    """What the issue asks for."""
+    """What is aimed at."""
     found = {arm: best(rows, arm) for arm in ARMS}
     result = []
     for other in ("structure", "weights"):

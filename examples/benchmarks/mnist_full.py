@@ -7,7 +7,7 @@ then trained on all of it at a larger width, with shifted crops and label smooth
 and the largest one that has at most 25 % of its parameters at that width. Nothing is chosen by test data: the networks
 are given by their sizes, the recipe (RECIPE, Setting) by accuracies on validation data.
 
-Targets (issue 3, line 5): 99.2 % and 98.5 % test accuracy; stretch 99.5 % and 99.0 %. The seed's best: DARTS + L1
+Targets: 99.2 % and 98.5 % test accuracy; stretch 99.5 % and 99.0 %. The original's best: DARTS + L1
 99.24 %, hypernetwork 96.72 %.
 
 Budget of the cpu preset on a 2-core machine, one thread each: the search takes 2 minutes, the two trainings beside each
@@ -142,7 +142,7 @@ def training_row(job: Job, outcome: Outcome) -> dict[str, Any]:
 
 
 def targets(rows: list[dict[str, Any]]) -> list[Target]:
-    """Line 5 of the issue: the worst seed counts."""
+    """The worst seed counts."""
 
     def least(network: str) -> float | None:
         return min((row["test_accuracy"] for row in rows if row["network"] == network), default=None)

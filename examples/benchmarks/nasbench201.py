@@ -26,7 +26,7 @@ level and what refines it alone. Nothing is chosen by the table. Arms, one row a
 Guards: a constant auxiliary identity, normalization behind every operation, "none" kept out, 40 % of the search for
 weights alone (`strategies/guards.py`).
 
-Targets (issue "Bayesian choice of architecture"): 2a: Dirichlet on a single level, mean >= 93.6, minimum >= 93.2, above
+Targets: 2a: Dirichlet on a single level, mean >= 93.6, minimum >= 93.2, above
 the guarded softmax in the paired mean (stretch: mean >= 94.0). 2b: refined, mean >= 94.0, minimum >= 93.4, above 2a and
 above both other priors in the paired mean, five minutes in all (stretch: 94.2 and 93.8; the full supernet, on a GPU:
 94.36). On a CPU two minutes a search, 90 for all. 3: what the posteriors know. "Above" is by the smallest difference
@@ -245,7 +245,7 @@ def baselines(table: Any, seeds: list[int]) -> list[dict[str, Any]]:
 
 
 def targets(rows: list[dict[str, Any]], preset: str, seconds: float) -> list[Target]:
-    """What the issue asks for of the searches."""
+    """What is aimed at with the searches."""
     from judged import above, by_seed, coverage, mean
 
     refined = REFINED["posterior"]

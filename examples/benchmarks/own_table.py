@@ -7,8 +7,8 @@ with several seeds each; some compute the same. Their means are the table, which
 (`own.csv`). Searches have the settings of `nasbench201.py`, and as many steps, in more epochs, which are short here.
 The lengths of the trainings of a refinement were raised twice after results on this table, with other seeds.
 
-Targets (issue "Bayesian choice of architecture", 2c): what 2a and 2b say there. Here the best accuracy is another one,
-so that means and minima are of the regret: Dirichlet at most half the mean regret of a random cell, no seed above that
+Targets (2c): what 2a and 2b say there. Here the best accuracy is another one, so that means and minima are of the
+regret: Dirichlet at most half the mean regret of a random cell, no seed above that
 regret, and below the guarded softmax's; refined half of both, below that, and below the same process with other priors.
 """
 

@@ -24,7 +24,7 @@ then that it is above each baseline but the dense network and each control but "
 budget, with Holm's correction over those; to the dense network intervals. Seeds are of the fit, the draws and all
 trainings; bank and splits of the data are the same for all of them, so that p tells of chance in these alone.
 
-Targets (issue "Predicting the architecture for all data"): 2: on 80 % of the parts the small network that is best by
+Targets: 2: on 80 % of the parts the small network that is best by
 some validation objects is by others within a standard error of the dense one of three layers of 32; 3: above random on
 every data set; not below SNIP in the mean at n and 10 %; both also where as many are drawn and ranked; above what it
 predicts when it is shown other objects; at 10 % at most 1 % of the dense network's accuracy lost on three quarters of

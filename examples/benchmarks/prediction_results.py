@@ -79,7 +79,7 @@ class Figures:
 
 
 def targets(figures: Figures, bank: dict[str, Any], ours: str, tests: list[dict[str, Any]]) -> list[Target]:
-    """What the issue asks for, of one decoder; of tests with corrected p."""
+    """What is aimed at, of one decoder; of tests with corrected p."""
     found = [Target("2", "share of parts with a small network as good as dense", bank["share"], 0.8, "higher")]
     for other in ("random", "random, ranked", f"{ours}, shuffled"):
         mine = [row for row in tests if row["test"] == f"{ours} above {other}" and row["budget_kind"] == ALL]

@@ -11,7 +11,7 @@
 
 The processes of all arms take turns, so that the middles of the arms are at one time.
 
-Targets (issue "A fast exact bilevel step, and many searches at once"): eight side by side, in one process or in two
+Targets: eight side by side, in one process or in two
 trials as the README has it, in at most .6 of the seconds of eight one by one; mean accuracy at the end of the search
 (validation data, mean over lambda) at most one standard error over the searches away. With numbers of double precision
 both are equal to the last digits; with those of single precision rounding leads a search elsewhere, as a repetition

@@ -26,9 +26,9 @@ The share of the device's peak is that of the operations of convolutions and mat
 convolutions may have it. Growth is measured on the smallest space, one number at a time: cells, width, operations; and
 values of lambda in a step, for HyperDARTS.
 
-Targets (issue "A fast exact bilevel step"): fused / NNI at most 1 / 1.8 on NNI's DARTS space and on ours for MNIST, 1 /
+Targets: fused / NNI at most 1 / 1.8 on NNI's DARTS space and on ours for MNIST, 1 /
 1.5 on NAS-Bench-201, memory at most .6, order 2 at most 3.5 times order 1; on a GPU at most 1 / 5 on NNI's spaces, for
-the fastest in single precision; and, from an earlier issue, plain / NNI at most 1. A step with a posterior over the
+the fastest in single precision; and plain / NNI at most 1. A step with a posterior over the
 structure at most 1.15 times `fused` in seconds and 1.1 in memory, with Gaussian weights 2.3 and 2.2. If the output
 file exists, measurements that it already holds are not repeated.
 """

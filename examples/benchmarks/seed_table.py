@@ -1,4 +1,4 @@
-"""The table of the seed: precision of the search model at four lambda and four checkpoints, literally and ours.
+"""The table of the original report: precision of the search model at four lambda and checkpoints, literally and ours.
 
     python examples/benchmarks/seed_table.py --preset cpu --data mnist --root DATA --output seed_table.json
 
@@ -9,7 +9,7 @@ lambda, without discretization or retraining; mean over seeds.
     literal hyper    alpha = lambda b1 + b2 for any real lambda, weights alpha itself (no softmax), no complexity term
     literal L1       one search per lambda with weights alpha itself and lambda * sum |alpha|
     our hyper        one search with an expected size for every lambda; its four rows are u = 0, 1/3, 2/3, 1 on
-                     the axis of lambda, the first one with the smallest networks, as in the seed's order
+                     the axis of lambda, the first one with the smallest networks, as in its order
     our L1           one search per lambda with softmax
 
 The published entries (M. Yakovlev's report, full MNIST, 100 epochs, one start) are printed beside. Ours have a budget
@@ -175,7 +175,7 @@ def print_tables(rows: Sequence[dict[str, Any]], budget: str) -> None:
 
 
 def targets(rows: Sequence[dict[str, Any]]) -> list[Target]:
-    """The issue asks for the table, not for numbers in it: complete, and how far quality falls by the last epoch."""
+    """The table, not numbers in it: complete, and how far quality falls by the last epoch."""
     entries = [len(values or []) for v in VERSIONS for m in ("hyper", "L1") for values in table(rows, v, m).values()]
     return [Target("4", "entries of the table, both versions", float(sum(entries)), 64.0, "higher")]
 

@@ -23,7 +23,7 @@ Groups of arms; all with the same seeds, compared seed by seed, with Student's 9
 Times are process seconds of the whole training, the making of what is kept included; what is timed runs alone, one
 training after the other, a seed's arms side by side. A figure is written beside FILE.json.
 
-Targets (issue "Which parameters to go on optimising"): 2a CNN: loss <= .2 points at >= 2.5 x, and >= .5 above equal
+Targets: 2a CNN: loss <= .2 points at >= 2.5 x, and >= .5 above equal
 time; 2b MLP: loss <= .3 at >= 1.6 x; 2c: the criterion that validation prefers is above random by >= .3 at 80 % of
 single weights, and with the output layer active in all; 2d: preconditioner above gradient above random in the paper's
 setting; 2e: 95 % zeroed at <= 1 point. In 2c and 2e validation data of the other seeds prefer, for each seed.
@@ -72,7 +72,7 @@ _AUGMENTED = _CHOOSE = 3
 
 
 def targets(table: Table) -> list[Target]:
-    """What the issue asks for."""
+    """What is aimed at."""
     found = []
     limits_of = {"cnn": ("2a", 0.2, 2.5), "cnn-normalized": ("2a", 0.2, 2.5)}
     limits_of |= {"mlp-200": ("2b", 0.3, 1.6), "mlp-300-100": ("2b", 0.3, 1.6)}

@@ -14,9 +14,9 @@ the other in an order that turns with the seed:
     neuron 0.2      a fifth of the rows: of the gradients of a layer in which some go on nothing is saved here
 
 Seconds are those of training, validation left out; accuracy is the mean over lambda of the mixture's on validation
-data at the end, of digits 216 objects, which is why there are more seeds. Target (issue "Which parameters to go on
-optimising", 3): at least 1.15 times as fast with the same accuracy, for the arm "prefix 0.5", which was named before
-the first run: at most .2 points lost, as of a training, and above the shorter search, which is as fast.
+data at the end, of digits 216 objects, which is why there are more seeds. Target (3): at least 1.15 times as fast with
+the same accuracy, for the arm "prefix 0.5", which was named before the first run: at most .2 points lost, as of a
+training, and above the shorter search, which is as fast.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def gained(rows: list[dict[str, Any]], arm: str, than: str) -> dict[str, Any] | 
 
 
 def targets(rows: list[dict[str, Any]]) -> list[Target]:
-    """What the issue asks for."""
+    """What is aimed at."""
     found = [Target("3", f"{NAMED}: times as fast", speed(rows, NAMED), 1.15, "higher")]
     for than, least in ((FULL, -_SAME), (SHORTER, 0.0)):
         gap, times = gained(rows, NAMED, than), speed(rows, than)

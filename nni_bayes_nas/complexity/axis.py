@@ -161,7 +161,7 @@ class LambdaAxis(Axis):
 
 @dataclass(frozen=True)
 class LiteralAxis(Axis):
-    """The seed's axis: the position of lambda is lambda itself, any real number, so that alpha = lambda b1 + b2.
+    """The original axis: the position of lambda is lambda itself, any real number, so that alpha = lambda b1 + b2.
 
     It is drawn log-uniformly from [low, high] where both are positive and not `uniform`, uniformly otherwise.
 

@@ -54,12 +54,12 @@ class Hypernet(nn.Module):
     """Map u to `n_outputs` numbers.
 
     - `constant`: b, whatever u is;
-    - `linear`: (1 - t) b1 + t b2 with t = (u - low) / (high - low), the family alpha = lambda b1 + b2 of the seed on
+    - `linear`: (1 - t) b1 + t b2 with t = (u - low) / (high - low), the original family alpha = lambda b1 + b2 on
       the normalized axis;
     - `piecewise_linear`: sum_k phi_k(t) b_k with the hat functions phi_k on evenly spaced knots;
     - `mlp`: W2 h(t) / n + b with two hidden layers of n = `hidden` units, the second one residual. Weights are divided
       by the number of their inputs, so that a step of Adam moves the outputs as much as it moves knots;
-    - `linear_literal`: u b1 + b2, exactly the seed's on its literal axis.
+    - `linear_literal`: u b1 + b2, exactly the original on its literal axis.
 
     Args:
         kind: One of these.

@@ -22,8 +22,8 @@ Size = Callable[[Tensor], Tensor]
 class PriceHypernet(nn.Module):
     """Map u to alpha(u) = b - p(u) c: one learned score per option, and one price p(u) on its cost c.
 
-    It is the seed's linear family alpha = lambda b1 + b2 with the direction b1 = -c given and a scale that never falls
-    with lambda. Whatever maximizes <alpha(u), z> over a set of architectures z, the cost <c, z> of the
+    It is the original family alpha = lambda b1 + b2 with the direction b1 = -c given and a scale that never falls with
+    lambda. Whatever maximizes <alpha(u), z> over a set of architectures z, the cost <c, z> of the
     maximizer never grows with u: for u < v with maximizers y, z, adding <alpha(u), y> >= <alpha(u), z> and
     <alpha(v), z> >= <alpha(v), y> gives (p(v) - p(u)) (<c, y> - <c, z>) >= 0. So sizes as derived cannot grow with
     lambda where the cost is a sum over the options.
