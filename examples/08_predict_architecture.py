@@ -8,7 +8,10 @@ were wrong. No network access; three to five minutes on two cores.
     python examples/08_predict_architecture.py
     python examples/08_predict_architecture.py --output runs/mine --set predict.tasks=80 --set data.name=wine
 
-The same searches for other data: --set predict.tasks=0 --set predict.bank=runs/mine --set data.name=wine
+The same searches for other data:
+
+    python examples/08_predict_architecture.py --output runs/other --set data.name=breast_cancer \\
+        --set predict.tasks=0 --set predict.bank=runs/mine
 """
 
 import argparse

@@ -344,7 +344,7 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str, str]] = {
     ),
     "search": (
         _search,
-        "one search in this process, without NNI's manager",
+        "search in this process, without NNI's manager and without retraining",
         "{program} examples/configs/demo-digits.yaml --seed 1 --output runs/one-search",
     ),
     "compress": (

@@ -181,7 +181,7 @@ class RetrainConfig:
         weight_decay: L2 decay.
         gradient_clip: Norm to which the gradient is clipped.
         repeats: Trainings of an architecture, with seeds seed .. seed + repeats - 1.
-        replicas: So many of them run in one trial, side by side: for small networks.
+        replicas: So many of them run in one trial, side by side.
         space: Arguments of the space in the place of those in ``space.args``: retraining at another scale (more cells,
             another width, a stem for larger images). The choices of the architecture must fit them.
         crop_padding: Augmentation of training images: so many pixels around, then a crop of the old size.

@@ -279,9 +279,9 @@ def convolutional(channels: tuple[int, ...], hidden: int, epochs: int) -> tuple[
         "knots": 3,
     }
     return (
-        Arm("cnn, direct", shared, direct((0.1, 1.0, 3.0))),
+        Arm("cnn, direct", shared, direct((0.03, 0.1, 1.0, 3.0))),
         Arm("cnn, hypernetwork", shared, (("piecewise_linear", None),)),
-        Arm("cnn, dense", {**shared, **DENSE}, direct(DECAYS[1::2]), "fixed"),
+        Arm("cnn, dense", {**shared, **DENSE}, direct((*DECAYS[1::2], 3000.0, 10_000.0)), "fixed"),
     )
 
 
