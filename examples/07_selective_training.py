@@ -3,7 +3,7 @@
 A small convolutional network is trained five ways with the same batches: as usual; with the beginning frozen that takes
 the most time for the least gain, as it is measured after a fifth of the steps; with a tenth of the neurons optimized
 further; with the output layer alone; and as usual, but only for as long as the second took. The figure shows the
-validation accuracy against the process time, and what is optimized, layer by layer. One to two minutes.
+validation accuracy against the process time, and what is optimized, layer by layer. Half a minute.
 
     python examples/07_selective_training.py
     python examples/07_selective_training.py --epochs 60 --criterion gradient --output runs/mine.png

@@ -3,7 +3,7 @@
 NNI trials search networks of few connections on parts of the digits, of wine, breast cancer and made-up tables; a
 meta-model learns which network suits which part; it predicts networks for all digits, which further trials train beside
 others of as many connections. The figure shows what they are worth, and where predictions for parts that were kept out
-were wrong. No network access; three to five minutes on two cores.
+were wrong. No network access; two to three minutes on two cores.
 
     python examples/08_predict_architecture.py
     python examples/08_predict_architecture.py --output runs/mine --set predict.tasks=80 --set data.name=wine
@@ -48,7 +48,10 @@ def draw(prediction, path):
         ours = name.startswith("predicted")
         style = {"lw": 2.2, "marker": "o"} if ours else {"lw": 1, "marker": "s", "ls": "--"}
         accuracy.plot([b for _, b, _ in points], [a for *_, a in points], ms=4, color=f"C{i}", label=name, **style)
+    budgets = sorted({one["budget"] for one in prediction["verified"]})
     accuracy.set(xscale="log", xlabel="connections", ylabel="test accuracy, %", title="networks for all data")
+    accuracy.set_xticks(budgets, [f"{budget:,}" for budget in budgets])
+    accuracy.minorticks_off()
     accuracy.legend(fontsize=8, frameon=False)
     rows = [row for fit in prediction["fits"] for row in fit["errors"]]
     for i, source in enumerate(sorted({row["source"] for row in rows})):
