@@ -115,7 +115,8 @@ def build_model(config: Config, data: DataSplits, parameters: dict[str, Any]) ->
                 f"{name.removeprefix(_STANDARDIZED) if raw else name} are frozen\nname it in compress.skip"
             )
     if unknown := [name for name in skip if name not in known]:
-        names = [name.removeprefix(_STANDARDIZED) if raw else name for name in known if name]
+        inside = [name for name in known if name.startswith(_STANDARDIZED)] if raw else known
+        names = [name.removeprefix(_STANDARDIZED) if raw else name for name in inside if name]
         given = unknown[0].removeprefix(_STANDARDIZED)
         raise ConfigError(f"`compress.skip` must name modules of the network, {closest(given, names)}")
     return HyperVariational(
