@@ -70,9 +70,8 @@ def _table(level: str, title: str, target: Any, defaults: Mapping[str, Any]) -> 
     said: dict[str, str] = {}
     for one in found.params:  # arguments stand before attributes of the same name
         said.setdefault(one.arg_name, _line(one.description or ""))
-    hints = typing.get_type_hints(target if dataclasses.is_dataclass(target) else getattr(target, "__init__", target))
-    if not isinstance(target, type):
-        hints = typing.get_type_hints(target)
+    is_class = isinstance(target, type) and not dataclasses.is_dataclass(target)
+    hints = typing.get_type_hints(target.__init__ if is_class else target)
     missing = sorted(set(defaults) - set(said))
     if missing:
         raise SystemExit(f"{target.__name__} says nothing of {', '.join(missing)}")

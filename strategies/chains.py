@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nni_bayes_nas.layers.convolution import depthwise_conv2d, is_plain_convolution
 from nni_bayes_nas.layers.depthwise import average_pool2d, is_slow, pools_slowly
+from nni_bayes_nas.layers.flow import is_chain
 from nni_bayes_nas.layers.variational import Variational, VariationalConv2d
 
 _WRAPPERS = (nasbench201.ReLUConvBN, nasbench201.SepConv)
@@ -72,7 +73,7 @@ def recognize(operation: nn.Module) -> Chain | None:
 
 def _flattened(operation: Any) -> list[nn.Module] | None:
     if isinstance(operation, nn.Sequential):
-        if type(operation).forward is not nn.Sequential.forward:
+        if not is_chain(operation):
             return None
         parts = [_flattened(child) for child in operation]
         return None if any(p is None for p in parts) else [m for part in parts for m in part or []]
