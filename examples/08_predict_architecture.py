@@ -91,7 +91,8 @@ def main() -> int:
     print(f"\n{bank['entries']} entries of {bank['tasks']} parts in {bank['seconds']:.0f} s of searching")
     for fit in prediction["fits"]:
         seconds = max(one["seconds"] for one in fit["predictions"])
-        print(f"{fit['kind']}: fitted in {fit['seconds_fit']:.0f} s, a prediction takes {seconds:.2f} s at most")
+        fitted = f"fitted in {fit['seconds_fit']:.0f} s, its ranker in {fit['seconds_ranker']:.0f} s"
+        print(f"{fit['kind']}: {fitted}, a prediction takes {seconds:.2f} s at most")
     print(f"\n{'budget':>8}  {'network':<30}{'connections':>12}{'validation, %':>15}{'test, %':>10}")
     for verified in prediction["verified"]:
         for row in verified["rows"]:

@@ -3,37 +3,39 @@
     python examples/benchmarks/prediction.py --preset cpu --output FILE.json
 
 Data sets: digits, wine, breast cancer and four made-up tables, all embedded; `--data mnist --root DATA` adds MNIST. The
-bank: searches on parts of all of them, with the same budgets (n: features). Each data set in turn is left out: a
-meta-model learns from the parts of the others alone (where blobs are left out, of no blobs), and predicts networks for
-all of its data at n, 5 n and a tenth of the connections of the dense network. The three best-ranked are trained on all
-training data, validation data choose one, test data are read once. Beside it, chosen in the same way from as many
-tries: connections at random, SNIP, magnitude, AdaNet-style growth, low rank, the dense network; and the inner search of
-the bank, on all data. Networks of a job are trained side by side.
+bank: searches on parts of all of them, with the same budgets (n: features). Each data set in turn is left out, the
+made-up ones, which one generator draws, together: a meta-model learns from the parts of the others alone, and predicts
+networks for all of its data at n, 5 n and a tenth of the connections of the dense network. The three best-ranked are
+trained on all training data, validation data choose one, test data are read once. Beside it, chosen in the same way:
+connections at random, SNIP and magnitude (of three tries, and of as many connections), AdaNet-style growth and low rank
+(of five, of as many parameters as a network at random has, their rates and penalties chosen by validation data for
+every data set and budget), the dense network (at three rates); and the inner search of the bank, on all data. Networks
+of a job are trained side by side.
 
 Controls: "relevance", networks at random of the features that come first in their order; random, relevance, SNIP and
 magnitude networks of which as many are drawn as of a decoder and the same ranker picks three ("ranked"; of AdaNet and
-low rank there is none: they have three tries, where ours are three of sixteen); networks of the widths and activations
-that a decoder gives, with connections at random, of which it picks three ("same shape"); and decoders that are shown
-the objects of another data set, with the right numbers of features and classes ("shuffled"). What is not better than
-these has learned nothing of networks.
+low rank there is none: they have five tries, where ours are three of sixteen); networks of the widths and activations
+that a decoder gives, with connections as in "relevance", of which it picks three ("same shape"); and decoders that are
+shown the objects of another data set, with the right numbers of features and classes ("shuffled"). What is not better
+than these has learned nothing of networks.
 
-Tests, named before the first run, of the decoder with the smaller mean validation loss: one-sided paired t-tests over
-seeds, in test accuracy. First that it is above random, above random networks of which as many are drawn and ranked, and
-above itself shown other objects, for every data set in the mean over the budgets, with Holm's correction over these;
-then that it is above each baseline but the dense network and each control but "relevance", for every data set and
-budget, with Holm's correction over those; to the dense network intervals. Seeds are of the fit, the draws and all
-trainings; bank and splits of the data are the same for all of them, so that p tells of chance in these alone.
+Tests, named before the first run, of "ours": for every data set the decoder with the smaller mean validation loss on
+the others. One-sided paired t-tests over seeds, in test accuracy. First that it is above random, above random networks
+of which as many are drawn and ranked, and above itself shown other objects, for every data set in the mean over the
+budgets, with Holm's correction over these; then that it is above each baseline but the dense network and each control
+but "relevance", for every data set and budget, with Holm's correction over those; to the dense network, and of one
+decoder to the other, intervals. Seeds are of the fit, the draws and all trainings; bank and splits of the data are the
+same for all of them, so that p tells of chance in these alone.
 
-Targets: 2: on 80 % of the parts the small network that is best by
-some validation objects is by others within a standard error of the dense one of three layers of 32; 3: above random on
-every data set; not below SNIP in the mean at n and 10 %; both also where as many are drawn and ranked; above what it
-predicts when it is shown other objects; at 10 % at most 1 % of the dense network's accuracy lost on three quarters of
-the data sets; Kendall's tau of the ranker on the data set that was left out >= .6, on all of it, with the mean
-validation loss of two seeds, within the networks of one baseline too, and on its parts in the bank; a prediction takes
-<= 1 s; the bank <= 60 minutes on two cores.
+Targets: 2: on 80 % of the parts the small network that is best by some validation objects is by others within a
+standard error of the dense one of three layers of 32; 3: above random on every data set; not below SNIP in the mean at
+n and 10 %; both also where as many are drawn and ranked; above what it predicts when it is shown other objects; at 10 %
+at most 1 % of the dense network's accuracy lost on three quarters of the data sets; Kendall's tau of the ranker on the
+data set that was left out >= .6, on all of it, with the mean validation loss of two seeds, within the networks of one
+baseline too, and on its parts in the bank; a prediction takes <= 1 s; the bank <= 60 minutes on two cores.
 
 How the ranker weighs what it measures was chosen on other seeds, by validation objects of digits, wine, breast cancer
-and made-up tables other than these: of the made-up ones, which chose nothing, its tau is given by itself. Errors of the
+and made-up tables other than these: the tau of these, which chose nothing, is a target by itself. Taus, errors of the
 decoders on the parts that were left out, and trainings by themselves, are of three seeds.
 """
 
@@ -50,24 +52,24 @@ from typing import Any
 
 from contract import correct, parse, write_result
 from prediction_jobs import RANKED, SAME_SHAPE, SHUFFLED
-from prediction_results import DECODERS, Figures, pays_after, print_tables, targets
+from prediction_results import DECODERS, OURS, Figures, ours_of, pays_after, print_tables, targets
 from workers import Job, Outcome, Store, Workers
 
 NAME, JOBS = "prediction", "prediction_jobs"
 FIRST_SEED = 301
 MADE_UP = "nni_bayes_nas.experiment.data_tables:synthetic"
 # What the decoder is tested against first, and then by budget.
-FIRST = ("random", "random, ranked", f"{{ours}}, {SHUFFLED}")
+FIRST = ("random", "random, ranked", f"{OURS}, {SHUFFLED}")
 BELOW = (
     *("random", "snip", "magnitude", "adanet", "low_rank"),
     *(f"{name}, ranked" for name in RANKED),
-    *(f"{{ours}}, {name}" for name in (SAME_SHAPE, SHUFFLED)),
+    *(f"{OURS}, {name}" for name in (SAME_SHAPE, SHUFFLED)),
 )
 # Of the parts of the data set that was left out one in four shows the errors, with another budget from one to the next:
 # of the first seeds, as the seconds of trainings by themselves.
 EVERY, SEEDS_WITH_ERRORS = 4, {"smoke": 1, "cpu": 3}
-# Of which nothing is learned either where the first is left out: they are drawn by one rule.
-UNSEEN = {"synthetic-blobs": ["synthetic-blobs-2"], "synthetic-blobs-2": ["synthetic-blobs"]}
+# Of rates and penalties.
+TUNING_SEED = FIRST_SEED - 1
 
 
 @dataclass(frozen=True)
@@ -150,27 +152,53 @@ def bank_jobs(options: argparse.Namespace) -> list[Job]:
     ]
 
 
-def later_jobs(options: argparse.Namespace, bank: Path, seeds: Iterable[int]) -> dict[tuple[str, int, str], Job]:
-    """By data set, seed, and decoder or "beside"."""
+def tuning_jobs(options: argparse.Namespace) -> dict[str, Job]:
+    """By data set: what rates and penalties of networks of other form are chosen by."""
+    return {
+        target: Job(
+            f"tuned-{target}",
+            f"{JOBS}:tuned",
+            common(options, target),
+            {"trial": f"tuned-{target}", "seed": TUNING_SEED},
+            (0, 0),
+        )
+        for target in sources(options)
+    }
+
+
+def left_out_together(options: argparse.Namespace) -> list[list[str]]:
+    """Data sets that are left out at once: those of one generator."""
+    names = list(sources(options))
+    made_up = [name for name in names if name.startswith("synthetic")]
+    return [*([name] for name in names if name not in made_up), made_up]
+
+
+def later_jobs(
+    options: argparse.Namespace, bank: Path, seeds: Iterable[int], tuned: dict[str, Any]
+) -> dict[tuple[str, int, str], Job]:
+    """By the first of the data sets, seed, and decoder or "beside"."""
     digest, found = hashlib.sha256(bank.read_bytes()).hexdigest()[:16], {}
     for seed in seeds:
-        for target in sources(options):
-            config, first = common(options, target), seed < FIRST_SEED + SEEDS_WITH_ERRORS[options.preset]
-            shared = {"target": target, "seed": seed, "first": first}
+        for targets_ in left_out_together(options):
+            shared = {"seed": seed, "first": seed < FIRST_SEED + SEEDS_WITH_ERRORS[options.preset]}
             for decoder in DECODERS:
-                name = f"s{seed}-{target}-{decoder}"
+                name = f"s{seed}-{targets_[0]}-{decoder}"
                 parameters = {
                     "trial": name,
                     "decoder": decoder,
                     "bank": str(bank),
                     "digest": digest,
                     "every": EVERY,
-                    "unseen": UNSEEN.get(target, []),
+                    "targets": targets_,
                     **shared,
                 }
-                found[target, seed, decoder] = Job(name, f"{JOBS}:left_out", config, parameters, (1, seed))
-            name = f"s{seed}-{target}-beside"
-            found[target, seed, "beside"] = Job(name, f"{JOBS}:beside", config, {"trial": name, **shared}, (1, seed))
+                config = common(options, targets_[0])
+                found[targets_[0], seed, decoder] = Job(name, f"{JOBS}:left_out", config, parameters, (1, seed))
+            for target in targets_:
+                name = f"s{seed}-{target}-beside"
+                parameters = {"trial": name, "target": target, "seed": seed, "tuned": tuned[target]}
+                config = common(options, target)
+                found[target, seed, "beside"] = Job(name, f"{JOBS}:beside", config, parameters, (1, seed))
     return found
 
 
@@ -182,15 +210,20 @@ def rows_of(target: str, seed: int, what: str, outcome: Outcome) -> list[dict[st
     result = outcome["result"]
     if what == "beside":
         by_budget = [(budget, arm, row) for budget, arms in result["rows"].items() for arm, row in arms.items()]
-        alone = {"alone_seconds": result["alone"]} if "alone" in result else {}
-        return [
-            {**head, "arm": arm, "budget": int(budget), **row, **(alone if arm == "dense" else {})}
-            for budget, arm, row in by_budget
-        ]
+        return [{**head, "arm": arm, "budget": int(budget), **row} for budget, arm, row in by_budget]
+    found = []
+    for name, one in result["targets"].items():
+        found += left_out_rows({"data": name, "seed": seed}, what, one)
+    return found
+
+
+def left_out_rows(head: dict[str, Any], what: str, result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of a data set that was left out, and a decoder."""
     taus = [row["tau"] for row in result["errors"] if row["tau"] is not None]
     more = {"meta": result["parameters"]}
     # Of jobs that follow others in a process the fit is shorter than it is by itself.
-    more |= {"fit_seconds": result["seconds_fit"]} if result.get("cold") else {}
+    if result["cold"]:
+        more |= {"fit_seconds": result["seconds_fit"], "ranker_seconds": result["seconds_ranker"]}
     more |= {"tau": statistics.fmean(taus)} if taus else {}
     seconds = {one["budget"]: one["seconds"] for one in result["predictions"]}
     drawn = {
@@ -205,7 +238,7 @@ def rows_of(target: str, seed: int, what: str, outcome: Outcome) -> list[dict[st
             if not arm:
                 extra = {**more, "predict_seconds": seconds[int(b)], "drawn": drawn[int(b)]}
                 extra |= result["whole_taus"].get(b, {})
-                extra |= {"alone_seconds": result["alone"][b]} if b in result["alone"] else {}
+                extra |= result["alone"].get(b, {})
             name = f"{what}, {arm}" if own else arm or what
             found.append({**head, "arm": name, "budget": int(b), **row, **extra})
     return [*found, *({**head, "errors_of": what, **error} for error in result["errors"])]
@@ -225,7 +258,13 @@ def main() -> int:
         done = [searches[job.name]["result"] for job in bank_jobs(options)]
         lines = [json.dumps(row) + "\n" for result in done for row in result["bank"]]
         file.write_text("".join(lines), encoding="utf-8")
-        jobs = later_jobs(options, file, seeds)
+        tuning = tuning_jobs(options)
+        chosen = workers.run(tuning.values())
+        if failed := [name for name, outcome in chosen.items() if "error" in outcome]:
+            print(f"{', '.join(failed)} failed: run it again")
+            return 1
+        tuned = {target: chosen[job.name]["result"]["budgets"] for target, job in tuning.items()}
+        jobs = later_jobs(options, file, seeds, tuned)
         outcomes = workers.run(jobs.values())
     rows = [row for key, job in jobs.items() for row in rows_of(*key, outcomes[job.name])]
     tasks = PRESETS[options.preset].tasks
@@ -240,20 +279,20 @@ def main() -> int:
             m: sum(r["methods"].get(m, 0) for r in done) for m in sorted({m for r in done for m in r["methods"]})
         },
     }
-    figures = Figures(rows)
-    losses = {arm: loss for arm in DECODERS if (loss := figures.mean(arm, "val_loss")) is not None}
-    ours = min(losses, key=losses.__getitem__, default=DECODERS[0])
-    first = [row for other in FIRST for row in figures.above(ours, other.format(ours=ours), together=True)]
-    second = [row for other in BELOW for row in figures.above(ours, other.format(ours=ours))]
+    bank["ours"], own = ours_of(Figures(rows))
+    figures = Figures([*rows, *own])
+    first = [row for other in FIRST for row in figures.above(OURS, other, together=True)]
+    second = [row for other in BELOW for row in figures.above(OURS, other)]
     correct(first)
     correct(second)
     tests = [*first, *second]
     if (pays := pays_after(figures, bank)) is not None:
         bank |= {"search_seconds": pays[0], "pays_after": pays[1]}
     complete = all("error" not in row for row in rows)
-    found = targets(figures, bank, ours, tests)
+    found = targets(figures, bank, tests, list(sources(options)))
     seconds = store.seconds
-    every = [bank, *rows, *tests, *figures.above(ours, "dense")]
+    beside = [*figures.above(OURS, "dense"), *figures.above(*DECODERS)]
+    every = [bank, *({"tuned": name, **one} for name, one in tuned.items()), *rows, *tests, *beside]
     write_result(options, NAME, every, found, seconds=seconds, workers=workers.n, complete=complete)
     print_tables(figures, tests, bank)
     print(*found, sep="\n")

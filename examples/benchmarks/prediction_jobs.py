@@ -10,9 +10,11 @@ from typing import Any
 from prediction_results import DECODERS, SEARCH
 
 RANKED = ("random", "relevance", "snip", "magnitude")
-BASELINES = ("random", "relevance", "snip", "magnitude", "adanet", "low_rank", "dense")
+BASELINES = ("random", "relevance", "snip", "magnitude")
 # Not of sparse layers, and so not side by side with others.
 OF_OTHER_FORM = ("adanet", "low_rank")
+# Shares of the rate, and penalties, of which validation chooses for a data set and budget.
+RATES, PENALTIES = (1.0, 0.3, 0.1), (1e-3, 1e-4, 1e-2)
 SHUFFLED, SAME_SHAPE = "shuffled", "same shape"
 
 
@@ -25,38 +27,55 @@ def searched(config: Any, parameters: dict[str, Any], directory: Path, report: A
 
 
 def left_out(config: Any, parameters: dict[str, Any], directory: Path, report: Any) -> dict[str, Any]:
-    """A kind of job: learn from the parts of all data sets but one, look at its parts, predict and train for it.
+    """A kind of job: learn from the parts of all data sets but some, look at their parts, predict and train for each.
 
-    All networks are trained side by side, those of an arm with the same seeds. "trained" has what validation chooses of
-    an arm and its look at the test data, by arm and budget: "" is the decoder. Jobs of the first
-    seeds are "cold": their seconds are those of a process that has learned nothing yet.
+    All networks of a data set are trained side by side, those of an arm with the same seeds. "trained" has what
+    validation chooses of an arm and its look at the test data, by arm and budget: "" is the decoder. Jobs of the first
+    seeds are "cold": their seconds are those of a process that has learned nothing yet. All by data set.
     """
     import dataclasses
 
+    from nni_bayes_nas.experiment.parts import sources_of
+
+    if parameters["first"]:
+        forget()
+    of_rest = dataclasses.replace(config.predict, tasks=0, bank=parameters["bank"])
+    fitted: list[Any] = []
+    found = {}
+    for target in parameters["targets"]:
+        own = dataclasses.replace(config, data=sources_of(config)[target], predict=of_rest)
+        folder = directory / target
+        folder.mkdir(exist_ok=True)
+        found[target] = _left_out(own, target, parameters, folder, report, fitted)
+    return {"default": statistics.fmean(one["default"] for one in found.values()), "targets": found}
+
+
+def _left_out(
+    config: Any, target: str, parameters: dict[str, Any], directory: Path, report: Any, fitted: list[Any]
+) -> dict[str, Any]:
+    """One of them; what is in `fitted` has learned from the same parts."""
     from nni_bayes_nas.experiment.data import load_data
     from nni_bayes_nas.experiment.parts import sources_of, whole
     from nni_bayes_nas.experiment.predict import run_predict
     from nni_bayes_nas.experiment.verify import predicted
-    from nni_bayes_nas.prediction.sparse_net import build
 
-    target, decoder, seed = parameters["target"], parameters["decoder"], int(parameters["seed"])
-    first, unseen = bool(parameters["first"]), parameters["unseen"]
-    fitted: list[Any] = []
-    if first:
-        forget()
-    config = dataclasses.replace(config, predict=dataclasses.replace(config.predict, tasks=0, bank=parameters["bank"]))
+    decoder, seed, first = parameters["decoder"], int(parameters["seed"]), bool(parameters["first"])
+    unseen = [name for name in parameters["targets"] if name != target]
     about = {"decoder": decoder, "banks": [], "seed": seed, "left_out": target, "every": parameters["every"]}
     about |= {"unseen": unseen, "errors": first}
-    found = run_predict(config, about, directory, report, fitted.append)
+    cold = first and not fitted
+    found = run_predict(config, about, directory, report, fitted.append, fitted[0] if fitted else None)
     settings, data, predictor = config.predict, whole(load_data(config.data)), fitted[0]
     names = list(sources_of(config))
-    other = whole(load_data(sources_of(config)[names[(names.index(target) + 1) % len(names)]])).parts
+    # The next one that it has not been left out with.
+    after = [name for name in names[names.index(target) :] + names if name not in (target, *unseen)] or names
+    other = whole(load_data(sources_of(config)[after[0]])).parts
     arms: dict[tuple[str, int], list[Any]] = {}
     seeds: dict[tuple[str, int], list[int]] = {}
     budgets, taus = [one["budget"] for one in found["predictions"]], dict[str, dict[str, float]]()
     for budget in budgets:
         drawn = predicted(directory, budget)
-        # The objects of the next data set in place of its own.
+        # The objects of another data set in place of its own.
         shuffled = predictor.predict(data.parts, budget, data.n_classes, n=settings.draws, seed=seed, seen=other)
         arms |= {
             ("", budget): drawn[: settings.verify],
@@ -65,17 +84,29 @@ def left_out(config: Any, parameters: dict[str, Any], directory: Path, report: A
         }
     # The ranker knows nothing of the decoder.
     if decoder == DECODERS[0]:
-        ranked, seeds, taus = _ranked(config, predictor, budgets, data, seed)
+        ranked, seeds, taus = _ranked(config, predictor, budgets, data, seed, with_tau=first)
         arms |= ranked
     trained, rows = together(arms, data, settings, seed, seeds), dict[str, dict[str, Any]]()
     for (arm, budget), one in trained.items():
         rows.setdefault(arm, {})[str(budget)] = one.row(data)
-    seconds = {
-        str(b): alone(build(one.net, seed), data, settings, seed)
-        for (arm, b), one in trained.items()
-        if first and not arm
-    }
-    return {**found, "trained": rows, "whole_taus": taus, "alone": seconds, "cold": first}
+    nets = {b: one.net for (arm, b), one in trained.items() if not arm}
+    seconds = beside_dense(nets, data, settings, seed) if first else {}
+    return {**found, "trained": rows, "whole_taus": taus, "alone": seconds, "cold": cold}
+
+
+def beside_dense(nets: dict[int, Any], data: Any, settings: Any, seed: int) -> dict[str, dict[str, float]]:
+    """Seconds of the training of every network by itself, and of the dense one before and behind it, their mean."""
+    from nni_bayes_nas.prediction.sparse_net import build, dense, with_matrices
+
+    def of_dense() -> float:
+        return alone(with_matrices(dense(data.n_features, data.n_classes, settings.deepest)), data, settings, seed)
+
+    before, found = of_dense(), {}
+    for budget, net in nets.items():
+        own, behind = alone(build(net, seed), data, settings, seed), of_dense()
+        found[str(budget)] = {"alone_seconds": own, "dense_seconds": (before + behind) / 2}
+        before = behind
+    return found
 
 
 def forget() -> None:
@@ -88,14 +119,15 @@ def forget() -> None:
 
 
 def same_shape(nets: list[Any], budget: int, seed: int) -> list[Any]:
-    """Networks of the same widths and activations, as many, whose connections are drawn at random."""
+    """Networks of the same widths and activations, as many, whose connections are drawn: of inputs rather the first."""
     import random
 
-    from nni_bayes_nas.prediction.random_nets import random_connections
+    from nni_bayes_nas.prediction.random_nets import relevant_connections
 
     generator = random.Random(f"{seed} {budget} shape")
     return [
-        random_connections(net.n_inputs, net.n_outputs, net.widths, net.activations, budget, generator) for net in nets
+        relevant_connections(net.n_inputs, net.n_outputs, net.widths, net.activations, budget, generator)
+        for net in nets
     ]
 
 
@@ -140,10 +172,11 @@ def alone(module: Any, data: Any, settings: Any, seed: int) -> float:
 
 
 def _ranked(
-    config: Any, predictor: Any, budgets: list[int], data: Any, seed: int
+    config: Any, predictor: Any, budgets: list[int], data: Any, seed: int, *, with_tau: bool
 ) -> tuple[dict[tuple[str, int], list[Any]], dict[tuple[str, int], list[int]], dict[str, dict[str, float]]]:
     """As many networks of a baseline as a decoder draws, of which its ranker picks, by arm and budget; seeds of those
-    that were found by their initial weights; and by budget how well it orders every third of them, trained on all data.
+    that were found by their initial weights; and by budget, `with_tau`, how well it orders every third of them, trained
+    on all data.
 
     Kendall's tau with the mean validation loss of two seeds, of all together and within each baseline, by its trees
     alone and by short trainings alone, and that of the two seeds.
@@ -178,6 +211,8 @@ def _ranked(
                 arms[key], seeds[key] = [drawn[i] for i in places], [own[i] for i in places]
             mixed.setdefault(budget, []).extend(nets[::3])
             within.setdefault(budget, []).append(scores[::3])
+    if not with_tau:
+        return arms, seeds, {}
     every = [net for nets in mixed.values() for net in nets]
     again = [[seed * 1009 + 10_007 * (repeat + 1) + i for i in range(len(every))] for repeat in (0, 1)]
     losses = [[loss for loss, _ in train_all(every, each, parts, how)] for each in again]
@@ -199,9 +234,45 @@ def _ranked(
     return arms, seeds, taus
 
 
+def tuned(config: Any, parameters: dict[str, Any], directory: Path, report: Any) -> dict[str, Any]:
+    """A kind of job: for every budget of a data set the rate of networks of other form, and the penalty of AdaNet at
+    that rate, at which the best of the tries has the least validation loss; with a seed that nothing else has."""
+    from nni_bayes_nas.experiment.data import load_data
+    from nni_bayes_nas.experiment.parts import whole
+    from nni_bayes_nas.experiment.predict import budgets_for
+
+    settings, seed, data = config.predict, int(parameters["seed"]), whole(load_data(config.data))
+    found: dict[str, dict[str, Any]] = {}
+    for budget in budgets_for(config, data.n_features, data.n_classes):
+        for name in OF_OTHER_FORM:
+            losses = {}
+            for rate in RATES:
+                losses[rate, PENALTIES[0]] = of_other_form(name, settings, data, budget, seed, (rate, PENALTIES[0]))
+            rate = min(losses, key=lambda at: losses[at].val_loss)[0]
+            for penalty in PENALTIES[1:] if name == "adanet" else ():
+                losses[rate, penalty] = of_other_form(name, settings, data, budget, seed, (rate, penalty))
+            best_at = min(losses, key=lambda at: losses[at].val_loss)
+            tried = [[*at, one.val_loss] for at, one in losses.items()]
+            found.setdefault(str(budget), {})[name] = {"at": list(best_at), "tried": tried}
+    return {"default": 0.0, "budgets": found}
+
+
+def of_other_form(name: Any, settings: Any, data: Any, budget: int, seed: int, at: tuple[float, float]) -> Any:
+    """The best by validation of the tries of AdaNet or low rank, of a rate and a penalty."""
+    from nni_bayes_nas.experiment.bank import vocabulary_of
+    from nni_bayes_nas.prediction.baselines import baseline
+    from nni_bayes_nas.prediction.many import Training
+    from nni_bayes_nas.prediction.training import best
+
+    rate, penalty = at
+    options = {"tries": settings.verify + 2, "vocabulary": vocabulary_of(settings), "deepest": tuple(settings.deepest)}
+    how = Training(settings.train_steps, learning_rate=rate * Training().learning_rate)
+    return best(baseline(name, data, budget, how, **options, seed=seed, penalty=penalty))
+
+
 def beside(config: Any, parameters: dict[str, Any], directory: Path, report: Any) -> dict[str, Any]:
     """A kind of job: the baselines, and the inner search on all data, for every budget of a data set; the dense network
-    once, for it is the same."""
+    once, for it is the same. "tuned" has rates and penalties by budget and name."""
     import dataclasses
 
     from nni_bayes_nas.experiment import verify
@@ -212,7 +283,6 @@ def beside(config: Any, parameters: dict[str, Any], directory: Path, report: Any
     from nni_bayes_nas.prediction.baselines import nets_of
     from nni_bayes_nas.prediction.inner_search import search
     from nni_bayes_nas.prediction.many import Training
-    from nni_bayes_nas.prediction.sparse_net import with_matrices
     from nni_bayes_nas.prediction.training import best
 
     settings, seed, data = config.predict, int(parameters["seed"]), whole(load_data(config.data))
@@ -221,8 +291,7 @@ def beside(config: Any, parameters: dict[str, Any], directory: Path, report: Any
     searching, inner = {}, dataclasses.replace(search_of(settings), others=0)
     for budget in budgets_for(config, data.n_features, data.n_classes):
         for name in BASELINES:
-            if name not in OF_OTHER_FORM and not (name == "dense" and searching):
-                arms[name, budget] = nets_of(name, data, budget, how, **options, seed=seed)
+            arms[name, budget] = nets_of(name, data, budget, how, **options, seed=seed)
         started = time.perf_counter()
         found, _ = search(data.parts, budget, inner, seed, data.n_classes)
         searching[budget] = time.perf_counter() - started
@@ -230,12 +299,10 @@ def beside(config: Any, parameters: dict[str, Any], directory: Path, report: Any
     for (arm, budget), one in together(arms, data, settings, seed).items():
         more = {"search_seconds": searching[budget]} if arm == SEARCH else {}
         rows.setdefault(str(budget), {})[arm] = {**one.row(data), **more}
-    dense_row = rows[str(min(searching))]["dense"]
+    dense_row = best(verify.beside("dense", settings, data, min(searching), seed)).row(data)
     for budget in searching:
         rows[str(budget)]["dense"] = dense_row
         for name in OF_OTHER_FORM:
-            rows[str(budget)][name] = best(verify.beside(name, settings, data, budget, seed)).row(data)
-    if not parameters["first"]:
-        return {"default": 0.0, "rows": rows}
-    dense = with_matrices(arms["dense", min(searching)][0])
-    return {"default": 0.0, "rows": rows, "alone": alone(dense, data, settings, seed)}
+            at = tuple(parameters["tuned"][str(budget)][name]["at"])
+            rows[str(budget)][name] = of_other_form(name, settings, data, budget, seed, at).row(data)
+    return {"default": 0.0, "rows": rows}

@@ -32,6 +32,7 @@ def run_predict(
     directory: Path,
     report: Callable[[dict[str, Any]], None],
     inspect: Callable[[Predictor], None] | None = None,
+    predictor: Predictor | None = None,
 ) -> dict[str, Any]:
     """Fit a meta-model to the bank, look at its errors on tasks that were kept out, predict networks for the data.
 
@@ -43,12 +44,14 @@ def run_predict(
         directory: Where predictor.pt and predictions.json are written.
         report: Called once with what is the result's "default".
         inspect: Called last, with what was fitted.
+        predictor: What has learned from these entries already; None: it is made and fitted here.
 
     Returns:
         "default": the mean accuracy of predictions on the tasks kept out, of networks trained there; without such tasks
         minus the loss of the fit. "bank": see `Bank.account`. "errors": a row for every entry kept out, see
         `errors_of`. "predictions": for every budget its networks, the best-ranked first, without their connections
-        (predictions.json has these). Seconds of the fit, and of each prediction; "parameters" of the meta-model.
+        (predictions.json has these). Seconds of the fit, of that of the ranker, and of each prediction; "parameters" of
+        the meta-model.
 
     Raises:
         ConfigError: A bank from which nothing can be learned.
@@ -70,24 +73,28 @@ def run_predict(
         kept = kept if parameters.get("errors", True) else []
     else:
         known, kept = apart(entries, settings.held_out, seed)
-    whole_ones = [parts.splits(name) for name in bank.sources]
-    predictor = Predictor(
-        parameters["decoder"],
-        # Of whole data sets: a part may have fewer features and classes.
-        max_features=max([data.n_features, *(one.train.tensors[0][0].numel() for one in whole_ones)]),
-        max_classes=max([data.n_classes, *(one.num_classes for one in whole_ones)]),
-        vocabulary=vocabulary_of(settings),
-        dim=settings.dim,
-        seed=seed,
-        rank_steps=settings.rank_steps,
-    )
     cached = {id(entry): parts.data(entry.task) for entry in entries}
-    started = time.perf_counter()
-    losses = predictor.fit(known, lambda entry: cached[id(entry)], Fitting(settings.fit_steps, seed=seed))
-    fitted = time.perf_counter() - started
+    fitted = ranked = 0.0
+    if predictor is None:
+        whole_ones = [parts.splits(name) for name in bank.sources]
+        predictor = Predictor(
+            parameters["decoder"],
+            # Of whole data sets: a part may have fewer features and classes.
+            max_features=max([data.n_features, *(one.train.tensors[0][0].numel() for one in whole_ones)]),
+            max_classes=max([data.n_classes, *(one.num_classes for one in whole_ones)]),
+            vocabulary=vocabulary_of(settings),
+            dim=settings.dim,
+            seed=seed,
+            rank_steps=settings.rank_steps,
+        )
+        how, started = Fitting(settings.fit_steps, seed=seed), time.perf_counter()
+        predictor.fit(known, lambda entry: cached[id(entry)], how, ranker=False)
+        fitted, started = time.perf_counter() - started, time.perf_counter()
+        predictor.fit_ranker(known, lambda entry: cached[id(entry)])
+        ranked = time.perf_counter() - started
     predictor.save(directory / "predictor.pt")
-    how = search_of(settings).training
-    errors = errors_of(predictor, kept, known, lambda entry: cached[id(entry)], how, seed)
+    training = search_of(settings).training
+    errors = errors_of(predictor, kept, known, lambda entry: cached[id(entry)], training, seed)
     predictions, short = [], []
     for budget in budgets_for(config, data.n_features, data.n_classes):
         started = time.perf_counter()
@@ -100,7 +107,8 @@ def run_predict(
         predictions.append({"budget": budget, "seconds": seconds, "networks": rows})
         short.append({"budget": budget, "seconds": seconds, "networks": [_short(row) for row in rows]})
     write_json(directory / PREDICTIONS, predictions)
-    default = sum(row["accuracy"] for row in errors) / len(errors) if errors else -losses[-1]
+    loss = predictor.loss if predictor.loss is not None else float("nan")
+    default = sum(row["accuracy"] for row in errors) / len(errors) if errors else -loss
     report({"default": default, "epoch": 0})
     if inspect is not None:
         inspect(predictor)
@@ -110,8 +118,9 @@ def run_predict(
         "seed": seed,
         "entries": len(known),
         "bank": bank.account(),
-        "loss": losses[-1],
+        "loss": predictor.loss,
         "seconds_fit": round(fitted, 2),
+        "seconds_ranker": round(ranked, 2),
         "parameters": sum(p.numel() for p in predictor.model.parameters()),
         "errors": errors,
         "predictions": short,

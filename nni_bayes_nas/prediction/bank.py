@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from nni_bayes_nas.prediction.relevance import order_of_features
 from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture
 from nni_bayes_nas.prediction.sparse_net import dense
 from nni_bayes_nas.prediction.tasks import Task, TaskData
+from nni_bayes_nas.prediction.training import RATES
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Entry:
         budget: Connections at most.
         order: The feature of the task at every rank.
         found: Networks whose inputs are ranks, the best one first.
-        dense: The deepest network of all connections, trained alike.
+        dense: The deepest network of all connections, at the rate of `RATES` at which its loss is the least.
         others: Further networks, good and bad.
         n_judged: Objects of which accuracies are; 0: it is not known.
     """
@@ -125,9 +126,13 @@ def entry_of(task: Task, data: TaskData, budget: int, how: Search, deepest: Sequ
     found, others = search(ranked, budget, how, seed, n_outputs=len(task.classes))
     whole = dense(data.x.shape[1], len(task.classes), tuple(deepest))
     seeds = [seed + 10_007 * (repeat + 1) for repeat in range(how.repeats)]
-    results = train_all([whole] * how.repeats, seeds, ranked, how.training, apart=True)
-    losses, accuracies = (tuple(values) for values in zip(*results, strict=True))
-    deep = Found(whole, losses, accuracies, "dense")
+    at_rates = []
+    for share in RATES:
+        own = replace(how.training, learning_rate=share * how.training.learning_rate)
+        results = train_all([whole] * how.repeats, seeds, ranked, own, apart=True)
+        losses, accuracies = (tuple(values) for values in zip(*results, strict=True))
+        at_rates.append(Found(whole, losses, accuracies, "dense"))
+    deep = min(at_rates, key=lambda one: one.loss)
     judged = len(data.y_val) - divided(len(data.y_val))
     return Entry(task, budget, tuple(order.tolist()), tuple(found), deep, tuple(others), judged)
 

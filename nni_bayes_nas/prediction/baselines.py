@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -24,6 +24,7 @@ from nni_bayes_nas.prediction.sparse_net import dense
 from nni_bayes_nas.prediction.tasks import TaskData
 from nni_bayes_nas.prediction.tokens import Vocabulary
 from nni_bayes_nas.prediction.training import (
+    RATES,
     Trained,
     WholeData,
     connections,
@@ -47,6 +48,7 @@ def baseline(
     vocabulary: Vocabulary,
     deepest: tuple[int, ...],
     seed: int,
+    penalty: float = 1e-3,
 ) -> list[Trained]:
     """Several networks of a kind, trained. Sizes repeat where there are not as many within the budget.
 
@@ -55,8 +57,9 @@ def baseline(
     to know of data to do as well. snip: of dense networks
     those connections stay that a loss is most sensitive to at the start (Lee, Ajanthan & Torr, 2019). magnitude: those
     that are largest after training; then they are trained anew. Of both the first try prunes `deepest`, where the
-    budget can afford its units, the others networks of random depth and widths. adanet: `grow`. low_rank:
-    `LowRank`. dense: all connections of `deepest`, whatever the budget.
+    budget can afford its units, the others networks of random depth and widths. adanet: `grow`. low_rank: `LowRank`;
+    both have at most as many parameters, biases among them, as the largest of the networks at random. dense: all
+    connections of `deepest`, whatever the budget; its tries have the rate of `how`, .3 and .1 of it in turn.
 
     Seconds are those of finding and training.
 
@@ -69,22 +72,27 @@ def baseline(
         vocabulary: Of depths and widths.
         deepest: Widths of the dense network.
         seed: Of everything that is drawn.
+        penalty: Of adanet, see `grow`.
 
     Raises:
         ConfigError: An unknown name, or a budget in which no network fits.
     """
     require(name in BASELINES, "baselines", f"must be among {', '.join(BASELINES)}", name, "leave it out")
     seeds, k = seeds_of(seed, tries), data.n_classes
-    if name == "low_rank":
+    drawing: Any = {"tries": tries, "vocabulary": vocabulary, "deepest": deepest, "seed": seed}
+    if name in ("adanet", "low_rank"):
+        most = max(net.n_parameters for net in nets_of("random", data, budget, how, **drawing))
+        if name == "adanet":
+            return _grown(data, most, how, seeds, random.Random(seed), penalty)
         order = order_of_features(data.parts.x, data.parts.y)
-        sizes = sizes_within(data.n_features, k, budget, tries, random.Random(seed))
+        sizes = sizes_within(data.n_features, k, most, tries, random.Random(seed))
         pairs = zip(itertools.cycle(sizes), seeds, strict=False)
         return [train_module(LowRank(order, one, k, own), data, how, own) for one, own in pairs]
-    if name == "adanet":
-        return _grown(data, budget, how, seeds, random.Random(seed))
     started = time.perf_counter()
-    nets = nets_of(name, data, budget, how, tries=tries, vocabulary=vocabulary, deepest=deepest, seed=seed)
+    nets = nets_of(name, data, budget, how, **drawing)
     searched = (time.perf_counter() - started) / tries
+    if name == "dense":
+        return _dense(nets, seeds, data, how)
     trained = train_together(nets, seeds, data, how)
     return [replace(one, seconds=round(one.seconds + searched, 3)) for one in trained]
 
@@ -146,21 +154,34 @@ def draw_nets(
     return strongest(nets, parts, budget, seeds, how if name == "magnitude" else None)
 
 
-def _grown(data: WholeData, budget: int, how: Training, seeds: list[int], generator: random.Random) -> list[Trained]:
-    """Of widths at random; of the features so many that one, two or four subnetworks fit."""
+def _dense(nets: list[SparseArchitecture], seeds: list[int], data: WholeData, how: Training) -> list[Trained]:
+    """Side by side those that have the same rate."""
+    found: dict[int, Trained] = {}
+    for i, share in enumerate(RATES):
+        if places := list(range(i, len(nets), len(RATES))):
+            own = replace(how, learning_rate=how.learning_rate * share)
+            same = train_together([nets[k] for k in places], [seeds[k] for k in places], data, own)
+            found |= dict(zip(places, same, strict=True))
+    return [found[i] for i in range(len(nets))]
+
+
+def _grown(
+    data: WholeData, most: int, how: Training, seeds: list[int], generator: random.Random, penalty: float
+) -> list[Trained]:
+    """Of widths at random; of the features so many that one, two or four subnetworks have so many parameters."""
     order, k = order_of_features(data.parts.x, data.parts.y), data.n_classes
     sizes = []
     for width, parts in itertools.product((1, 2, 3, 4, 6, 8, 12, 16, 24, 32), (1, 2, 4)):
-        features = min(data.n_features, (budget // parts - width * k) // width)
+        features = min(data.n_features, (most // parts - width * k - k - width) // width)
         if features >= 2 and (features, width) not in sizes:
             sizes.append((features, width))
     if not sizes:
-        raise ConfigError(f"no subnetwork of two features and {k} outputs has {budget} connections; raise it.")
+        raise ConfigError(f"no subnetwork of two features and {k} outputs has {most} parameters; raise the budget.")
     found = []
     drawn = itertools.cycle(generator.sample(sizes, min(len(seeds), len(sizes))))
     for size, own in zip(drawn, seeds, strict=False):
         started = time.perf_counter()
-        module: nn.Module = grow(data.parts.x, data.parts.y, order, size, k, budget, how, own)
+        module: nn.Module = grow(data.parts.x, data.parts.y, order, size, k, most, how, own, penalty=penalty)
         seconds = time.perf_counter() - started
         found.append(measured(module, data, connections(module), seconds))
     return found

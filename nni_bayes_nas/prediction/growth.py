@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.prediction.many import Training
-from nni_bayes_nas.prediction.training import connections, fit
+from nni_bayes_nas.prediction.training import fit, parameters
 
 
 class Subnetwork(nn.Module):
@@ -107,7 +107,7 @@ def grow(
         order: Of the features.
         sizes: Features seen, and width of the layers.
         n_outputs: Classes.
-        budget: Connections at most.
+        budget: Parameters at most, biases among them.
         how: Of the training of every candidate.
         seed: Of everything that is drawn.
         penalty: See above.
@@ -125,7 +125,7 @@ def grow(
             best: Subnetwork | None = None
             for deep in (depth, depth + 1) if len(grown.subnetworks) else (1, 2):
                 candidate = grown.next(deep)
-                if connections(grown) + connections(candidate) > budget:
+                if parameters(grown) + parameters(candidate) > budget:
                     continue
                 grown.subnetworks.append(candidate)
                 value = _train_last(grown, x, y, how, seed, (penalty, floor))
@@ -138,7 +138,7 @@ def grow(
             depth = best.depth
     if not len(grown.subnetworks):
         raise ConfigError(
-            f"no subnetwork of {sizes[1]} units and {sizes[0]} features has {budget} connections; raise it."
+            f"no subnetwork of {sizes[1]} units and {sizes[0]} features has {budget} parameters; raise it."
         )
     return grown.requires_grad_(True)
 

@@ -29,6 +29,10 @@ class Factors:
         """rank (features + hidden) + hidden outputs."""
         return self.rank * (self.features + self.hidden) + self.hidden * n_outputs
 
+    def parameters(self, n_outputs: int) -> int:
+        """Its connections, and a bias of every hidden unit and output."""
+        return self.connections(n_outputs) + self.hidden + n_outputs
+
 
 class LowRank(nn.Module):
     """f(x) = W_2 relu(U V x), U `(hidden, rank)` and V `(rank, features)` (Denil et al., 2013, arXiv 1306.0543).
@@ -60,17 +64,17 @@ class LowRank(nn.Module):
 
 
 def sizes_within(
-    n_features: int, n_outputs: int, budget: int, n: int, generator: random.Random, used: float = 0.9
+    n_features: int, n_outputs: int, budget: int, n: int, generator: random.Random, used: float = 0.97
 ) -> list[Factors]:
-    """Up to n different sizes within a budget of connections, at random among those that make use of it.
+    """Up to n different sizes within a budget of parameters, at random among those that make use of it.
 
     Args:
         n_features: Of the data.
         n_outputs: Classes.
-        budget: Connections at most.
+        budget: Parameters at most, biases among them.
         n: How many.
         generator: Of the choice.
-        used: Share of the most that any size within the budget has.
+        used: Share of the most that any size within the budget has; of fewer than n such sizes the largest n.
 
     Raises:
         ConfigError: No network has so few.
@@ -78,13 +82,13 @@ def sizes_within(
     fits = []
     for rank in range(1, 33):
         for hidden in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64):
-            features = min(n_features, (budget - hidden * n_outputs) // rank - hidden)
+            left = budget - Factors(0, 0, hidden).parameters(n_outputs)
+            features = min(n_features, left // rank - hidden)
             if features >= rank and hidden >= rank:
                 fits.append(Factors(features, rank, hidden))
     if not fits:
-        raise ConfigError(
-            f"no network of low rank has {budget} connections or fewer and {n_outputs} outputs; raise it."
-        )
-    most = max(one.connections(n_outputs) for one in fits)
-    near = [one for one in fits if one.connections(n_outputs) >= used * most]
+        raise ConfigError(f"no network of low rank has {budget} parameters or fewer and {n_outputs} outputs; raise it.")
+    fits.sort(key=lambda one: one.parameters(n_outputs), reverse=True)
+    near = [one for one in fits if one.parameters(n_outputs) >= used * fits[0].parameters(n_outputs)]
+    near = near if len(near) >= n else fits[:n]
     return generator.sample(near, min(n, len(near)))

@@ -89,6 +89,11 @@ class Predictor:
         dim: Of encoder and decoder.
         seed: Of the initial weights.
         rank_steps: Of the short trainings by which networks are ranked, see `short_losses`.
+
+    Attributes:
+        model: The meta-model.
+        loss: Of the last step of `fit`, in nats; None before.
+        ranker: What ranks networks; None before `fit_ranker`.
     """
 
     def __init__(
@@ -109,6 +114,7 @@ class Predictor:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.model = KINDS[kind](SetEncoder(max_features, max_classes, dim), vocabulary, dim)
+        self.loss: float | None = None
         self.ranker: Ranker | None = None
 
     def condition(
@@ -132,13 +138,16 @@ class Predictor:
             max_classes=self.max_classes,
         )
 
-    def fit(self, entries: Sequence[Entry], data_of: Callable[[Entry], TaskData], how: Fitting) -> list[float]:
+    def fit(
+        self, entries: Sequence[Entry], data_of: Callable[[Entry], TaskData], how: Fitting, *, ranker: bool = True
+    ) -> list[float]:
         """Learn from a bank.
 
         Args:
             entries: Of it.
             data_of: The data of an entry's task.
             how: See `Fitting`.
+            ranker: Whether to `fit_ranker` too.
 
         Returns:
             -log p of the networks of each step, in nats: its mean over the batch.
@@ -191,11 +200,13 @@ class Predictor:
             schedule.step()
             losses.append(float(loss.detach()))
         self.model.eval()
-        self.fit_ranker(entries, data_of)
+        self.loss = losses[-1]
+        if ranker:
+            self.fit_ranker(entries, data_of)
         return losses
 
     def fit_ranker(self, entries: Sequence[Entry], data_of: Callable[[Entry], TaskData]) -> None:
-        """Learn from a bank to rank, which `fit` does too: for a meta-model that was loaded.
+        """Learn from a bank to rank, which `fit` does too if it may: for a meta-model that was loaded.
 
         Args:
             entries: Of it.

@@ -89,6 +89,18 @@ def relevant_net(
     """As `random_net`, but an input has connections the more probably the earlier it comes."""
     widths = random_widths(n_inputs, n_outputs, budget, vocabulary, generator)
     activations = tuple(generator.choice(ACTIVATIONS) for _ in widths)
+    return relevant_connections(n_inputs, n_outputs, widths, activations, budget, generator)
+
+
+def relevant_connections(
+    n_inputs: int,
+    n_outputs: int,
+    widths: Sequence[int],
+    activations: Sequence[str],
+    budget: int,
+    generator: random.Random,
+) -> SparseArchitecture:
+    """A network of these widths and activations, an input's connections the more probable the earlier it comes."""
     sizes = (n_inputs, *widths, n_outputs)
     scores = [
         [[(1 - a / n if layer == 0 else 1.0) * generator.random() for a in range(n)] for _ in range(m)]

@@ -17,6 +17,9 @@ from nni_bayes_nas.prediction.many import Training, batches_of, side_by_side
 from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture
 from nni_bayes_nas.prediction.tasks import TaskData
 
+# Shares of the rate at which dense networks are tried: that of sparse ones is high for them.
+RATES = (1.0, 0.3, 0.1)
+
 
 @dataclass(frozen=True)
 class WholeData:
@@ -162,6 +165,11 @@ def connections(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.dim() > 1)
 
 
+def parameters(module: nn.Module) -> int:
+    """Weights and biases."""
+    return sum(p.numel() for p in module.parameters())
+
+
 def best(tried: Sequence[Trained]) -> Trained:
     """That of the least validation loss."""
     return min(tried, key=lambda one: one.val_loss)
@@ -173,4 +181,4 @@ def measured(
     """A network as it is; `Trained` says what the arguments are."""
     module.eval()
     loss, accuracy = scores(module, data.parts.x_val, data.parts.y_val)
-    return Trained(module, n, sum(p.numel() for p in module.parameters()), loss, accuracy, round(seconds, 3), net)
+    return Trained(module, n, parameters(module), loss, accuracy, round(seconds, 3), net)

@@ -52,9 +52,10 @@ def sentences(run: RunFolder) -> list[str]:
     for fit in found.get("fits") or []:
         seconds = [float(one.get("seconds") or 0) for one in fit.get("predictions") or []]
         longest = f"; a prediction takes {max(seconds):.2f} s at most" if seconds else ""
+        ranked = f", what ranks its networks in {duration(spent)}" if (spent := fit.get("seconds_ranker")) else ""
         said.append(
             f"{_decoder(fit)}: {count(fit.get('parameters'))} parameters, fitted to "
-            f"{plural(_n(fit, 'entries'), 'entry', 'entries')} in {duration(fit.get('seconds_fit'))}{longest}."
+            f"{plural(_n(fit, 'entries'), 'entry', 'entries')} in {duration(fit.get('seconds_fit'))}{ranked}{longest}."
         )
     for verified in found.get("verified") or []:
         said += [f"Of {verified.get('budget')} connections: {why}" for why in (verified.get("skipped") or {}).values()]

@@ -255,15 +255,29 @@ def test_what_is_left_out_has_no_part_in_the_fit(run, tmp_path, monkeypatch):
     (folder := tmp_path / "x").mkdir()
     parameters = {"decoder": "seq2seq", "banks": [], "seed": 0, "left_out": "breast_cancer"}
     whole_bank = Config.from_dict({**settings.to_dict(), "predict": {**SMALL, "tasks": 0, "bank": str(trials.parent)}})
-    learned, fit = [], Predictor.fit
+    learned, fitted = {"fit": [], "fit_ranker": []}, []
 
-    def watched(self, entries, data_of, how):
-        learned.extend(entry.task.source for entry in entries)
-        return fit(self, entries, data_of, how)
+    def watch(name):
+        method = getattr(Predictor, name)
 
-    monkeypatch.setattr(Predictor, "fit", watched)
-    result = run_predict(whole_bank, parameters, folder, silent)
-    assert set(learned) == {"wine"} and {row["source"] for row in result["errors"]} == {"breast_cancer"}
+        def watched(self, entries, *arguments, **options):
+            learned[name].extend(entry.task.source for entry in entries)
+            return method(self, entries, *arguments, **options)
+
+        monkeypatch.setattr(Predictor, name, watched)
+
+    for name in learned:
+        watch(name)
+    result = run_predict(whole_bank, parameters, folder, silent, fitted.append)
+    assert [set(sources) for sources in learned.values()] == [{"wine"}] * 2
+    assert {row["source"] for row in result["errors"]} == {"breast_cancer"}
+    # What has learned from them already predicts the same, and learns no more.
+    n = {name: len(sources) for name, sources in learned.items()}
+    again = run_predict(whole_bank, parameters, folder, silent, None, fitted[0])
+    assert {name: len(sources) for name, sources in learned.items()} == n and again["seconds_fit"] == 0.0
+    assert result["seconds_fit"] > 0 and again["loss"] == result["loss"]
+    nets = [[[one["widths"] for one in b["networks"]] for b in r["predictions"]] for r in (result, again)]
+    assert nets[0] == nets[1]
 
 
 def test_a_bank_goes_on_from_another_one(run, tmp_path):

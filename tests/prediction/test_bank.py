@@ -55,12 +55,18 @@ def test_an_entry_is_what_was_found_in_ranks():
     assert entry.dense.net.n_connections == len(task.features) * 8 + 64 + 8 * len(task.classes)
     assert sorted(entry.order) == list(range(len(task.features)))
     assert entry.is_as_good_as_dense == (entry.found[0].accuracy >= entry.dense.accuracy - entry.tolerance)
-    # Trained again on the features in this order, the network is as good.
+    # Trained again on the features in this order, the network is as good, at the best of three rates.
     order = torch.tensor(entry.order)
     ranked = TaskData(data.x[:, order], data.y, data.x_val[:, order], data.y_val)
     seeds = [0 + 10_007 * (repeat + 1) for repeat in range(2)]
-    again = train_all([entry.dense.net] * 2, seeds, ranked, HOW.training, apart=True)
-    assert [loss for loss, _ in again] == pytest.approx(entry.dense.losses, rel=1e-5)
+    again = [
+        [
+            loss
+            for loss, _ in train_all([entry.dense.net] * 2, seeds, ranked, Training(60, learning_rate=rate), apart=True)
+        ]
+        for rate in (0.02, 0.006, 0.002)
+    ]
+    assert min(again, key=sum) == pytest.approx(entry.dense.losses, rel=1e-5)
 
 
 def test_as_good_as_dense_by_hand():

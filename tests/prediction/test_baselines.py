@@ -15,7 +15,7 @@ from nni_bayes_nas.prediction.many import Many, Training
 from nni_bayes_nas.prediction.sparse_net import build, dense, with_matrices
 from nni_bayes_nas.prediction.tasks import TaskData
 from nni_bayes_nas.prediction.tokens import Vocabulary
-from nni_bayes_nas.prediction.training import WholeData, best, connections, fit, scores, train_nets
+from nni_bayes_nas.prediction.training import WholeData, best, connections, fit, scores, train_nets, train_together
 
 HOW = Training(steps=60, batch_size=32)
 
@@ -35,10 +35,13 @@ def make(name, budget=40, tries=2, seed=0):
 @pytest.mark.parametrize("name", BASELINES)
 def test_every_baseline_keeps_to_the_budget_and_is_repeated(name):
     data = whole()
-    tried = make(name)
+    tried, most = make(name), max(one.parameters for one in make("random"))
+    if name in ("random", "relevance", "snip", "magnitude"):
+        most = max(one.net.n_parameters for one in tried)
     assert 1 <= len(tried) <= 2
     for one in tried:
-        assert one.connections == 10 * 16 + 16 * 8 + 8 * 3 if name == "dense" else one.connections <= 40
+        assert one.connections == 10 * 16 + 16 * 8 + 8 * 3 if name == "dense" else one.parameters <= most
+        assert one.connections <= 40 or name in ("dense", "adanet", "low_rank")
         assert (one.val_loss, one.val_accuracy) == scores(one.module, data.parts.x_val, data.parts.y_val)
         assert one.seconds > 0 and one.parameters > one.connections
     row = best(tried).row(data)
@@ -111,7 +114,9 @@ def test_a_low_rank_network_is_that_of_the_product():
     import random
 
     for one in sizes_within(10, 3, 40, 20, random.Random(0)):
-        assert one.connections(3) <= 40 and one.rank <= one.features <= 10
+        assert one.parameters(3) <= 40 and one.rank <= one.features <= 10
+        module = LowRank(order, one, 3, seed=0)
+        assert one.parameters(3) == sum(p.numel() for p in module.parameters()) > one.connections(3)
 
 
 def test_a_grown_network_sees_what_was_there():
@@ -127,6 +132,19 @@ def test_a_grown_network_sees_what_was_there():
     torch.testing.assert_close(grown(x), a.out(high_a) + b.out(high_b))
 
 
+def test_the_dense_network_is_tried_at_several_rates():
+    """Tries have the rate, .3 and .1 of it in turn: so high a rate that the first one learns little costs nothing."""
+    how = {"tries": 3, "vocabulary": Vocabulary(2, (2, 3, 4, 8)), "deepest": (16, 8), "seed": 0}
+    tried = baseline("dense", whole(), 40, Training(60, 32, 2.0), **how)
+    losses = [one.val_loss for one in tried]
+    alone = [
+        train_together([dense(10, 3, (16, 8))], [i], whole(), Training(60, 32, r))[0].val_loss
+        for i, r in enumerate((2.0, 0.6, 0.2))
+    ]
+    torch.testing.assert_close(losses, alone)
+    assert best(tried).val_loss == min(losses) < losses[0]
+
+
 def test_growth_goes_on_while_the_objective_falls():
     data = whole(n=600)
 
@@ -134,8 +152,8 @@ def test_growth_goes_on_while_the_objective_falls():
         order = torch.arange(10)
         return grow(data.parts.x, data.parts.y, order, (10, 2), 3, budget, HOW, 0, penalty=penalty)
 
-    small, large = grown(30), grown(120)
-    assert len(small.parts) == 1 < len(large.parts) and connections(large) <= 120
+    small, large = grown(35), grown(120)
+    assert len(small.parts) == 1 < len(large.parts) and sum(p.numel() for p in large.parameters()) <= 120
     losses = [scores(one, data.parts.x, data.parts.y)[0] for one in (small, large)]
     assert losses[1] < losses[0]
     # A price that no subnetwork is worth beyond the first one.
