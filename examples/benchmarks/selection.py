@@ -11,12 +11,12 @@ Groups of arms; all with the same seeds, compared seed by seed, with Student's 9
     mlp-200, mlp-300-100, cnn, cnn-normalized
                      how fast: 12 (CNNs: 6) epochs; of the MLPs a tenth of the rows goes on, of the CNNs what the
                      measured time of layers and their gain say ("auto"); "equal time" is full training with so many
-                     steps fewer that it takes as long; all of them, and rows at random, at the rate of three that
-                     validation prefers (of three seeds); CNNs with augmented images too, where nothing can be kept
-                     (three seeds, the usual rate)
+                     steps fewer that it takes as long; all of them, and rows at random, at the rate of three, and one
+                     more beyond the edge, that validation data prefer (of three seeds); CNNs with augmented images
+                     too, where nothing can be kept (three seeds, the usual rate)
     paper            784-200-10 with tanh, pixels standardized, SGD, batches of 512, 600 steps, the choice after 100;
-                     shares are of every layer, as there; beside its own curves. Criteria see ten steps, where the paper
-                     takes the gradient of all data; "preconditioner, all steps" those from the beginning on
+                     by the gradient of all data and the variances of all steps, without pixels that are constant;
+                     shares are of every layer, as there; beside its own curves; and by ten steps, as everywhere else
     zeroed           80 to 98 % of the weights are zero after a fifth of the steps, the others are optimized further
     optimizers       accuracy, NLL and ECE of six optimizers, with and without 80 % of the neurons frozen
 
@@ -49,9 +49,10 @@ from selection_arms import (
     CRITERIA,
     FULL,
     KEEP_BY,
-    LONG,
+    OF_STEPS,
     PAPER_CRITERIA,
     PRESETS,
+    RATES,
     SEEDS,
     TIMED,
     TRIED,
@@ -139,7 +140,7 @@ def tests(table: Table) -> list[dict[str, Any]]:
 def intervals(table: Table) -> list[dict[str, Any]]:
     """Of every arm the points that it loses to full training of its group, with 95 % intervals, paired by seed; of an
     optimizer with selection those that it loses to the same without."""
-    found = []
+    found: list[dict[str, Any]] = []
     for group, arm in dict.fromkeys((row["group"], row["arm"]) for row in table.rows):
         base = f"{FULL}, augmented" if arm.endswith("augmented") else FULL
         base = arm.removesuffix(", selected") if group == "optimizers" else base
@@ -147,9 +148,25 @@ def intervals(table: Table) -> list[dict[str, Any]]:
         lost = paired(table.values(own, base), table.values(group, arm)) if arm != base else None
         if lost is not None:
             found.append({"group": group, "arm": arm, **lost})
-    for one, other in (*itertools.pairwise(PAPER_CRITERIA), (LONG, PAPER_CRITERIA[1])):
+    of_steps = [f"{name}{OF_STEPS}" for name in PAPER_CRITERIA[:2]]
+    for one, other in (*itertools.pairwise(PAPER_CRITERIA), *itertools.pairwise([*of_steps, PAPER_CRITERIA[2]])):
         if (gap := paper_difference(table, one, other)) is not None:
             found.append({"group": "paper, mean over shares", "arm": f"{one} - {other}", **gap})
+    values, pairs = table.values, dict[str, dict[str, Any] | None]()
+    for group, arm in TIMED.items():
+        pairs[f"{group}, {arm} - {EQUAL}"] = table.difference(group, arm, EQUAL)
+    for end in ("", ACTIVE_OUTPUT):
+        best, of_best = of_weights(table, end)
+        pairs[f"{best} - weight random 0.8{end}"] = paired(of_best, values("criteria", f"weight random 0.8{end}"))
+    kept, of_kept = of_zeroed(table)
+    pairs[f"zeroed by {kept} - {FULL}"] = paired(of_kept, values("criteria", FULL))
+    found += [{"group": "tested", "arm": what, **gap} for what, gap in pairs.items() if gap is not None]
+    for name, figure in itertools.product(RATES, ("accuracy", "nll", "ece")):
+        # Of samplers the averaged draws: rates were chosen for these.
+        prefix = "averaged_test_" if values("optimizers", name, "averaged_test_nll") else "test_"
+        both = [values("optimizers", arm, prefix + figure) for arm in (f"{name}, selected", name)]
+        if (gap := paired(*both)) is not None:
+            found.append({"group": f"optimizers, {prefix}{figure}", "arm": f"{name}, selected - {name}", **gap})
     return found
 
 
@@ -158,6 +175,8 @@ def rows_of(outcomes: dict[tuple[str, str, int], Outcome]) -> list[dict[str, Any
     rows = []
     for (group, arm, seed), outcome in outcomes.items():
         head = {"group": group, "arm": arm, "seed": seed}
+        # A speed is of two trainings of one run.
+        head |= {"run": outcome["run"]} if is_timed(group, arm) and "run" in outcome else {}
         if "error" in outcome:
             rows.append({**head, "error": outcome["error"]})
             continue
@@ -214,20 +233,34 @@ class Runs:
             raise Failed(f"{', '.join(failed)} failed: run it again")
 
     def with_rates(self, trainings: dict[tuple[str, str], dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
-        """Each at the rate that validation data prefer of `TRIED_RATES`, in the mean over the first seeds."""
-        seeds, jobs, names = range(min(_CHOOSE, self.options.seeds)), dict[tuple[str, str, int], Job](), {}
+        """Each at the rate that validation data prefer of `TRIED_RATES`, in the mean over the first seeds.
+
+        Where that is at an edge, of one rate more beyond it.
+        """
+        factors = {key: list(TRIED_RATES) for key in trainings}
+        best = self._best_factors(trainings, factors)
+        for key, factor in best.items():
+            beyond = {min(TRIED_RATES): factor / 2, max(TRIED_RATES): factor * 2}
+            factors[key] += [beyond[factor]] if factor in beyond else []
+        best = self._best_factors(trainings, factors)
+        return {key: {**one, "rate": best[key] * one["rate"]} for key, one in trainings.items()}
+
+    def _best_factors(
+        self, trainings: dict[tuple[str, str], dict[str, Any]], factors: dict[tuple[str, str], list[float]]
+    ) -> dict[tuple[str, str], float]:
+        jobs, names = dict[tuple[str, str, int], Job](), {}
         for (group, arm), training in trainings.items():
-            for factor, seed in itertools.product(TRIED_RATES, seeds):
+            for factor, seed in itertools.product(factors[group, arm], range(min(_CHOOSE, self.options.seeds))):
                 name = names[group, arm, factor] = f"{arm}, {factor:g}{TRIED}"
-                parameters = {**training, "rate": factor * training["rate"]}
+                # By validation data alone.
+                parameters = {**training, "rate": factor * training["rate"], "test": False}
                 jobs[group, name, seed] = job(self.options, group, name, seed, parameters)
-        self.run(jobs)
+        self.run({key: one for key, one in jobs.items() if key not in self.outcomes})
         self.check()
-        table, found = self.table(), dict[tuple[str, str], dict[str, Any]]()
-        for (group, arm), training in trainings.items():
-            best = preferred(table, group, [names[group, arm, factor] for factor in TRIED_RATES])
-            factor = next((factor for factor in TRIED_RATES if names[group, arm, factor] == best), 1.0)
-            found[group, arm] = {**training, "rate": factor * training["rate"]}
+        table, found = self.table(), dict[tuple[str, str], float]()
+        for key in trainings:
+            of_factor = {names[(*key, factor)]: factor for factor in factors[key]}
+            found[key] = of_factor[preferred(table, key[0], list(of_factor)) or names[(*key, 1.0)]]
         return found
 
     def table(self) -> Table:

@@ -15,12 +15,15 @@ OF_THE_CNN, OF_THE_CNN_FROZEN = (*CRITERIA, "gain_per_flop"), 0.9
 FROZEN = (0.6, 0.8, 0.9, 0.96)
 # With the output layer active, as it is where rows are chosen: without it random single weights have a handicap.
 ACTIVE_OUTPUT, ACTIVE_OUTPUT_FROZEN = ", output active", 0.8
-# Of the paper: SGD, tanh, pixels standardized, 600 steps, the choice after 100; there by the gradient of all data at
-# that step, and variances of all steps before. Here by ten steps, which validation data of other seeds prefer to 100.
+# Of the paper: SGD, tanh, pixels standardized, 600 steps, the choice after 100, by the gradient of all data there and
+# variances of all steps before.
 PAPER_CRITERIA, PAPER_FROZEN = ("preconditioner", "gradient", "random"), (0.2, 0.4, 0.6, 0.8, 0.9, 0.96)
-PAPER_WINDOW, LONG = 10, "preconditioner, all steps"
-# In its setting too.
-PAPER_OTHERS = (LONG, "snr", "effective_perturbation", "gain")
+# In its setting too, by gradients of ten steps, as in all other groups.
+PAPER_WINDOW, OF_STEPS = 10, ", ten steps"
+PAPER_OTHERS = (
+    *(f"{name}{OF_STEPS}" for name in ("preconditioner", "gradient")),
+    *("snr", "effective_perturbation", "gain"),
+)
 # Its curves, read off its figure: accuracy in % with so much frozen (all: as after 100 steps), and zeroed.
 PUBLISHED_FROZEN = {
     "preconditioner": {0.0: 96.9, 0.6: 96.65, 0.8: 96.1, 0.9: 95.3, 0.96: 94.45, 1.0: 92.6},
@@ -155,13 +158,13 @@ def _paper(setting: Setting) -> dict[tuple[str, str], Parameters]:
     begun = setting.paper_steps // 6
     found = {("paper", FULL): paper, ("paper", STOPPED): {**paper, "steps": begun}}
     for name in (*PAPER_CRITERIA, *PAPER_OTHERS):
-        criterion, window = (name.partition(",")[0], begun if name == LONG else min(PAPER_WINDOW, begun))
+        of_all = name in PAPER_CRITERIA and name != "random"
+        window = begun if of_all else min(PAPER_WINDOW, begun)
+        own = {"of_all_data": True} if of_all else {}
         for frozen in PAPER_FROZEN:
-            selection = {"active": 1 - frozen, "criterion": criterion, "granularity": "weight", "scope": "layer"}
-            found["paper", f"{name} {frozen:g}"] = {
-                **paper,
-                "selection": {**selection, "start": begun, "window": window},
-            }
+            selection = {"active": 1 - frozen, "criterion": name.removesuffix(OF_STEPS), "granularity": "weight"}
+            selection |= {"scope": "layer", "start": begun, "window": window}
+            found["paper", f"{name} {frozen:g}"] = {**paper, **own, "selection": selection}
     for by, shares in PUBLISHED_ZEROED.items():
         for share in shares:
             # All that is kept goes on, as there.
@@ -178,7 +181,7 @@ def _zeroed(
     found = {}
     for by in KEEP_BY:
         for share in shares:
-            kept = 1 - share
+            kept = 1 - share - 1e-5  # so that at least the share is zero
             selection = {**_selection(kept, "gain"), "granularity": "weight", "kept": kept, "keep_by": by}
             found[group, f"{prefix}{by} {share:g}"] = {**training, "selection": selection}
     return found

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -26,8 +26,8 @@ from nni_bayes_nas.optim import SGLD, ConstantSGD, PreconditionedSGLD, Selective
 _SAMPLERS, _DRAWS = ("sgld", "psgld", "mandt"), 10
 
 
-def _mlp(sizes: tuple[int, ...], activation: Callable[[], nn.Module]) -> nn.Sequential:
-    layers: list[nn.Module] = [nn.Flatten(), nn.Linear(784, sizes[0])]
+def _mlp(sizes: tuple[int, ...], activation: Callable[[], nn.Module], n_inputs: int = 784) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Flatten(), nn.Linear(n_inputs, sizes[0])]
     for before, after in zip(sizes, (*sizes[1:], 10), strict=True):
         layers += [activation(), nn.Linear(before, after)]
     return nn.Sequential(*layers)
@@ -51,9 +51,9 @@ def _normalized_cnn() -> nn.Sequential:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 9, 10))
 
 
-NETWORKS: dict[str, Callable[[], nn.Sequential]] = {
+NETWORKS: dict[str, Callable[..., nn.Sequential]] = {
     "mlp-200": lambda: _mlp((200,), nn.ReLU),
-    "mlp-200-tanh": lambda: _mlp((200,), nn.Tanh),
+    "mlp-200-tanh": lambda n_inputs=784: _mlp((200,), nn.Tanh, n_inputs),
     "mlp-300-100": lambda: _mlp((300, 100), nn.ReLU),
     "cnn": _cnn,
     "cnn-normalized": _normalized_cnn,
@@ -72,22 +72,28 @@ def _optimizer(name: str, rate: float, n: int, seed: int) -> Callable[[Any], tor
 
 
 class Pixels(nn.Module):
-    """Standardizes every pixel by the training data's mean and standard deviation of it; a constant one becomes 0."""
+    """Every pixel standardized by the training data's mean and standard deviation of it, without constant ones.
+
+    Weights of these never have a gradient, and a criterion that is blind to it would choose them.
+    """
 
     def __init__(self, x: Tensor) -> None:
         super().__init__()
-        self.mean, sd = x.mean(0), x.std(0)
-        self.factor = torch.where(sd > 1e-6, 1 / sd.clamp_min(1e-6), torch.zeros(()))
+        x = x.flatten(1)
+        sd = x.std(0)
+        self.live = (sd > 1e-6).nonzero().squeeze(1)
+        self.mean, self.sd = x.mean(0)[self.live], sd[self.live]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Objects to objects."""
-        return (x - self.mean) * self.factor
+        """`(n, ...)` to `(n, pixels that vary)`."""
+        return (x.flatten(1)[:, self.live] - self.mean) / self.sd
 
 
-def prepared(inputs: str, data: DataSplits) -> nn.Module:
+def prepared(inputs: str, section: str) -> nn.Module:
     """What comes before the network: data are standardized as a whole, "raw" are between 0 and 1."""
     if inputs == "pixels":
-        return Pixels(data.train[:][0])
+        return _pixels(section)
+    data = _data(section)
     return Stored(data.mean, data.sd) if inputs == "raw" else nn.Identity()
 
 
@@ -157,7 +163,7 @@ class Clock(pl.Callback):
     def __init__(self) -> None:
         self.seconds = 0.0
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """It begins."""
         self.began = time.process_time()
 
@@ -168,14 +174,18 @@ class Clock(pl.Callback):
 
 @torch.no_grad()
 def _scores(
-    module: Training, data: DataSplits, prefix: str, states: list[dict[str, Tensor]] | None = None
+    module: Training,
+    data: DataSplits,
+    prefix: str,
+    parts: tuple[str, ...],
+    states: list[dict[str, Tensor]] | None = None,
 ) -> dict[str, float]:
-    """Of the network, or of the mean probabilities of some of its states, on validation and test data."""
+    """Of the network, or of the mean probabilities of some of its states, on parts of the data."""
     net = module.net
     own, found = copy.deepcopy(net.state_dict()), {}
     net.eval()
-    for name, part in (("val", data.val), ("test", data.test)):
-        drawn = []
+    for name in parts:
+        part, drawn = getattr(data, name), list[Tensor]()
         for state in states or [own]:
             net.load_state_dict(state)
             pairs = [(net(module.prepare(x)).log_softmax(-1), y) for x, y in batches(part, 1000, seed=None)]
@@ -192,6 +202,29 @@ def _data(section: str) -> DataSplits:
     return load_data(Config.from_dict({"data": json.loads(section)}).data)
 
 
+@functools.lru_cache(maxsize=1)
+def _pixels(section: str) -> Pixels:
+    """Likewise."""
+    return Pixels(_data(section).train[:][0])
+
+
+class OfAllData(SelectiveOptimization):
+    """Chooses by the gradient of all training data where it is, and by variances of the steps of the window."""
+
+    def _choose(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        found, module = self._gathered(), cast(Training, pl_module)
+        totals = [torch.zeros_like(p) for p in found.parameters.values()]
+        loader: Any = trainer.train_dataloader
+        n = len(loader.dataset)
+        for x, y in batches(loader.dataset, 1000, seed=None):
+            with torch.enable_grad():
+                loss = F.cross_entropy(module.net(module.prepare(x)), y, reduction="sum") / n
+                torch._foreach_add_(totals, list(torch.autograd.grad(loss, list(found.parameters.values()))))
+        of_steps = torch._foreach_mul(totals, float(found.steps))
+        found._sums |= {"g": list(of_steps), "|g|": list(torch._foreach_abs(of_steps))}
+        super()._choose(trainer, pl_module)
+
+
 def run_selection(
     config: Config, parameters: dict[str, Any], directory: Path, report: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
@@ -200,23 +233,26 @@ def run_selection(
     Args:
         config: Its data.
         parameters: "network", "optimizer", "rate", "falls", "batch_size", "steps", "seed"; "selection", arguments of
-            `SelectiveOptimization` or None; "shift" of augmentation; "inputs", see `prepared`.
+            `SelectiveOptimization` or None, with "of_all_data" of `OfAllData`; "shift" of augmentation; "inputs", see
+            `prepared`; "test": whether test data are looked at.
         directory: Not used.
         report: Called at the end.
     """
     seed = int(parameters["seed"])
-    data = _data(json.dumps(config.to_dict()["data"], sort_keys=True))
+    section = json.dumps(config.to_dict()["data"], sort_keys=True)
+    data, prepare = _data(section), prepared(parameters.get("inputs", "standardized"), section)
     torch.manual_seed(seed)
-    net = NETWORKS[parameters["network"]]()
+    own = {"n_inputs": len(prepare.live)} if isinstance(prepare, Pixels) else {}
+    net = NETWORKS[parameters["network"]](**own)
     size, steps = int(parameters["batch_size"]), int(parameters["steps"])
     make = _optimizer(parameters["optimizer"], float(parameters["rate"]), len(data.train), seed)
-    prepare = prepared(parameters.get("inputs", "standardized"), data)
     module = Training(net, make, bool(parameters["falls"]), int(parameters.get("shift", 0)), prepare)
     clock, draws, callbacks = Clock(), Draws(_DRAWS), list[pl.Callback]()
     if parameters["optimizer"] in _SAMPLERS:
         callbacks.append(draws)
     selection = parameters.get("selection")
-    chosen = None if selection is None else SelectiveOptimization(**selection, batch_size=size, seed=seed)
+    kind = OfAllData if parameters.get("of_all_data") else SelectiveOptimization
+    chosen = None if selection is None else kind(**selection, batch_size=size, seed=seed)
     if chosen is not None:
         callbacks.append(chosen)
     loader = batches(data.train, size, seed=seed)
@@ -231,9 +267,10 @@ def run_selection(
         enable_model_summary=False,
     )
     trainer.fit(module, loader)
-    found = _scores(module, data, "")
+    parts = ("val", "test") if parameters.get("test", True) else ("val",)
+    found = _scores(module, data, "", parts)
     if draws.states:
-        found |= _scores(module, data, "averaged_", draws.states)
+        found |= _scores(module, data, "averaged_", parts, draws.states)
     report({"default": found["val_accuracy"], "epoch": trainer.current_epoch})
     result = {"default": found["val_accuracy"], **found, "process_seconds": clock.seconds, "seed": seed}
     for optimizer in trainer.optimizers:

@@ -7,8 +7,8 @@ HyperDARTS on the cell space, as it is and with `search.selection`, one search a
 the other in an order that turns with the seed:
 
     full            all weights to the end
-    full, shorter   the same with so many epochs fewer that it takes as long as "prefix 0.5", within some per cent,
-                    for a fifth of them warm up: what the time is worth that selection saves; it runs after the others
+    full, shorter   the same with so many whole epochs fewer that it takes as long as "prefix 0.5" or, by less than an
+                    epoch, longer; a fifth of them warm up: what the time is worth that selection saves; it runs last
     layer 0.5       of a fifth of the steps on half of the weights, whole layers by their gain; and 0.2
     prefix 0.5      the last half of the weights, so that the backward pass of a weight step ends before; and 0.2
     neuron 0.2      a fifth of the rows: of the gradients of a layer in which some go on nothing is saved here
@@ -22,6 +22,7 @@ training, and above the shorter search, which is as fast.
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import time
 from dataclasses import dataclass, replace
@@ -64,7 +65,7 @@ def job(options: argparse.Namespace, arm: str, seed: int, place: int, share: flo
     setting: Setting = PRESETS[options.preset]
     whole = options.data == "digits" and options.preset != "smoke"
     limits = (None, None) if whole else (setting.limit, setting.val_limit)
-    epochs = max(2, int(share * setting.epochs + 1e-9))
+    epochs = max(2, math.ceil(share * setting.epochs - 1e-9))
     section: dict[str, Any] = {"epochs": epochs, "warmup_epochs": max(1, epochs // 5), "lambdas": 3, "random": 0}
     if (selection := ARMS.get(arm)) is not None:
         section["selection"] = {"criterion": "gain", "start": 0.2, **selection}

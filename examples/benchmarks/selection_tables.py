@@ -64,9 +64,14 @@ class Table:
 
     def speed(self, group: str, arm: str, full: str = FULL) -> float | None:
         """Process seconds of full training over those of an arm: the median over seeds."""
+        speeds = self.speeds(group, arm, full)
+        return statistics.median(speeds) if speeds else None
+
+    def speeds(self, group: str, arm: str, full: str = FULL) -> list[float]:
+        """Of every seed whose two trainings ran in one go."""
         mine, theirs = self.values(group, arm, "process_seconds"), self.values(group, full, "process_seconds")
-        both = [theirs[seed] / mine[seed] for seed in mine if seed in theirs]
-        return statistics.median(both) if both else None
+        runs = {(row["arm"], row["seed"]): row.get("run") for row in self.rows if row["group"] == group}
+        return [theirs[s] / mine[s] for s in mine if s in theirs and runs[arm, s] == runs[full, s]]
 
 
 def paired(a: dict[int, float], b: dict[int, float]) -> dict[str, Any] | None:
@@ -138,10 +143,11 @@ def print_tables(table: Table) -> None:
             base = f"{FULL}, augmented" if arm.endswith("augmented") else FULL
             lost = table.difference(group, base, arm)
             speed = table.speed(group, arm, base) if is_timed(group, arm) else None
-            frozen = table.frozen(group, arm)
+            frozen, ratios = table.frozen(group, arm), table.speeds(group, arm, base)
+            between = f"  speed {min(ratios):.2f} to {max(ratios):.2f}" if speed is not None and ratios else ""
             cells = (_text(table.mean(group, arm)), _text(lost and lost["mean"]), _text(lost and lost["half_width"]))
             numbers = f"{cells[0]:>10}{cells[1]:>8}{cells[2]:>7}{_text(speed):>8}"
-            print(f"{group + ', ' + arm:<40}{numbers}  {frozen}")
+            print(f"{group + ', ' + arm:<40}{numbers}{between}  {frozen}")
     _print_paper(table)
     for one, other in itertools.pairwise(PAPER_CRITERIA):
         gap = paper_difference(table, one, other)

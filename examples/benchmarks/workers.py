@@ -73,10 +73,13 @@ class Job:
             joint = self.kind == "search" and "weight_hypernet" in config["strategy"]["args"]
             unused |= set() if joint else {"compress"}
             unused |= {"strategy", "search"} if self.kind == "retrain" else set()
+        if self.kind.startswith("selection_runs"):
+            unused |= {"space", "strategy", "search", "retrain", "experiment"}
         if self.kind not in _PREDICT and not self.kind.startswith("prediction"):
             unused.add("predict")
         config = {name: _given(section) for name, section in config.items() if name not in unused}
-        parameters = {name: value for name, value in self.parameters.items() if name != "trial"}
+        # The path of a bank neither: what is in it has a digest beside.
+        parameters = {name: value for name, value in self.parameters.items() if name not in ("trial", "bank")}
         parts = json.dumps([_ALGORITHM, self.kind, config, parameters], sort_keys=True)
         return hashlib.sha256(parts.encode()).hexdigest()[:24]
 

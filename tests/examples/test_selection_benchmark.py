@@ -57,9 +57,10 @@ def test_rates_are_chosen_by_validation_data(monkeypatch: pytest.MonkeyPatch, tm
     options = argparse.Namespace(
         preset="smoke", seeds=2, data="digits", root=None, output=tmp_path / "x.json", workers=1
     )
-    runs, best = script.Runs(options, None), {"a": 0.05, "b": 0.2}
+    runs, best, started = script.Runs(options, None), {"a": 0.05, "b": 0.2}, list[Any]()
 
     def run(jobs: dict) -> None:
+        started.extend(jobs.values())
         for (group, arm, seed), job in jobs.items():
             off = abs(job.parameters["rate"] - best[arm[0]])
             figures = {"val_accuracy": 0.9 - off + 0.1 * seed, "test_accuracy": off, "process_seconds": 1.0}
@@ -68,7 +69,10 @@ def test_rates_are_chosen_by_validation_data(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(runs, "run", run)
     found = runs.with_rates({("cnn", arm): {"rate": 0.1, "network": "cnn"} for arm in "ab"})
     assert {key: one["rate"] for key, one in found.items()} == pytest.approx({("cnn", "a"): 0.05, ("cnn", "b"): 0.2})
-    assert len(runs.outcomes) == 2 * 3 * 2 and ("cnn", "b, 0.5 x rate", 1) in runs.outcomes
+    # Three rates, and one beyond the edge at which the best of these is: of a lower ones, of b higher ones.
+    assert len(runs.outcomes) == 2 * 4 * 2 and ("cnn", "b, 0.5 x rate", 1) in runs.outcomes
+    assert ("cnn", "a, 0.25 x rate", 0) in runs.outcomes and ("cnn", "b, 4 x rate", 0) in runs.outcomes
+    assert not any(job.parameters["test"] for job in started)
     runs.outcomes["cnn", "a, 2 x rate", 1] = {"error": "out of memory"}
     with pytest.raises(script.Failed, match="cnn-a, 2 x rate-1 failed: run it again"):
         runs.check()
@@ -77,8 +81,52 @@ def test_rates_are_chosen_by_validation_data(monkeypatch: pytest.MonkeyPatch, tm
 def test_optimizers_are_compared_with_themselves() -> None:
     script = module("selection")
     rows = [row("adam", 0, 0.98, group="optimizers"), row("adam, selected", 0, 0.97, group="optimizers")]
-    found = script.intervals(script.Table(rows))
-    assert [(one["arm"], one["mean"]) for one in found] == [("adam, selected", pytest.approx(1.0))]
+    rows += [{**row("sgld", 0, 0.9, group="optimizers"), "averaged_test_nll": 0.3, "averaged_test_accuracy": 0.95}]
+    rows += [{**rows[-1], "arm": "sgld, selected", "averaged_test_nll": 0.35}]
+    found = {(one["group"], one["arm"]): one["mean"] for one in script.intervals(script.Table(rows))}
+    assert found["optimizers", "adam, selected"] == pytest.approx(1.0)
+    assert found["optimizers, test_accuracy", "adam, selected - adam"] == pytest.approx(-1.0)
+    # Of samplers the mean of the draws counts.
+    assert found["optimizers, averaged_test_nll", "sgld, selected - sgld"] == pytest.approx(0.05)
+    assert ("optimizers, test_accuracy", "sgld, selected - sgld") not in found
+
+
+def test_what_was_named_is_tested() -> None:
+    """Of every claim the difference and p; of ten that are sure and one that is not Holm's correction."""
+    script, arms = module("selection"), module("selection_arms")
+    noise = {seed: 0.0001 * (seed % 3) for seed in range(4)}
+    rows = []
+    for seed in range(4):
+        for group, arm, accuracy in (
+            ("cnn", "full", 0.99),
+            ("cnn", "automatic", 0.9895),
+            ("cnn", script.EQUAL, 0.99),
+            ("criteria", "full", 0.98),
+            ("criteria", "weight random 0.8, output active", 0.9),
+            ("criteria", "weight gain 0.8, output active", 0.95),
+            ("zeroed", "z 0.95", 0.975),
+        ):
+            own = noise[seed] * (arm not in ("full", "weight random 0.8, output active"))
+            rows.append(row(arm, seed, accuracy + own, group=group))
+    found = {one["test"]: one for one in script.tests(script.Table(rows))}
+    assert list(found) == [
+        "2a loss of the CNN below .2",
+        "2a CNN above equal time by .5",
+        "2c above random by .3",
+        "2e loss with 95 % zeroed below 1",
+    ]
+    assert found["2a loss of the CNN below .2"]["difference"] == pytest.approx(-0.05 + 0.0075)
+    assert found["2a loss of the CNN below .2"]["p_holm"] < 0.05 < found["2a CNN above equal time by .5"]["p_holm"]
+    assert arms.TIMED["cnn"] == "automatic"
+
+
+def test_a_speed_is_of_one_run() -> None:
+    script = module("selection")
+    rows = [{**row("full", s, 0.9, 4.0), "run": "a"} for s in (0, 1)]
+    rows += [{**row("automatic", s, 0.9, t), "run": r} for s, t, r in ((0, 2.0, "a"), (1, 1.0, "b"))]
+    assert script.Table(rows).speed("cnn", "automatic") == 2.0 and script.Table(rows).speeds("cnn", "automatic") == [
+        2.0
+    ]
 
 
 @pytest.mark.parametrize("preset", ["smoke", "cpu"])
@@ -97,8 +145,46 @@ def test_pixels_are_standardized_one_by_one() -> None:
 
     x = torch.randn(50, 1, 2, 2) * torch.tensor([[1.0, 5.0], [0.0, 2.0]]) + 3
     found = module("selection_runs").Pixels(x)(x)
-    assert found.mean(0).flatten().tolist() == pytest.approx([0] * 4, abs=1e-5)
-    assert found.std(0).flatten().tolist() == pytest.approx([1, 1, 0, 1], abs=1e-5)
+    assert found.mean(0).tolist() == pytest.approx([0] * 3, abs=1e-5)
+    assert found.std(0).tolist() == pytest.approx([1] * 3, abs=1e-5)
+    assert torch.equal(found.argmax(0), x.flatten(1)[:, [0, 1, 3]].argmax(0))
+
+
+def test_the_paper_chooses_by_the_gradient_of_all_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all weights those with the largest |gradient| of the mean loss where the choice is made."""
+    import pytorch_lightning as pl
+    import torch
+    from torch.utils.data import DataLoader, TensorDataset
+
+    runs, generator = module("selection_runs"), torch.Generator().manual_seed(0)
+    x, y = torch.rand(300, 1, 28, 28, generator=generator), torch.arange(300) % 10
+    torch.manual_seed(0)
+    net = runs.NETWORKS["mlp-200-tanh"]()
+    training = runs.Training(net, lambda p: torch.optim.SGD(p, 0.1), False, 0, torch.nn.Identity())
+    chosen = runs.OfAllData(active=50, criterion="gradient", granularity="weight", start=3, window=3)
+    state: dict[str, Any] = {}
+
+    class Look(pl.Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if trainer.global_step == 3:
+                state.update({name: value.clone() for name, value in net.state_dict().items()})
+
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=5,
+        callbacks=[chosen, Look()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(training, DataLoader(TensorDataset(x, y), batch_size=50))
+    net.load_state_dict(state)
+    net.zero_grad()
+    torch.nn.functional.cross_entropy(net(x), y).backward()
+    gradients = torch.cat([p.grad.abs().flatten() for p in net.parameters()])
+    active = torch.cat([mask.flatten() for mask in chosen.active.values()])
+    assert int(active.sum()) == 50 and set(gradients.topk(50).indices.tolist()) == set(active.nonzero()[:, 0].tolist())
 
 
 def test_means_over_shares_are_those_of_a_polygon() -> None:
