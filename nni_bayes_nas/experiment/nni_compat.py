@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import queue
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -362,21 +363,35 @@ def start(experiment: Any, action: str, port: int) -> None:
     - nni/experiment/experiment.py prints addresses of every interface, without the prefix, although only loopback and
       only the prefix answer: NNI's console output is switched off (its log file has it all).
     - ``RunMode.Detach``: the manager outlives a runner that is killed, and its output goes to its log folder.
+    - nni/experiment/launcher.py kills its manager on an ``Exception`` only: not on an interrupt.
     """
     from nni.experiment import RunMode, launcher
     from nni.runtime.log import silence_stdout
 
     silence_stdout()
     before = dict(os.environ)
-    check = launcher._check_rest_server
+    check, start_server = launcher._check_rest_server, launcher._start_rest_server
+    started: list[Any] = []
+
+    def noted(*args: Any) -> Any:
+        started.append(start_server(*args))
+        return started[-1]
+
     experiment._action = action
     try:
         os.environ.update(loopback_environment())
         os.environ[stopwatch.BEGAN] = str(time.time() - stopwatch.process_age())
-        launcher._check_rest_server = functools.partial(check, retry=60)
+        launcher._check_rest_server, launcher._start_rest_server = functools.partial(check, retry=60), noted
         experiment.start(port, run_mode=RunMode.Detach)
+    except BaseException:
+        for manager in started:
+            manager.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                manager.wait(10.0)
+            manager.kill()
+        raise
     finally:
-        launcher._check_rest_server = check
+        launcher._check_rest_server, launcher._start_rest_server = check, start_server
         os.environ.clear()
         os.environ.update(before)
 

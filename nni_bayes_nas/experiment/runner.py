@@ -29,8 +29,8 @@ STATUS_LIMIT = 5.0
 POLL = 0.5
 
 
-class _Stopped(Exception):
-    """The user, or the system, asked the run to stop."""
+class _Stopped(BaseException):
+    """The user, or the system, asked the run to stop; no Exception: checks take these for mistakes in what they try."""
 
 
 def run(
@@ -73,6 +73,8 @@ def run(
             print(f"experiment {manager.id}, web UI: {manager.url}", flush=True)
             _watch(manager, output, before)
         except _Stopped:
+            if manager is None and not resume:
+                raise RunError("stopped before the experiment began; start it again") from None
             print("stopping the experiment ...", file=sys.stderr, flush=True)
             if manager is not None:
                 manager.stop(output)

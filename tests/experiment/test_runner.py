@@ -118,6 +118,63 @@ def test_a_manager_that_does_not_stop_is_killed(tmp_path: Path) -> None:
         assert child.poll() == -signal.SIGKILL
 
 
+STOPPED_WHILE_LOADING = """
+import signal
+import sys
+from nni_bayes_nas.cli import main
+
+
+def load():
+    signal.raise_signal(signal.SIGINT)
+    return [], []
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
+"""
+STOPPED_WHILE_STARTING = """
+import signal
+import sys
+from nni.experiment import launcher
+from nni_bayes_nas.cli import main
+
+check = launcher._check_rest_server
+
+
+def interrupted(*args, **options):
+    signal.raise_signal(signal.SIGINT)
+    check(*args, **options)
+
+
+launcher._check_rest_server = interrupted
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def stopped(folder: Path, script: str, text: str) -> str:
+    """What a run says whose process gets SIGINT at some time before it has begun."""
+    write_text(folder / "stopped.py", script)
+    write_text(folder / "c.yaml", text)
+    command = [sys.executable, "stopped.py", "run", "c.yaml", "--output", "out"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1, done.stderr
+    return done.stderr.splitlines()[-1]
+
+
+def test_a_stop_while_data_are_loaded_is_no_mistake_in_them(tmp_path: Path) -> None:
+    said = stopped(tmp_path, STOPPED_WHILE_LOADING, "data: {name: 'stopped:load'}\nexperiment: {device: cpu}\n")
+    assert said == "error: stopped before the experiment began; start it again"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.nni
+def test_a_stop_while_the_manager_starts_leaves_none(tmp_path: Path) -> None:
+    text = f"search: {{epochs: 4}}\nexperiment: {{device: cpu, port: {free_port()}}}\n"
+    assert "stopped before the experiment began" in stopped(tmp_path, STOPPED_WHILE_STARTING, text)
+    commands = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
+    assert not [command for command in commands if str(tmp_path) in command]
+
+
 def test_what_a_death_may_cost() -> None:
     # In the worst case the manager is asked for its status just before we see the death.
     worst = 2 * runner.POLL + max(runner.STATUS_LIMIT, runner.DEATH_LIMIT) + runner.DEATH_STOP_LIMIT
