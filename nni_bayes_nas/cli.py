@@ -20,6 +20,7 @@ from nni_bayes_nas.coercion import closest
 from nni_bayes_nas.config import Config, load_config
 from nni_bayes_nas.errors import ConfigError, NniBayesNasError, StoppedError
 from nni_bayes_nas.registry import DATA_SETS, NETWORKS, PLANS, SEARCH_SPACES, STRATEGIES, Registry, check_names
+from nni_bayes_nas.yaml_text import parse_yaml
 
 PROGRAM = "nni-bayes-nas"
 
@@ -66,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     config, output = _configuration(options)
+    for note in _unused_sections(options, config):
+        print(f"note: {note}", file=sys.stderr, flush=True)
     from nni_bayes_nas.experiment.runner import run
 
     return run(
@@ -120,6 +123,8 @@ def _evaluate(options: argparse.Namespace) -> int:
             given[name] = tuple(value) if isinstance(value, list) else value
     settings = Settings(**given)
     run = Path(options.run)
+    if run.is_dir() and not os.access(run, os.W_OK | os.X_OK):
+        raise ConfigError(f"`{run}` must be writable: evaluation.json goes there\nchange its permissions, or copy it")
     written = evaluate(run, settings, options.architecture, _progress)
     return _print_lines([str(written), *(str(path) for path in write_report([run]))])
 
@@ -197,8 +202,21 @@ def _configuration(options: argparse.Namespace) -> tuple[Config, Path]:
         if folder.exists():
             if not folder.is_dir():
                 raise ConfigError(f"`--output` must be a folder: `{folder}` is a file\ngive another --output")
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise ConfigError(f"`--output` must be writable, but `{folder}` is not\ngive another --output")
             break
     return config, output
+
+
+def _unused_sections(options: argparse.Namespace, config: Config) -> list[str]:
+    """Sections that are given for another command, in a run of one of our plans that search."""
+    if config.experiment.plan not in ("search_and_retrain", "posterior_refinement"):
+        return []
+    given = parse_yaml(Path(options.config).read_text(encoding="utf-8"), options.config) or {}
+    unused = [name for name in ("compress", "predict") if name in given]
+    if "weight_hypernet" in config.strategy.args:  # what it reads off is pruned as `compress` says
+        unused = [name for name in unused if name != "compress"]
+    return [f"`{name}` has no part in this run; for it: {PROGRAM} {name} {options.config}" for name in unused]
 
 
 def _add_current_folder() -> None:

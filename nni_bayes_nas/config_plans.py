@@ -74,7 +74,8 @@ class CompressConfig:
         lambdas_per_step: Values of lambda that share a mini-batch.
         divide_batch: Whether each of them sees a part of its own of it.
         warmup: Share of the steps until the divergence counts in full.
-        shared_until: Share of the steps in which a piecewise linear hypernetwork learns what its knots share alone.
+        shared_until: Share of the steps, at the beginning, in which of a piecewise linear hypernetwork only the part is
+            trained that all knots share.
         shared_knots: Whether its knots share a part that all of them train.
         optimizer: "adam", or "sgd" with momentum .9.
         schedule: "falling" linearly to zero, or "constant" rates.

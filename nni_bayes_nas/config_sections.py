@@ -185,7 +185,7 @@ class RetrainConfig:
         space: Arguments of the space in the place of those in ``space.args``: retraining at another scale (more cells,
             another width, a stem for larger images). The choices of the architecture must fit them.
         crop_padding: Augmentation of training images: so many pixels around, then a crop of the old size.
-        horizontal_flip: Likewise: of every other object.
+        horizontal_flip: Likewise: of each object with probability 1/2.
         cutout: Likewise: the side in pixels of a square that is set to the mean.
         label_smoothing: Share of the probability that goes to all classes.
         auxiliary_weight: Of the loss of an auxiliary classifier, where ``retrain.space`` asks for one.

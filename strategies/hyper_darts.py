@@ -44,9 +44,9 @@ class HyperDARTS(DifferentiableStrategy):
             "penalty": sizes follow the target, and the slopes of validation loss against cost tell which lambda matter;
             other hypernetworks than "price" are penalized with them in the second half of the search.
         axis: "log", normalized; "literal": the original, alpha = lambda b1 + b2 with lambda as it is.
-        hypernet: "price": a score per option and one price on its cost that never falls with u, so that sizes as
-            derived never grow with lambda where the cost is a sum over the choices; "linear", "piecewise_linear" or
-            "mlp" in u: every option for itself.
+        hypernet: "price": every option has a score that is learned, less a price for its cost, which never falls with
+            u, so that sizes as derived never grow with lambda where the cost is a sum over the choices; "linear",
+            "piecewise_linear" or "mlp" in u: every option for itself.
         n_knots: Knots of the price (9 by default), or of a piecewise linear hypernetwork (5).
         ramp: For "price": share of the structure steps until the values of lambda that a step sees have spread from
             the one at which all options are equally probable (there they stand in the warm-up) over the whole range.

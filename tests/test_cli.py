@@ -16,7 +16,7 @@ from nni_bayes_nas.cli import main
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.errors import ConfigError, RunError
 
-COMMANDS = ["run", "search", "report", "compress", "predict", "export", "list", "trial", "nnictl-env"]
+COMMANDS = ["run", "search", "report", "compress", "predict", "evaluate", "export", "list", "trial", "nnictl-env"]
 # The limits are 1 s and 2 s on a quiet machine; the best of three tries forgives a busy one.
 TRIES = 3
 
@@ -212,6 +212,36 @@ def test_nnictl_env_is_quoted_for_the_shell(
     assert subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout == "\n".join(
         values.values()
     )
+
+
+def test_sections_of_other_commands_are_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("nni_bayes_nas.experiment.runner.run", lambda *arguments, **options: 0)
+    text = "compress: {epochs: 3}\npredict: {tasks: 9}\n"
+    (folder / "all.yaml").write_text(text)
+    joint = "strategy: {name: dirichlet_darts, args: {weights: variational, weight_hypernet: piecewise_linear}}\n"
+    (folder / "joint.yaml").write_text(text + joint)
+
+    def told(command: str, file: str) -> list[str]:
+        assert main([command, file]) == 0
+        return re.findall("note: `(.*)` has no part in this run", capsys.readouterr().err)
+
+    assert told("run", "all.yaml") == ["compress", "predict"] and told("run", "joint.yaml") == ["predict"]
+    assert told("compress", "all.yaml") == told("predict", "all.yaml") == told("run", "small.yaml") == []
+
+
+def test_an_output_that_cannot_be_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything heavy; whoever is root may write everywhere, so the answer of the system is given here."""
+    (folder / "taken").mkdir()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "taken" and access(path, mode))
+    for command in ("run", "search", "compress", "predict"):
+        said = refused([command, "small.yaml", "--output", "taken/deep/run"], folder, capsys)
+        assert "`--output` must be writable" in said and "taken` is not" in said
+    assert "`taken` must be writable: evaluation.json" in refused(["evaluate", "taken"], folder, capsys)
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler, TensorDataset
+from torch.utils.data import Dataset, Sampler, TensorDataset
 
 from nni_bayes_nas import registry
 from nni_bayes_nas.config import DataConfig
 from nni_bayes_nas.errors import DataError, NniBayesNasError
+from nni_bayes_nas.experiment.data_objects import array_of, arrays_of
 from nni_bayes_nas.experiment.tasks import Task, task_of
 
 _SPLIT_SEED = 20_261_122  # one split for all seeds: test objects of one run are never training objects of another
@@ -204,14 +205,26 @@ def data_arguments(config: DataConfig) -> tuple[Any, dict[str, Any]]:
 
 
 def _arrays(raw: Any, name: str, task: Task) -> tuple[Any, Any, Any, Any]:
+    if isinstance(raw, Dataset):
+        raw = arrays_of(raw, name)
+    elif isinstance(raw, (tuple, list)) and len(raw) == 2 and all(isinstance(part, Dataset) for part in raw):
+        raw = (*arrays_of(raw[0], name), *arrays_of(raw[1], name))
     if not isinstance(raw, (tuple, list)) or len(raw) not in (2, 4):
-        raise DataError(f"data `{name}` must give (x, y) or (x, y, x_test, y_test), got {type(raw).__name__}.")
-    arrays = [a.numpy() if isinstance(a, Tensor) else np.asarray(a) for a in raw]
+        raise DataError(
+            f"data `{name}` must give (x, y) or (x, y, x_test, y_test), or one or two torch data sets, got "
+            f"{type(raw).__name__}."
+        )
+    arrays = [array_of(a, name) for a in raw]
     for x, y in zip(arrays[::2], arrays[1::2], strict=True):
         if x.ndim not in (2, 4) or not np.issubdtype(x.dtype, np.number) or np.iscomplexobj(x) or 0 in x.shape[1:]:
             raise DataError(
                 f"x of data `{name}` must be numbers (n, features) or (n, channels, height, width), "
                 f"got {x.dtype} {x.shape}; for gray images add the axis of the channel: x[:, None]."
+            )
+        if x.ndim == 4 and x.shape[3] in (1, 3, 4) and x.shape[1] == x.shape[2] > 4:
+            raise DataError(
+                f"x of data `{name}` must be (n, channels, height, width), got {x.shape}, where channels come last; "
+                "give x.transpose(0, 3, 1, 2)."
             )
         if y.ndim != 1 or len(y) != len(x):
             raise DataError(

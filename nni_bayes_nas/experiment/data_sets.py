@@ -71,10 +71,10 @@ def _torchvision(config: DataConfig, name: str) -> tuple[Any, ...]:
 
 def load_npz(config: DataConfig) -> tuple[Any, ...]:
     """A NumPy archive at `data.path` with x, y and, if there is a test set of its own, x_test, y_test."""
-    if config.path is None or not Path(config.path).is_file():
-        raise DataError(
-            f"data.path must name an .npz file, got {config.path!r}; write one with numpy.savez(path, x=x, y=y)."
-        )
+    if config.path is None:
+        raise DataError("data.path must name an .npz file, got none; write one with numpy.savez(path, x=x, y=y).")
+    if not Path(config.path).is_file():
+        raise DataError(f"data.path must name an .npz file, but there is no {Path(config.path).absolute()}; check it.")
     try:
         loaded = np.load(config.path, allow_pickle=False)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
@@ -99,6 +99,7 @@ def load_image_folder(config: DataConfig) -> tuple[Any, ...]:
 
     Classes are numbered in the alphabetical order of their folders in the training data. `data.image_size` scales the
     shorter side of every image to so many pixels and cuts the middle square out; `data.grayscale` keeps one channel.
+    Images are turned as their camera says; of 16 bits the upper eight are kept.
 
     Raises:
         DataError: Fewer than two classes, a class without an image, or images of different sizes without
@@ -153,7 +154,11 @@ def _images(folder: Path, classes: list[str], config: DataConfig, *, partial: bo
     x: Any = None
     for i, (path, _) in enumerate(files):
         with Image.open(path) as opened:
-            image = opened.convert("L" if config.grayscale else "RGB")
+            upright = ImageOps.exif_transpose(opened)
+            if upright.mode.startswith("I"):  # `convert` would make white of all that is above 255
+                values = np.asarray(upright)
+                upright = Image.fromarray((values >> 8 if values.max() > 255 else values).astype(np.uint8))
+            image = upright.convert("L" if config.grayscale else "RGB")
         if size is not None:
             image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
         pixels = np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)

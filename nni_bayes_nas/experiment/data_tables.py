@@ -12,6 +12,9 @@ import numpy as np
 from nni_bayes_nas.config import DataConfig
 from nni_bayes_nas.errors import DataError
 
+# More different numbers than so many, each in fewer lines than so many in the mean: they were measured.
+_MOST_NUMBERS, _LEAST_OF_EACH = 20, 10
+
 
 def load_wine(config: DataConfig) -> tuple[Any, Any]:
     """scikit-learn's wine: 178 wines, 13 measurements, 3 cultivars (Forina et al., 1988); no network."""
@@ -36,10 +39,13 @@ def load_csv(config: DataConfig) -> tuple[Any, Any]:
     numbers.
 
     Raises:
-        DataError: No such file, no line of numbers, lines of different lengths, or a value that is no number.
+        DataError: No such file, no line of numbers, lines of different lengths, a value that is no number, or classes
+            that look like what was measured.
     """
-    if config.path is None or not Path(config.path).is_file():
-        raise DataError(f"data.path must name a CSV file with a line of names, got {config.path!r}; check the path.")
+    if config.path is None:
+        raise DataError("data.path must name a CSV file with a line of names, got none; give its path.")
+    if not Path(config.path).is_file():
+        raise DataError(f"data.path must name a CSV file, but there is no {Path(config.path).absolute()}; check it.")
     try:
         with Path(config.path).open(newline="", encoding="utf-8") as file:
             reader = csv.reader(file)
@@ -71,8 +77,15 @@ def load_csv(config: DataConfig) -> tuple[Any, Any]:
         return np.array(x), np.array([_number(config, row[-1], number, names[-1]) for number, row in lines[1:]])
     words = [row[-1] for _, row in lines[1:]]
     # As numbers where all are: 1 and 1.0 are one class.
-    known: list[Any] = [float(word) for word in words] if all(map(_is_number, words)) else words
-    return np.array(x), np.unique(known, return_inverse=True)[1]
+    numbers = all(map(_is_number, words))
+    known: list[Any] = [float(word) for word in words] if numbers else words
+    classes, y = np.unique(known, return_inverse=True)
+    if numbers and len(classes) > _MOST_NUMBERS and len(y) < _LEAST_OF_EACH * len(classes):
+        raise DataError(
+            f"the target of {config.path} must be classes, but it is {len(classes)} different numbers in {len(y)} "
+            "lines; if it was measured set data.task: regression, if these are classes write them as words."
+        )
+    return np.array(x), y
 
 
 def synthetic(

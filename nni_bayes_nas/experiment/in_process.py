@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,9 @@ def search_in_process(config: Config, output: Path, resume: bool, command: str) 
         StoppedError: SIGINT or SIGTERM stopped the search; the summary says `failed` and names it.
         Exception: Whatever a search raises; the summary says `failed` and names it.
     """
+    if config.experiment.plan in ("compression", "architecture_prediction"):
+        # Plans of other commands, without a search: what is checked and kept is that of this one.
+        config = replace(config, experiment=replace(config.experiment, plan="search_and_retrain"))
     if resume:
         _check_resumable(config, output)
     else:

@@ -17,7 +17,7 @@ import psutil  # type: ignore[import-untyped]
 
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.errors import ConfigError, RunError
-from nni_bayes_nas.experiment import nni_compat, processes
+from nni_bayes_nas.experiment import nni_compat, nvml, processes
 from nni_bayes_nas.experiment.record import read_json
 from nni_bayes_nas.experiment.resources import Resources
 
@@ -179,7 +179,7 @@ def experiment_config(
             "code_directory": str(code_directory),
         },
     )
-    for key, value in nni_compat.gpu_schedule(resources.gpus, config.experiment.device).items():
+    for key, value in nvml.gpu_schedule(resources.gpus, config.experiment.device).items():
         setattr(nni_config if key == "trial_gpu_number" else nni_config.training_service, key, value)
     return nni_config
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from nni_bayes_nas.config import ExperimentConfig
 from nni_bayes_nas.errors import ConfigError
-from nni_bayes_nas.experiment import nni_compat
+from nni_bayes_nas.experiment import nni_compat, nvml
 
 # What libraries read when they are imported.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -26,7 +26,7 @@ class Resources:
         Raises:
             ConfigError: A GPU is demanded and there is none.
         """
-        gpus = 0 if config.device == "cpu" else nni_compat.visible_gpus()
+        gpus = 0 if config.device == "cpu" else nvml.visible_gpus()
         if config.device == "gpu" and gpus == 0:
             raise ConfigError(
                 "`experiment.device` gpu needs a GPU that NVML sees, there is none\n"
@@ -38,11 +38,21 @@ class Resources:
             # In the dispatcher: it was decided at the start, by us or by the YAML that nnictl was given.
             concurrency = int(given)
         elif gpus:
-            most = gpus if nni_compat.gpu_schedule(gpus, config.device) else 1
+            most = gpus if nvml.gpu_schedule(gpus, config.device) else 1
             concurrency = min(config.concurrency or most, most)
         else:
             concurrency = config.concurrency or min(2, cores)
         return cls(gpus, concurrency, config.threads or max(1, cores // concurrency))
+
+    def notes(self, config: ExperimentConfig) -> list[str]:
+        """What of the configuration, or of the environment, does not come about: a line each."""
+        said, hidden = [], os.environ.get("CUDA_VISIBLE_DEVICES")
+        if config.concurrency is not None and config.concurrency > self.concurrency:
+            n = f"{self.gpus} GPU(s)" if self.gpus else "the experiment"
+            said.append(f"experiment.concurrency {config.concurrency} is more than {n} can have: {self.concurrency}")
+        if config.device == "auto" and not self.gpus and hidden and (there := nvml.installed_gpus()):
+            said.append(f"CUDA_VISIBLE_DEVICES={hidden} names none of {there} GPU(s): the run is on the CPU")
+        return said
 
 
 def _cores() -> int:

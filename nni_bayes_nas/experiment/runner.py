@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -55,7 +56,7 @@ def run(
     """
     output = Path(output).resolve()
     code_directory = Path(code_directory or Path.cwd()).resolve()
-    config = with_architecture(config)  # the run folder is all that `export` needs
+    config = on_its_device(with_architecture(config))  # the run folder is all that `export` needs
     with _signals():
         manager = None
         try:
@@ -66,6 +67,8 @@ def run(
             else:
                 refuse_other_run(output)
                 resources = Resources.choose(config.experiment)
+                for note in resources.notes(config.experiment):
+                    print(f"note: {note}", file=sys.stderr, flush=True)
                 launch.check_port(config.experiment.port)
                 config = checked(config)
                 before = None
@@ -89,6 +92,14 @@ def run(
         manager.stop(output)
         _add_stop(output, time.monotonic() - began)
         return _finish(output)
+
+
+def on_its_device(config: Config) -> Config:
+    """Networks of few connections are trained on the CPU, where GPUs would only hold up trials side by side."""
+    small = config.experiment.plan == "architecture_prediction" and not config.predict.cells
+    if not small or config.experiment.device != "auto":
+        return config
+    return replace(config, experiment=replace(config.experiment, device="cpu"))
 
 
 def _resume(config: Config, output: Path) -> tuple[Manager | None, dict[str, Any] | None]:

@@ -40,7 +40,11 @@ def test_every_file_is_a_configuration() -> None:
 
 @pytest.mark.parametrize(
     ("file", "plan"),
-    [("compress-digits", "compression"), ("predict-digits", "architecture_prediction"), ("joint-digits", "search")],
+    [
+        ("compress-digits", "compression"),
+        ("predict-digits", "architecture_prediction"),
+        ("joint-digits", "search_and_retrain"),
+    ],
 )
 def test_those_of_digits_pass_the_checks_before_a_run(file: str, plan: str) -> None:
     build.validate(load_config(CONFIGS / f"{file}.yaml", [f"experiment.plan={plan}"]))

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from nni_bayes_nas.config import Config, DataConfig
 from nni_bayes_nas.errors import ConfigError, DataError
@@ -177,6 +179,7 @@ GOOD = np.random.default_rng(0).normal(size=(40, 3))
         ({"x": np.where(GOOD > 2, np.inf, GOOD), "y": np.arange(40) % 2}, "x of .* must be finite"),
         ({"x": GOOD[:, :, None], "y": np.arange(40) % 2}, r"\(n, features\)"),
         ({"x": GOOD + 0j, "y": np.arange(40) % 2}, r"\(n, features\)"),
+        ({"x": np.zeros((40, 8, 8, 3)), "y": np.arange(40) % 2}, r"channels come last; give x.transpose\(0, 3, 1, 2\)"),
         ({"x": GOOD[:, :0], "y": np.arange(40) % 2}, r"\(n, features\)"),
         ({"x": GOOD, "y": GOOD[:, 0], "task": "regression", "val_limit": 1}, "at least 2 object"),
         ({"x": GOOD, "y": np.arange(40) % 2, "x_test": GOOD, "y_test": GOOD[:, 0]}, "classes of y"),
@@ -188,6 +191,64 @@ def test_data_that_do_not_fit_the_task_are_refused(tmp_path: Path, values: dict[
     with pytest.raises(DataError, match=message) as caught:
         load_data(npz(tmp_path, **values))
     assert len(str(caught.value).splitlines()) <= 3
+
+
+class Objects(Dataset):
+    """Pairs of a picture and its class, drawn from arrays, as a user's own data set gives them."""
+
+    def __init__(self, x: Any, y: Any, kind: str = "tensor") -> None:
+        self.x, self.y, self.kind = x, y, kind
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, index: int) -> Any:
+        x = self.x[index]
+        if self.kind == "image":
+            return Image.fromarray(x.transpose(1, 2, 0)), int(self.y[index])
+        if self.kind == "ragged" and index == 3:
+            return x[:, :2], self.y[index]
+        return x if self.kind == "alone" else (torch.from_numpy(x), self.y[index])
+
+
+class Endless(IterableDataset):
+    def __iter__(self) -> Any:
+        return iter(())
+
+
+def given(raw: Any, monkeypatch: pytest.MonkeyPatch) -> DataSplits:
+    """Of a function of the user's that returns this."""
+    monkeypatch.setattr("nni_bayes_nas.registry.resolve", lambda *_: lambda: raw)
+    return load_data(DataConfig(name="mine:load"))
+
+
+def test_torch_data_sets_are_read_as_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (60, 3, 5, 4), dtype=np.uint8)
+    y = np.arange(60) % 3
+    whole = parts(given((x, y), monkeypatch))
+    for one in (Objects(x, y), Objects(x, y, "image"), TensorDataset(torch.from_numpy(x), torch.from_numpy(y))):
+        assert all(torch.equal(a, b) for a, b in zip(parts(given(one, monkeypatch)), whole, strict=True))
+    both = given((Objects(x[:40], y[:40]), Objects(x[40:], y[40:])), monkeypatch)
+    assert both.test.tensors[1].tolist() == y[40:].tolist() and len(both.train) + len(both.val) == 40
+    # Tensors of any kind: those of a graph, and of half the bits.
+    floats = torch.from_numpy(x[:, :, 0, 0]).float().requires_grad_().bfloat16()
+    assert given((floats, torch.from_numpy(y)), monkeypatch).shape == (3,)
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (Objects(GOOD, np.arange(40) % 2, "alone"), r"pairs \(x, y\), number 0 is a ndarray"),
+        (Objects(np.zeros((40, 3, 4, 4)), np.arange(40) % 2, "ragged"), r"one shape, number 3 has \(3, 2, 4\)"),
+        (Objects(GOOD[:0], GOOD[:0, 0]), "must have objects, got none"),
+        (Endless(), "must have a length, Endless has none"),
+        (({"a": 1},), "or one or two torch data sets, got tuple"),
+        (([[1.0], [1.0, 2.0]], [0, 1]), "must be arrays of numbers, but one is none"),
+    ],
+)
+def test_what_is_no_data_set_is_refused(raw: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match=message):
+        given(raw, monkeypatch)
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,22 @@ def test_images_are_resized_without_being_squeezed(tmp_path: Path) -> None:
         load_image_folder(DataConfig(name="image_folder", root=str(tmp_path)))
 
 
+def test_images_of_16_bits_and_turned_ones(tmp_path: Path) -> None:
+    """The upper eight bits are kept; what a camera has turned is turned back."""
+    wide = np.full((4, 6), 1000, np.uint16)
+    wide[0] = 65_535
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(wide).save(tmp_path / name / "0.png")
+        turned = Image.fromarray(np.arange(24, dtype=np.uint8).reshape(6, 4))
+        exif = turned.getexif()
+        exif[0x0112] = 6  # to be turned clockwise
+        turned.save(tmp_path / name / "1.png", exif=exif)
+    x, _ = load_image_folder(DataConfig(name="image_folder", root=str(tmp_path), grayscale=True))
+    assert x.shape == (4, 1, 4, 6) and (x[0, 0, 0] == 255).all() and (x[0, 0, 1:] == 1000 >> 8).all()
+    assert x[1, 0].tolist() == np.rot90(np.arange(24).reshape(6, 4), -1).tolist()
+
+
 def test_image_folders_without_classes_are_refused(tmp_path: Path) -> None:
     def message(root: Path | None) -> str:
         with pytest.raises(DataError) as caught:

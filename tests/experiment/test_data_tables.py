@@ -56,8 +56,19 @@ def test_no_table(text: str, message: str, tmp_path: Path) -> None:
         load_csv(written(tmp_path / "a.csv", text))
 
 
+def test_measured_numbers_are_no_classes(tmp_path: Path) -> None:
+    """30 numbers in 60 lines; as words they are classes, and so are 30 numbers in 300 lines."""
+    lines = [f"{i},{{}}{i % 30}" for i in range(300)]
+    few = "a,y\n" + "\n".join(lines[:60])
+    with pytest.raises(DataError, match="30 different numbers in 60 lines; if it was measured set data.task"):
+        load_csv(written(tmp_path / "a.csv", few.replace("{}", "")))
+    for text in (few.replace("{}", "k"), "a,y\n" + "\n".join(lines).replace("{}", "")):
+        assert len(set(load_csv(written(tmp_path / "b.csv", text))[1])) == 30
+    assert load_csv(written(tmp_path / "c.csv", few.replace("{}", ""), task="regression"))[1][31] == 1.0
+
+
 def test_missing_table(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="must name a CSV file"):
+    with pytest.raises(DataError, match="must name a CSV file, but there is no /"):
         load_csv(DataConfig(name="csv", path=str(tmp_path / "none.csv")))
     (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="in UTF-8"):

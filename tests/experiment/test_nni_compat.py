@@ -11,7 +11,7 @@ import nni
 import nni_node
 import pytest
 
-from nni_bayes_nas.experiment import nni_compat
+from nni_bayes_nas.experiment import nni_compat, nvml
 
 NODE = Path(nni_node.__path__[0])
 STUB = Path(__file__).parent / "stub_nvml"
@@ -176,7 +176,7 @@ def test_visible_gpus(count: int, hidden: str | None, expected: int) -> None:
     env.pop("CUDA_VISIBLE_DEVICES", None)
     if hidden is not None:
         env["CUDA_VISIBLE_DEVICES"] = hidden
-    code = "from nni_bayes_nas.experiment.nni_compat import visible_gpus as v; print(v())"
+    code = "from nni_bayes_nas.experiment.nvml import visible_gpus as v; print(v())"
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert done.stdout.strip() == str(expected), done.stderr
 
@@ -194,16 +194,16 @@ def test_the_stub_answers_what_nnis_collector_asks() -> None:
 
 def test_gpu_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert nni_compat.gpu_schedule(0, "auto") == nni_compat.gpu_schedule(2, "cpu") == {}
-    assert nni_compat.gpu_schedule(2, "auto") == {"trial_gpu_number": 1, "use_active_gpu": True}
-    assert nni_compat.gpu_schedule(1, "gpu")["max_trial_number_per_gpu"] == 2
-    monkeypatch.setattr(nni_compat, "_gpu_uuids", lambda: ["GPU-aa-0", "GPU-bb-1", "GPU-cc-2", "GPU-dd-3"])
+    assert nvml.gpu_schedule(0, "auto") == nvml.gpu_schedule(2, "cpu") == {}
+    assert nvml.gpu_schedule(2, "auto") == {"trial_gpu_number": 1, "use_active_gpu": True}
+    assert nvml.gpu_schedule(1, "gpu")["max_trial_number_per_gpu"] == 2
+    monkeypatch.setattr(nvml, "_gpu_uuids", lambda: ["GPU-aa-0", "GPU-bb-1", "GPU-cc-2", "GPU-dd-3"])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,3")
-    assert nni_compat.gpu_schedule(2, "auto")["gpu_indices"] == [1, 3]
+    assert nvml.gpu_schedule(2, "auto")["gpu_indices"] == [1, 3]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-dd-3,GPU-bb")
-    assert nni_compat.gpu_schedule(2, "auto")["gpu_indices"] == [3, 1]
+    assert nvml.gpu_schedule(2, "auto")["gpu_indices"] == [3, 1]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-aa,MIG-bb")
-    assert nni_compat.gpu_schedule(2, "auto") == {}
+    assert nvml.gpu_schedule(2, "auto") == {}
 
 
 # ---- addresses

@@ -14,7 +14,7 @@ import pytest
 
 from nni_bayes_nas.config import Config, config_to_yaml
 from nni_bayes_nas.errors import ConfigError
-from nni_bayes_nas.experiment import launch, nni_compat, runner
+from nni_bayes_nas.experiment import launch, nni_compat, nvml, runner
 from nni_bayes_nas.experiment.record import write_json, write_text
 from nni_bayes_nas.experiment.resources import Resources
 from nni_bayes_nas.experiment.runner import run
@@ -76,30 +76,58 @@ def test_resume_without_nnis_database(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_gpu_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nni_compat, "visible_gpus", lambda: 0)
+    monkeypatch.setattr(nvml, "visible_gpus", lambda: 0)
     refused(tmp_path, "`experiment.device` gpu needs a GPU", config(device="gpu"))
 
 
 def test_gpu_that_torch_cannot_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nni_compat, "visible_gpus", lambda: 1)
+    monkeypatch.setattr(nvml, "visible_gpus", lambda: 1)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     refused(tmp_path, "needs a GPU that torch can use", config(device="gpu"))
 
 
 def test_resources(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nni_bayes_nas.experiment.resources._cores", lambda: 8)
-    monkeypatch.setattr(nni_compat, "visible_gpus", lambda: 3)
+    monkeypatch.setattr(nvml, "visible_gpus", lambda: 3)
     choose = Resources.choose
     assert choose(config(device="auto").experiment) == Resources(gpus=3, concurrency=3, threads=2)
     assert choose(config(device="auto", concurrency=9).experiment).concurrency == 3
     assert choose(config().experiment) == Resources(gpus=0, concurrency=2, threads=4)
     assert choose(config(concurrency=16).experiment) == Resources(gpus=0, concurrency=16, threads=1)
-    monkeypatch.setattr(nni_compat, "visible_gpus", lambda: 0)
+    monkeypatch.setattr(nvml, "visible_gpus", lambda: 0)
     assert choose(config(device="auto", threads=5).experiment) == Resources(gpus=0, concurrency=2, threads=5)
 
 
+def test_what_does_not_come_about_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvml, "_gpu_uuids", lambda: ["GPU-aa-0"])
+    monkeypatch.delenv("SDK_PROCESS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+
+    def notes(**experiment: Any) -> list[str]:
+        settings = config(**experiment).experiment
+        return Resources.choose(settings).notes(settings)
+
+    assert notes(device="auto") == ["CUDA_VISIBLE_DEVICES=5 names none of 1 GPU(s): the run is on the CPU"]
+    assert notes() == notes(concurrency=4) == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert notes(device="auto", concurrency=4) == ["experiment.concurrency 4 is more than 1 GPU(s) can have: 1"]
+    assert notes(device="auto", concurrency=1) == notes(device="auto") == []
+
+
+def test_small_networks_are_predicted_on_the_cpu() -> None:
+    """As many trials at a time as there are cores, on machines with a GPU too; cells are searched there."""
+
+    def device(**sections: Any) -> str:
+        return runner.on_its_device(Config.from_dict(sections)).experiment.device
+
+    plan = {"plan": "architecture_prediction"}
+    assert device(experiment=plan) == "cpu" and device() == "auto"
+    assert device(experiment=plan, predict={"cells": 3}) == "auto"
+    assert device(experiment={**plan, "device": "gpu"}) == "gpu"
+
+
 def test_mig_devices_are_used_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nni_compat, "_gpu_uuids", lambda: ["GPU-aa-0", "GPU-bb-1"])
+    monkeypatch.setattr(nvml, "_gpu_uuids", lambda: ["GPU-aa-0", "GPU-bb-1"])
     monkeypatch.delenv("SDK_PROCESS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-aa,MIG-bb")
     assert Resources.choose(config(device="auto", concurrency=2).experiment).concurrency == 1

@@ -10,6 +10,7 @@ import pytest
 
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.errors import ConfigError, RunError
+from nni_bayes_nas.experiment import nvml
 from nni_bayes_nas.experiment import tuner as module
 from nni_bayes_nas.experiment.record import read_json, write_json
 from nni_bayes_nas.experiment.tuner import PlanTuner
@@ -234,7 +235,7 @@ def test_when_a_fork_server_is_started(
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     monkeypatch.setenv("NNI_LOG_DIRECTORY", str(tmp_path / "abc" / "log"))
     monkeypatch.setattr(module.nni_compat, "trials_are_local", lambda: local)
-    monkeypatch.setattr(module.nni_compat, "visible_gpus", lambda: gpus)
+    monkeypatch.setattr(nvml, "visible_gpus", lambda: gpus)
     monkeypatch.setattr(module.fork_server, "start", lambda *arguments: started.append(arguments))
     make(tmp_path, **{"threads": 3, **experiment})
     assert len(started) == expected
