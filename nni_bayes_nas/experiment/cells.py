@@ -129,11 +129,9 @@ def run_predict_cells(
         for choices, log_prob in model.predict(condition, lam, config.predict.cell_draws):
             cell = Architecture(choices).canonical()
             row = {"choices": cell, "lambda": lam, "log_prob": log_prob, "origin": "predicted"}
-            if (word := json.dumps(cell)) not in found:
-                found[word] = {**row, "lambdas": [], **_size(config, data, cell, seed)}
-            found[word]["lambdas"].append(lam)
+            found.setdefault(json.dumps(cell), {**row, "lambdas": []})["lambdas"].append(lam)
     predicted = time.perf_counter() - fitted
-    architectures = list(found.values())
+    architectures = [{**row, **_size(config, data, row["choices"], seed)} for row in found.values()]
     write_json(directory / "cells.json", architectures)
     report({"default": -loss, "epoch": 0})
     seconds = round(time.perf_counter() - started, 2)

@@ -46,3 +46,24 @@ def run(name: str, output: Path, seeds: int = 1, *more: str) -> tuple[str, dict[
     for target in result["targets"]:
         assert set(target) == {"name", "what", "value", "limit", "better", "holds"}
     return done.stdout, result
+
+
+def fake_mnist(folder: Path) -> Path:
+    """Images in the files of MNIST, whose class is a bright row."""
+    import gzip
+
+    import numpy as np
+
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for part, n in (("train", 1300), ("t10k", 100)):
+        y = generator.integers(0, 10, n).astype(np.uint8)
+        x = generator.integers(0, 60, (n, 28, 28)).astype(np.uint8)
+        x[np.arange(n), 2 * y + 4] += 150
+        for name, values, magic in ((f"{part}-images-idx3-ubyte", x, 2051), (f"{part}-labels-idx1-ubyte", y, 2049)):
+            head = np.array([magic, *values.shape], dtype=">i4").tobytes()
+            (raw / name).write_bytes(head + values.tobytes())
+            with gzip.open(raw / f"{name}.gz", "wb") as file:
+                file.write(head + values.tobytes())
+    return folder

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from benchmark_scripts import module, run, script_folder  # noqa: F401 (a fixture)
+from benchmark_scripts import fake_mnist, module, run, script_folder  # noqa: F401 (a fixture)
 
 
 def rows(gain: float = 0.1, data: tuple[str, ...] = ("a", "b")) -> list[dict]:
@@ -206,7 +206,10 @@ def test_gaps_of_cells_by_hand() -> None:
 
 @pytest.mark.slow
 def test_prediction_of_cells(tmp_path: Path) -> None:
-    said, result = run("prediction_cells", tmp_path / "cells.json", 2)
+    data = ("--data", "mnist", "--root", str(fake_mnist(tmp_path)))
+    said, result = run("prediction_cells", tmp_path / "cells.json", 2, *data)
+    # Each of the two data sets in turn is left out.
+    assert {row["data"] for row in result["rows"] if row["arm"] == "predicted"} == {"digits", "mnist"}
     arms = {row["arm"] for row in result["rows"]}
     assert {"predicted", "constant", "random", "searched", "bank", "prediction"} == arms and result["complete"]
     assert "predicted - random" in said and all(row["tried"] <= 2 for row in result["rows"] if "tried" in row)

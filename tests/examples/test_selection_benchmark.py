@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_scripts import module, run, script_folder  # noqa: F401 (a fixture)
+from benchmark_scripts import fake_mnist, module, run, script_folder  # noqa: F401 (a fixture)
 
 from nni_bayes_nas.optim import SelectiveOptimization
 
@@ -267,24 +267,3 @@ def test_selection_in_a_search(tmp_path: Path) -> None:
     assert rows["full"]["milliseconds"] is None and set(rows["prefix 0.2"]["milliseconds"]) == {"before", "after"}
     assert all(row["training_seconds"] > 0 and 0 < row["val_accuracy"] <= 100 for row in rows.values())
     assert "times as fast" in said
-
-
-def fake_mnist(folder: Path) -> Path:
-    """Images in the files of MNIST, whose class is a bright row."""
-    import gzip
-
-    import numpy as np
-
-    raw = folder / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    generator = np.random.default_rng(0)
-    for part, n in (("train", 1300), ("t10k", 100)):
-        y = generator.integers(0, 10, n).astype(np.uint8)
-        x = generator.integers(0, 60, (n, 28, 28)).astype(np.uint8)
-        x[np.arange(n), 2 * y + 4] += 150
-        for name, values, magic in ((f"{part}-images-idx3-ubyte", x, 2051), (f"{part}-labels-idx1-ubyte", y, 2049)):
-            head = np.array([magic, *values.shape], dtype=">i4").tobytes()
-            (raw / name).write_bytes(head + values.tobytes())
-            with gzip.open(raw / f"{name}.gz", "wb") as file:
-                file.write(head + values.tobytes())
-    return folder

@@ -44,6 +44,18 @@ def test_search_in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert json.loads((output / "summary.json").read_text()) == summary
 
 
+def test_a_search_is_checked_whatever_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of files for other commands too."""
+    monkeypatch.chdir(tmp_path)
+    Path("small.yaml").write_text(SMALL)
+    for plan in ("search_and_retrain", "compression", "architecture_prediction"):
+        more = ["--set", f"experiment.plan={plan}", "--set", "space.args.num_classes=3"]
+        assert main(["search", "small.yaml", *more]) == 2
+        assert "10" in capsys.readouterr().err and not Path("runs").exists()
+
+
 def test_interrupted_then_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
