@@ -25,7 +25,7 @@ venv: $(INSTALLED)
 # uv installs torch and the CUDA wheels in seconds where pip alone takes minutes. The stamp is touched last: an
 # installation that was broken off is done again.
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
-	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 	test -x .venv/bin/uv || .venv/bin/python -m pip install --quiet --disable-pip-version-check uv
 	.venv/bin/uv pip install --python .venv/bin/python -c constraints.txt -e '.[dev]'
 	touch $@

@@ -44,7 +44,8 @@ class CellSpace(ModelSpace):  # type: ignore[misc]
         in_channels: Channels of the data.
         num_classes: Classes of the data.
         stem: Size of the images that it is made for. 8, 32: one convolution; 28, 64: one with stride 2; 224: three
-            with stride 2. Images of other sizes run too.
+            with stride 2. Images of other sizes run too; a search refuses those of twice the size and more, which would
+            pass the cells whole.
         width: Channels of every node of the first cell.
         n_cells: Cells.
         n_nodes: Nodes per cell.
@@ -92,7 +93,7 @@ class CellSpace(ModelSpace):  # type: ignore[misc]
         _check_training(n_cells, growth, auxiliary, drop_path)
         if stem not in _STEMS:
             raise SpaceError(f"stem must be one of {list(_STEMS)}, the size of the images it is for, got {stem}.")
-        self.drop_path = drop_path
+        self.drop_path, self.made_for = drop_path, stem
         self.stem = image_stem(in_channels, width, _STEMS[stem])
         self.cells = nn.ModuleList()
         channels = [width, width]

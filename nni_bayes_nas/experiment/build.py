@@ -206,6 +206,7 @@ def validate(config: Config) -> Config:
             return config
         cells.check(config)
     space = build_space(config, data, config.seed)
+    _check_image_size(data, space)
     _check_search(config, data, space)
     _check_retraining(config, data, space)
     for changes in config.search.variants:
@@ -241,6 +242,16 @@ def _check_search(config: Config, data: DataSplits, space: Any) -> None:
     strategy.check_order(supernet, data.shape)
     if config.search.replicas > 1:
         check_stackable(supernet, data.shape, "search.replicas", strategy.template, strategy.structure.mean(None))
+
+
+def _check_image_size(data: DataSplits, space: Any) -> None:
+    """Refuses images of twice the size that a space says it is made for, and more."""
+    size = max(data.shape[1:], default=0)
+    if (made_for := getattr(space, "made_for", None)) is not None and size >= 2 * made_for:
+        raise ConfigError(
+            f"`space.args.stem` must be for images of about {size} pixels, got {made_for}: every cell would have "
+            f"{(size // made_for) ** 2} times the work\nset it to a larger one, or data.image_size to a smaller one"
+        )
 
 
 def _check_replicas(config: Config, strategy: Any) -> None:

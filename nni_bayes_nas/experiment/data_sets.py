@@ -73,10 +73,11 @@ def load_npz(config: DataConfig) -> tuple[Any, ...]:
     """A NumPy archive at `data.path` with x, y and, if there is a test set of its own, x_test, y_test."""
     if config.path is None:
         raise DataError("data.path must name an .npz file, got none; write one with numpy.savez(path, x=x, y=y).")
-    if not Path(config.path).is_file():
-        raise DataError(f"data.path must name an .npz file, but there is no {Path(config.path).absolute()}; check it.")
+    path = Path(config.path).expanduser().absolute()
+    if not path.is_file():
+        raise DataError(f"data.path must name an .npz file, but there is no {path}; check it.")
     try:
-        loaded = np.load(config.path, allow_pickle=False)
+        loaded = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(
             f"data.path must name an .npz file, but {config.path} is none; write one with numpy.savez(path, x=x, y=y)."
@@ -178,4 +179,4 @@ def _images(folder: Path, classes: list[str], config: DataConfig, *, partial: bo
 def _root(config: DataConfig, what: str, remedy: str) -> str:
     if config.root is None:
         raise DataError(f"data.root must name {what}, got none; {remedy}.")
-    return config.root
+    return str(Path(config.root).expanduser())

@@ -44,10 +44,11 @@ def load_csv(config: DataConfig) -> tuple[Any, Any]:
     """
     if config.path is None:
         raise DataError("data.path must name a CSV file with a line of names, got none; give its path.")
-    if not Path(config.path).is_file():
-        raise DataError(f"data.path must name a CSV file, but there is no {Path(config.path).absolute()}; check it.")
+    path = Path(config.path).expanduser().absolute()
+    if not path.is_file():
+        raise DataError(f"data.path must name a CSV file, but there is no {path}; check it.")
     try:
-        with Path(config.path).open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             reader = csv.reader(file)
             lines = [(reader.line_num, [text.strip() for text in line]) for line in reader if line]
     except (OSError, UnicodeDecodeError, csv.Error) as error:

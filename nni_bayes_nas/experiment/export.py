@@ -214,7 +214,7 @@ def _check_format(format: str) -> None:
     if missing := [name for name in FORMATS[format] if importlib.util.find_spec(name) is None]:
         raise ConfigError(
             f"`--format {format}` needs the extra `export`, but {' and '.join(missing)} cannot be imported\n"
-            "install them: pip install 'nni-bayes-nas[export]'; or take --format pt2"
+            f"install them: pip install {' '.join(missing)}; or take --format pt2"
         )
 
 

@@ -139,7 +139,9 @@ def unsplit(data: DataConfig) -> DataConfig:
     usual = DataConfig()
     names = ("val_fraction", "val_split", "test_fraction", "skip", "limit", "val_limit")
     split = {name: getattr(usual, name) for name in names}
-    root, path = (None if place is None else str(Path(place).resolve()) for place in (data.root, data.path))
+    root, path = (
+        None if place is None else str(Path(place).expanduser().resolve()) for place in (data.root, data.path)
+    )
     return replace(data, **split, root=root, path=path, on_gpu=usual.on_gpu, download=usual.download)
 
 

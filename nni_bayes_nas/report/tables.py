@@ -297,7 +297,7 @@ def architecture_rows(run: RunFolder) -> list[list[str]]:
     for row in run.architectures:
         results = [r for r in row.get("retrain") or [] if isinstance(r, dict)]
         seconds = [float(r["seconds"]) for r in results if isinstance(r.get("seconds"), int | float)]
-        log_prob = row.get("log_prob")
+        log_prob = measure([row.get("log_prob")]).mean
         rows.append(
             [
                 str(row.get("id", "?")),
@@ -306,7 +306,7 @@ def architecture_rows(run: RunFolder) -> list[list[str]]:
                 count(row.get("params")),
                 macs(row.get("macs")),
                 *([number(row.get("latency"))] if timed else []),
-                f"{log_prob:.2f}".replace("-", "−") if isinstance(log_prob, int | float) else DASH,
+                f"{log_prob:.2f}".replace("-", "−") if log_prob is not None else DASH,
                 scored(retrained(row, score.val), score.percent),
                 scored(retrained(row, score.test), score.percent),
                 *(scored(retrained(row, key), share) for key, _, share in score.beside),

@@ -75,6 +75,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     np.save(tmp_path / "one.npy", np.zeros(3))
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "real.npz", x=rng.random((60, 1, 8, 8)), y=rng.random(60))
+    np.savez(tmp_path / "wide.npz", x=rng.random((60, 1, 20, 16)), y=np.arange(60) % 10)
     np.savez(tmp_path / "same.npz", x=rng.random((60, 1, 8, 8)), y=np.zeros(60))
     return tmp_path
 
@@ -104,6 +105,7 @@ def refusal(values: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[
             ["one real target", "10 outputs", "num_classes"],
         ),
         ({"space": {"name": "dense", "args": {"num_outputs": 3}}}, ["10 classes", "3 outputs", "num_outputs"]),
+        ({"data": {"name": "npz", "path": "wide.npz"}}, ["stem", "20 pixels", "got 8", "4 times the work"]),
         ({"data": {"name": "npz", "path": "same.npz", "task": "regression"}}, ["targets differ", "0 to 0"]),
         (
             {"data": {"task": "regression"}, "retrain": {"label_smoothing": 0.1}, "space": {"name": "chain"}},

@@ -67,9 +67,12 @@ def test_measured_numbers_are_no_classes(tmp_path: Path) -> None:
     assert load_csv(written(tmp_path / "c.csv", few.replace("{}", ""), task="regression"))[1][31] == 1.0
 
 
-def test_missing_table(tmp_path: Path) -> None:
+def test_missing_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="must name a CSV file, but there is no /"):
         load_csv(DataConfig(name="csv", path=str(tmp_path / "none.csv")))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    written(tmp_path / "home.csv", "a,y\n1,2\n")
+    assert load_csv(DataConfig(name="csv", path="~/home.csv"))[0].tolist() == [[1.0]]
     (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="in UTF-8"):
         load_csv(DataConfig(name="csv", path=str(tmp_path / "bytes.csv")))

@@ -220,7 +220,8 @@ def test_null_and_nan_values_do_no_harm(run_folder, edit_summary):
         summary["experiment"] = None
 
     edit_summary(folder, change)
-    report(folder)
+    text = report(folder)
+    assert "–" in text and not re.search(r">\s*(nan|None)\b", text)
 
 
 def test_several_folders_give_a_report_each(run_folder):
