@@ -60,7 +60,7 @@ def test_measured_numbers_are_no_classes(tmp_path: Path) -> None:
     """30 numbers in 60 lines; as words they are classes, and so are 30 numbers in 300 lines."""
     lines = [f"{i},{{}}{i % 30}" for i in range(300)]
     few = "a,y\n" + "\n".join(lines[:60])
-    with pytest.raises(DataError, match="30 different numbers in 60 lines; if it was measured set data.task"):
+    with pytest.raises(DataError, match=r"30 different numbers in 60 lines; if it was measured set data\.task"):
         load_csv(written(tmp_path / "a.csv", few.replace("{}", "")))
     for text in (few.replace("{}", "k"), "a,y\n" + "\n".join(lines).replace("{}", "")):
         assert len(set(load_csv(written(tmp_path / "b.csv", text))[1])) == 30
