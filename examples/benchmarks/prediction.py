@@ -7,14 +7,14 @@ bank: searches on parts of all of them, with the same budgets (n: features). Eac
 made-up ones, which one generator draws, together: a meta-model learns from the parts of the others alone, and predicts
 networks for all of its data at n, 5 n and a tenth of the connections of the dense network. The three best-ranked are
 trained on all training data, validation data choose one, test data are read once. Beside it, chosen in the same way:
-connections at random, SNIP and magnitude (of three tries, and of as many connections), AdaNet-style growth and low rank
-(of five, of as many parameters as a network at random has, their rates and penalties chosen by validation data for
-every data set and budget), the dense network (at three rates); and the inner search of the bank, on all data. Networks
-of a job are trained side by side.
+connections at random, SNIP and magnitude, of three tries and as many connections; AdaNet-style growth and low rank, of
+three tries and as many parameters as a network at random has, their rates and penalties chosen by validation data for
+every data set and budget; the dense network, at three rates; and the inner search of the bank, on all data. Networks of
+a job are trained side by side.
 
 Controls: "relevance", networks at random of the features that come first in their order; random, relevance, SNIP and
 magnitude networks of which as many are drawn as of a decoder and the same ranker picks three ("ranked"; of AdaNet and
-low rank there is none: they have five tries, where ours are three of sixteen); networks of the widths and activations
+low rank there is none: they have three tries, where ours are three of sixteen); networks of the widths and activations
 that a decoder gives, with connections as in "relevance", of which it picks three ("same shape"); and decoders that are
 shown the objects of another data set, with the right numbers of features and classes ("shuffled"). What is not better
 than these has learned nothing of networks.

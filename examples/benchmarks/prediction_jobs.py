@@ -265,7 +265,7 @@ def of_other_form(name: Any, settings: Any, data: Any, budget: int, seed: int, a
     from nni_bayes_nas.prediction.training import best
 
     rate, penalty = at
-    options = {"tries": settings.verify + 2, "vocabulary": vocabulary_of(settings), "deepest": tuple(settings.deepest)}
+    options = {"tries": settings.verify, "vocabulary": vocabulary_of(settings), "deepest": tuple(settings.deepest)}
     how = Training(settings.train_steps, learning_rate=rate * Training().learning_rate)
     return best(baseline(name, data, budget, how, **options, seed=seed, penalty=penalty))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -34,6 +34,28 @@ class Subnetwork(nn.Module):
     def depth(self) -> int:
         """Hidden layers."""
         return len(self.layers)
+
+    def units(self, seen: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """The units of its layers, and its logits, of what it sees: see `Grown.seen`."""
+        h, found = seen[0], list[Tensor]()
+        for k, layer in enumerate(self.layers):
+            h = layer(torch.cat([h, seen[k]], 1) if 0 < k < len(seen) - 1 else h).relu()
+            found.append(h)
+        return found, self.out(h)
+
+
+class _Last(nn.Module):
+    """The sum with one subnetwork more; objects are what it sees, side by side: what is there is not computed again."""
+
+    def __init__(self, one: Subnetwork, sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.one, self.sizes = one, list(sizes)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Logits."""
+        seen = torch.split(z, self.sizes, 1)
+        logits: Tensor = seen[-1] + self.one.units(seen)[1]
+        return logits
 
 
 class Grown(nn.Module):
@@ -66,21 +88,21 @@ class Grown(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of objects `(n, features)`."""
+        return self.seen(x)[-1]
+
+    def seen(self, x: Tensor) -> list[Tensor]:
+        """What another subnetwork sees: the features, the units of every layer of those that are there, their logits.
+
+        A list of `(n, ...)`; a subnetwork sees what there was when it was made.
+        """
         x = x[:, self.order]
-        hidden: list[list[Tensor]] = []  # by layer, of the subnetworks so far
-        logits = x.new_zeros(len(x), self.n_outputs)
+        found = [x, x.new_zeros(len(x), self.n_outputs)]
         for one in self.parts:
-            h = x
-            # A subnetwork sees what there was when it was made.
-            earlier = [list(each) for each in hidden]
-            for k, layer in enumerate(one.layers):
-                inputs = [h, *earlier[k - 1]] if 0 < k <= len(earlier) else [h]
-                h = layer(torch.cat(inputs, 1)).relu()
-                if k == len(hidden):
-                    hidden.append([])
-                hidden[k].append(h)
-            logits = logits + one.out(h)
-        return logits
+            units, logits = one.units(found)
+            for k, h in enumerate(units, 1):
+                found[k:-1] = [torch.cat([found[k], h], 1), *found[k + 1 : -1]] if k < len(found) - 1 else [h]
+            found[-1] = found[-1] + logits
+        return found
 
 
 def grow(
@@ -120,18 +142,23 @@ def grow(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         grown = Grown(order, *sizes, n_outputs)
-        least, depth = math.inf, 1
+        least, depth, paid = math.inf, 1, 0.0
+
+        def price(one: Subnetwork) -> Tensor:
+            return (penalty * math.sqrt(one.depth) + floor) * one.out.weight.abs().sum()
+
         while True:
             best: Subnetwork | None = None
+            with torch.no_grad():
+                seen = grown.seen(x)
+                paid = sum(float(price(one)) for one in grown.parts)
             for deep in (depth, depth + 1) if len(grown.subnetworks) else (1, 2):
                 candidate = grown.next(deep)
                 if parameters(grown) + parameters(candidate) > budget:
                     continue
-                grown.subnetworks.append(candidate)
-                value = _train_last(grown, x, y, how, seed, (penalty, floor))
+                value = paid + _trained(candidate, seen, y, how, seed, price)
                 if value < least:
                     best, least = candidate, value
-                del grown.subnetworks[-1]
             if best is None:
                 break
             grown.subnetworks.append(best)
@@ -140,19 +167,19 @@ def grow(
         raise ConfigError(
             f"no subnetwork of {sizes[1]} units and {sizes[0]} features has {budget} parameters; raise it."
         )
-    return grown.requires_grad_(True)
+    return grown
 
 
-def _train_last(grown: Grown, x: Tensor, y: Tensor, how: Training, seed: int, prices: tuple[float, float]) -> float:
-    """Train the last subnetwork; the objective on all training objects."""
-
-    def price(one: Subnetwork) -> Tensor:
-        return (prices[0] * math.sqrt(one.depth) + prices[1]) * one.out.weight.abs().sum()
-
-    last = grown.parts[-1]
-    grown.requires_grad_(False)
-    last.requires_grad_(True)
-    fit(grown, x, y, how, seed, lambda: price(last))
+def _trained(
+    one: Subnetwork,
+    seen: Sequence[Tensor],
+    y: Tensor,
+    how: Training,
+    seed: int,
+    price: Callable[[Subnetwork], Tensor],
+) -> float:
+    """Train another subnetwork; the loss of the sum with it on all training objects, and its price."""
+    module, z = _Last(one, [part.shape[1] for part in seen]), torch.cat(list(seen), 1)
+    fit(module, z, y, how, seed, lambda: price(one))
     with torch.no_grad():
-        loss = nn.functional.cross_entropy(grown(x), y)
-        return float(loss) + sum(float(price(one)) for one in grown.parts)
+        return float(nn.functional.cross_entropy(module(z), y)) + float(price(one))
