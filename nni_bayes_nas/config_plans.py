@@ -87,8 +87,8 @@ class CompressConfig:
         structured: Whether whole neurons and filters go.
         finetune_epochs: What is pruned is trained on for so many, by plain cross-entropy.
         finetune_learning_rate: At their first step.
-        posterior_finetune_epochs: What is read off is also trained on at its lambda by the bound, before it is pruned
-            (not in searches).
+        posterior_finetune_epochs: What is read off is also trained on at its lambda by the bound, before it is pruned,
+            at the rates of this section, of searches too.
         draws: Of the weights, for the predictive distribution.
         repeats: Trainings of each, with other seeds.
     """

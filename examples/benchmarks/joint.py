@@ -12,6 +12,8 @@ Networks of the cell space; the size of a network is the number of its parameter
                  and as many compressions as it has found cells
     random       the same for five cells that are drawn without looking at data, one in every fifth of log size
     joint        one search for q(structure, weights | lambda), read off at five lambda, cut
+    joint, trained on
+                 what it was read off as, trained on at its lambda by the bound for some epochs, and then cut
 
 What is cut is trained further for an epoch (digits: twenty, which have few steps), by plain cross-entropy, in all
 arms alike; "read off" are networks that have had no step of an optimizer since. The largest compression of an arm is
@@ -37,7 +39,7 @@ from typing import Any
 from baselines import Cells
 from contract import STEMS, data_section, parse, write_result
 from joint_figure import draw
-from joint_tables import ARMS, LOSS, points, print_tables, targets
+from joint_tables import ARMS, FURTHER, LOSS, points, print_tables, targets
 from workers import Job, Outcome, Store, Workers
 
 NAME = "joint"
@@ -70,6 +72,7 @@ class Setting:
     joint_rate: float = 6e-3
     tuning_rate: float = 3e-3
     references: int = 1
+    trained_on_epochs: int = 1
     val_fraction: float | None = None
 
 
@@ -84,12 +87,13 @@ _DIGITS: dict[str, Any] = {
     "joint_epochs": 100,
     "compress_epochs": 120,
     "finetune_epochs": 20,
+    "trained_on_epochs": 40,
     "tuning_rate": 1e-3,
 }
 PRESETS = {
     "smoke": Setting(2, 200, 100, 2, 2, 1, (0.0, 0.5)),
-    "cpu": Setting(16, 20_000, 4_000, 5, 40, 40, _FRACTIONS, references=3),
-    "gpu": Setting(16, None, 5_000, 50, 100, 100, _FRACTIONS, references=3),
+    "cpu": Setting(16, 20_000, 4_000, 5, 40, 40, _FRACTIONS, references=3, trained_on_epochs=10),
+    "gpu": Setting(16, None, 5_000, 50, 100, 100, _FRACTIONS, references=3, trained_on_epochs=30),
 }
 SEEDS = {"smoke": 1, "cpu": 3, "gpu": 5}
 
@@ -154,6 +158,9 @@ def search(options: argparse.Namespace, arm: str, seed: int) -> Job:
         section = {"epochs": setting.joint_epochs, **rates}
     section |= {"warmup_epochs": max(1, section["epochs"] // 5), "batch_size": 32, "lambdas": 5, "random": 0}
     config = {**common(options, seed), "strategy": strategy, "search": section, "compress": cut(options)}
+    if arm == "joint":
+        rates = {"learning_rate": setting.rate, "rho_learning_rate": 6e-3}  # of compressions
+        config["compress"] |= {**rates, "posterior_finetune_epochs": setting.trained_on_epochs}
     return Job(f"s{seed}-{arm}", "search", config, {"trial": f"search-{arm}-{seed}", "seed": seed}, (seed, 0))
 
 
@@ -246,11 +253,17 @@ class Runs:
                 numbers = {key: outcome["result"][key] for key in ("params", "val_accuracy", "test_accuracy")}
                 rows.append({**head, "lambda": None, "fraction": 0.0, **_percent(numbers)})
                 continue
+            every = outcome["result"]["compression"]
             if arm == "joint":
                 head["steps_after_search"] = outcome["result"]["search"]["optimizer_steps_after_search"]
-            for found in outcome["result"]["compression"]:
+                further = sum(found["posterior_finetuned"]["seconds"] for found in every)
+                after = {**head, "arm": FURTHER}
+                head["seconds"] = round(head["seconds"] - further, 2)
+            for found in every:
                 total = found.get("params") or sizes.get((arm, seed, i))
                 rows += _curve(head, found, total)
+                if arm == "joint":
+                    rows += _curve(after, {"lambda": found["lambda"], **found["posterior_finetuned"]}, total)
         return rows
 
 

@@ -10,7 +10,8 @@ from contract import Target
 
 # Points of validation accuracy that may be lost.
 LOSS = 0.3
-ARMS = ("structure", "weights", "random", "separate", "joint")
+FURTHER = "joint, trained on"
+ARMS = ("structure", "weights", "random", "separate", "joint", FURTHER)
 
 
 def references(rows: list[dict[str, Any]]) -> dict[int, dict[str, float]]:
@@ -94,11 +95,11 @@ def print_tables(rows: list[dict[str, Any]]) -> None:
         said = "none"
         if point is not None:
             said = f"{point['compression']:>6.1f} x, test loss {point['test']:+.2f} +- {point['test_se']:.2f}"
-        print(f"  {arm:<12}{said:<42}{seconds(rows, arm):.0f} s a seed")
-    print("\nread off without a step; test data")
+        print(f"  {arm:<18}{said:<42}{seconds(rows, arm):.0f} s a seed")
+    print(f'\nread off without a step, or trained on ("{FURTHER}"); test data')
     heads = ("lambda", "accuracy", "NLL", "ECE", "drawn NLL", "parameters", "above 1 sd")
-    print(f"{'arm':<12}" + "".join(f"{name:>12}" for name in heads))
-    for arm in ("joint", "separate", "weights"):
+    print(f"{'arm':<18}" + "".join(f"{name:>12}" for name in heads))
+    for arm in ("joint", FURTHER, "separate", "weights"):
         mine = [row for row in rows if row["arm"] == arm and "predictive" in row and row["params"]]
         if arm == "separate":
             mine = paired(mine)
@@ -111,5 +112,5 @@ def print_tables(rows: list[dict[str, Any]]) -> None:
             drawn = statistics.fmean(row["predictive"]["nll"] for row in at)
             accuracy, nll, ece, size, left = numbers
             cells = (f"{lam:.3g}", f"{accuracy:.2f}", f"{nll:.3f}", f"{ece:.3f}", f"{drawn:.3f}", f"{size:.0f}")
-            print(f"{arm:<12}" + "".join(f"{cell:>12}" for cell in (*cells, f"{left:.0f}")))
+            print(f"{arm:<18}" + "".join(f"{cell:>12}" for cell in (*cells, f"{left:.0f}")))
     print()

@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,10 +14,10 @@ from torch import nn
 from nni_bayes_nas import registry
 from nni_bayes_nas.architecture import Architecture
 from nni_bayes_nas.coercion import closest
-from nni_bayes_nas.compression.hyper_variational import HyperVariational, expected_log_likelihood
+from nni_bayes_nas.compression.hyper_variational import HyperVariational
 from nni_bayes_nas.compression.networks import Stored
 from nni_bayes_nas.compression.pruning import last_layer, prunable
-from nni_bayes_nas.compression.training import HyperVariationalModule, finetune
+from nni_bayes_nas.compression.training import HyperVariationalModule
 from nni_bayes_nas.config import CompressConfig, Config
 from nni_bayes_nas.errors import ConfigError, NniBayesNasError
 from nni_bayes_nas.experiment import evaluator as evaluation
@@ -25,11 +25,9 @@ from nni_bayes_nas.experiment.build import build_space, call_user, drop_training
 from nni_bayes_nas.experiment.callbacks import EpochLog, SeedEpochs
 from nni_bayes_nas.experiment.compressed import with_architecture
 from nni_bayes_nas.experiment.data import DataSplits, batches, load_data_on
-from nni_bayes_nas.experiment.pruned import calibration, every_batch, log_likelihood, look_at
+from nni_bayes_nas.experiment.pruned import calibration, clipping, every_batch, log_likelihood, look_at, trained_on
 from nni_bayes_nas.experiment.retrained import save
 from nni_bayes_nas.experiment.stopwatch import Stopwatch
-from nni_bayes_nas.layers.normalization import recalibrate
-from nni_bayes_nas.layers.variational import collect_kl
 
 # Where the network lies beside the standardization that is taken back.
 _STANDARDIZED = "1."
@@ -241,47 +239,10 @@ def _row(
     row: dict[str, Any] = {"lambda": lam, **{name: round(value, 3) for name, value in evidence.items()}}
     row |= look_at(network, f"lambda{lam}", data, settings, seed, folder)
     if settings.posterior_finetune_epochs:
-        evidence = _trained_on(network, 1.0 if model.prior == "scaled" else lam, data, settings, seed, inputs)
+        evidence = trained_on(network, 1.0 if model.prior == "scaled" else lam, data, settings, seed, inputs)
         found = look_at(network, f"lambda{lam}-trained-on", data, settings, seed, folder)
         row["posterior_finetuned"] = {**{name: round(value, 3) for name, value in evidence.items()}, **found}
     return row
-
-
-def _trained_on(
-    network: nn.Module, price: float, data: DataSplits, settings: CompressConfig, seed: int, inputs: list[torch.Tensor]
-) -> dict[str, float]:
-    """Train a network that was read off further, in place, by E_q log p(D | w) - price KL; its evidence then.
-
-    With the optimizer, the rates and the clipping of the training: standard deviations have as far to go.
-    """
-    evaluation.quiet_lightning()
-    loader = batches(data.train, settings.batch_size, seed=seed)
-    epochs = settings.posterior_finetune_epochs or 0
-    rate, rho_rate = settings.learning_rate, settings.rho_learning_rate
-    clip, clip_by = clipping(settings)
-    finetune(
-        network,
-        loader,
-        epochs,
-        rate,
-        lam=price,
-        rho_learning_rate=rho_rate,
-        optimizer=settings.optimizer,
-        gradient_clip=clip,
-        clip_by=clip_by,
-    )
-    recalibrate(network, inputs)
-    with torch.no_grad():
-        network.eval()
-        total = expected_log_likelihood(network, every_batch(data.train), log_likelihood, calibration=inputs)
-        kl = float(torch.stack(list(collect_kl(network).values())).sum())
-    return {"expected_log_likelihood": total, "kl": kl, "objective": total - price * kl}
-
-
-def clipping(settings: CompressConfig) -> tuple[float | None, Literal["norm", "value"]]:
-    """How far gradients may go, and of what that is."""
-    by_value = settings.gradient_clip_value
-    return (settings.gradient_clip, "norm") if by_value is None else (by_value, "value")
 
 
 def module_options(settings: CompressConfig) -> dict[str, Any]:

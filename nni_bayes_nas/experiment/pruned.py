@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from nni_bayes_nas.complexity.measure import count_parameters
 from nni_bayes_nas.compression.curve import accuracy_pruning_curve, description_length
+from nni_bayes_nas.compression.hyper_variational import expected_log_likelihood
 from nni_bayes_nas.compression.packing import pack
 from nni_bayes_nas.compression.pruning import kept, mean_network, prune
 from nni_bayes_nas.compression.shrink import shrink
@@ -25,7 +26,8 @@ from nni_bayes_nas.errors import SpaceError
 from nni_bayes_nas.experiment import evaluator as evaluation
 from nni_bayes_nas.experiment.data import DataSplits, batches, first_batches
 from nni_bayes_nas.experiment.uncertainty import ensemble, scores
-from nni_bayes_nas.layers.variational import variational_layers, weight_noise
+from nni_bayes_nas.layers.normalization import recalibrate
+from nni_bayes_nas.layers.variational import collect_kl, variational_layers, weight_noise
 
 _BATCH, _CALIBRATION = 512, 4096
 
@@ -109,6 +111,47 @@ def look_at(
         keep=keep,
     )
     return row
+
+
+def trained_on(
+    network: nn.Module,
+    price: float,
+    data: DataSplits,
+    settings: CompressConfig,
+    seed: int,
+    inputs: list[Tensor],
+    tuning: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> dict[str, float]:
+    """Train a network that was read off further, in place, by E_q log p(D | w) - price KL; its evidence then.
+
+    With the optimizer, the rates and the clipping of the section: standard deviations have as far to go as at first.
+    """
+    evaluation.quiet_lightning()
+    clip, clip_by = clipping(settings)
+    with tuning():
+        finetune(
+            network,
+            batches(data.train, settings.batch_size, seed=seed),
+            settings.posterior_finetune_epochs or 0,
+            settings.learning_rate,
+            lam=price,
+            rho_learning_rate=settings.rho_learning_rate,
+            optimizer=settings.optimizer,
+            gradient_clip=clip,
+            clip_by=clip_by,
+        )
+    recalibrate(network, inputs)
+    with torch.no_grad():
+        network.eval()
+        total = expected_log_likelihood(network, every_batch(data.train), log_likelihood, calibration=inputs)
+        kl = float(torch.stack(list(collect_kl(network).values())).sum())
+    return {"expected_log_likelihood": total, "kl": kl, "objective": total - price * kl}
+
+
+def clipping(settings: CompressConfig) -> tuple[float | None, Literal["norm", "value"]]:
+    """How far gradients may go, and of what that is."""
+    by_value = settings.gradient_clip_value
+    return (settings.gradient_clip, "norm") if by_value is None else (by_value, "value")
 
 
 @torch.no_grad()

@@ -99,8 +99,16 @@ def test_seconds_are_of_all_that_an_arm_takes() -> None:
 def test_one_lambda_for_structure_and_weights(tmp_path: Path) -> None:
     said, result = run("joint", tmp_path / "joint.json")
     arms = {row["arm"] for row in result["rows"]}
-    assert arms == {"reference", "structure", "weights", "random", "separate", "joint", "search"}
-    joint = [row for row in result["rows"] if row["arm"] == "joint"]
-    assert len(joint) == 10 and {row["steps_after_search"] for row in joint} == {0}
+    assert arms == {
+        *("reference", "structure", "weights", "random", "separate", "joint", "search"),
+        "joint, trained on",
+    }
+    joint, further = ([row for row in result["rows"] if row["arm"] == arm] for arm in ("joint", "joint, trained on"))
+    assert len(joint) == len(further) == 10 and {row["steps_after_search"] for row in joint} == {0}
+    # The same networks, with time of their own.
+    assert [row["params"] for row in joint if row["fraction"] == 0] == [
+        row["params"] for row in further if row["fraction"] == 0
+    ]
+    assert 0 < joint[0]["seconds"] < further[0]["seconds"]
     assert (tmp_path / "joint.png").stat().st_size > 20_000
     assert all(target["value"] is not None for target in result["targets"][:2]) and "read off without a step" in said

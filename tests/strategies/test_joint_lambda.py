@@ -67,7 +67,7 @@ VALUES = {
         "lambdas": 3,
         "random": 1,
     },
-    "compress": {"fractions": [0.0, 0.5], "draws": 2},
+    "compress": {"fractions": [0.0, 0.5], "draws": 2, "posterior_finetune_epochs": 2, "batch_size": 32},
     "experiment": {"device": "cpu"},
 }
 
@@ -97,6 +97,14 @@ def test_what_a_search_gives(searched):
         assert row["objective"] == pytest.approx(row["expected_log_likelihood"] - row["lambda"] * total, abs=0.01)
         assert [point["fraction"] for point in row["curve"]] == [0.0, 0.5] and row["structure_kl"] >= 0
         assert all((folder / "networks" / point["file"]).is_file() for point in row["curve"])
+    # Each of these trained on by the bound, after it was looked at: no step of the search.
+    for row in rows:
+        after = row["posterior_finetuned"]
+        complexity = row["lambda"] * (after["kl"] + row["structure_kl"])
+        assert after["objective"] == pytest.approx(after["expected_log_likelihood"] - complexity, abs=0.01)
+        assert after["objective"] > row["objective"]
+        assert all((folder / "networks" / point["file"]).is_file() for point in after["curve"])
+        assert {point["file"] for point in after["curve"]} & {point["file"] for point in row["curve"]} == set()
     # Weights and standard deviations learned, each with lambda.
     hyper = torch.load(folder / "model.pt")
     for part in ("means", "rhos"):
