@@ -10,7 +10,7 @@ from typing import Any
 from figures import COLOURS, Line, finish, grid_of, write
 
 _COLOURS = {"joint": COLOURS[4], "weights": COLOURS[0], "separate": COLOURS[2], "structure": COLOURS[6]}
-_COLOURS |= {"random": "#777777", "joint, trained on": COLOURS[5]}
+_COLOURS |= {"random": COLOURS[7], "joint, trained on": COLOURS[5]}
 _MOST = 3.0
 
 
