@@ -195,6 +195,7 @@ def test_a_stop_while_data_are_loaded_is_no_mistake_in_them(tmp_path: Path) -> N
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.nni
 def test_a_stop_while_the_manager_starts_leaves_none(tmp_path: Path) -> None:
     text = f"search: {{epochs: 4}}\nexperiment: {{device: cpu, port: {free_port()}}}\n"
