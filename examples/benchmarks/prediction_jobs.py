@@ -122,11 +122,13 @@ def same_shape(nets: list[Any], budget: int, seed: int) -> list[Any]:
     """Networks of the same widths and activations, as many, whose connections are drawn: of inputs rather the first."""
     import random
 
-    from nni_bayes_nas.prediction.random_nets import relevant_connections
+    from nni_bayes_nas.prediction.random_nets import random_connections
 
     generator = random.Random(f"{seed} {budget} shape")
     return [
-        relevant_connections(net.n_inputs, net.n_outputs, net.widths, net.activations, budget, generator)
+        random_connections(
+            net.n_inputs, net.n_outputs, net.widths, net.activations, budget, generator, rather_first=True
+        )
         for net in nets
     ]
 

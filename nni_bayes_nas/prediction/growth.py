@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -96,13 +97,13 @@ class Grown(nn.Module):
         A list of `(n, ...)`; a subnetwork sees what there was when it was made.
         """
         x = x[:, self.order]
-        found = [x, x.new_zeros(len(x), self.n_outputs)]
+        layers, total = list[Tensor](), x.new_zeros(len(x), self.n_outputs)
         for one in self.parts:
-            units, logits = one.units(found)
-            for k, h in enumerate(units, 1):
-                found[k:-1] = [torch.cat([found[k], h], 1), *found[k + 1 : -1]] if k < len(found) - 1 else [h]
-            found[-1] = found[-1] + logits
-        return found
+            units, logits = one.units([x, *layers, total])
+            both = itertools.zip_longest(layers, units)
+            layers = [torch.cat([h for h in pair if h is not None], 1) for pair in both]
+            total = total + logits
+        return [x, *layers, total]
 
 
 def grow(

@@ -76,10 +76,15 @@ def random_connections(
     activations: Sequence[str],
     budget: int,
     generator: random.Random,
+    *,
+    rather_first: bool = False,
 ) -> SparseArchitecture:
-    """A network of these widths and activations, its connections at random."""
+    """A network of these widths and activations, its connections at random; or an input's rather the earlier it is."""
     sizes = (n_inputs, *widths, n_outputs)
-    scores = [[[generator.random() for _ in range(a)] for _ in range(b)] for a, b in pairwise(sizes)]
+    scores = [
+        [[(1 - a / n if rather_first and layer == 0 else 1.0) * generator.random() for a in range(n)] for _ in range(m)]
+        for layer, (n, m) in enumerate(pairwise(sizes))
+    ]
     return best_connections(n_inputs, n_outputs, widths, activations, scores, budget)
 
 
@@ -89,24 +94,7 @@ def relevant_net(
     """As `random_net`, but an input has connections the more probably the earlier it comes."""
     widths = random_widths(n_inputs, n_outputs, budget, vocabulary, generator)
     activations = tuple(generator.choice(ACTIVATIONS) for _ in widths)
-    return relevant_connections(n_inputs, n_outputs, widths, activations, budget, generator)
-
-
-def relevant_connections(
-    n_inputs: int,
-    n_outputs: int,
-    widths: Sequence[int],
-    activations: Sequence[str],
-    budget: int,
-    generator: random.Random,
-) -> SparseArchitecture:
-    """A network of these widths and activations, an input's connections the more probable the earlier it comes."""
-    sizes = (n_inputs, *widths, n_outputs)
-    scores = [
-        [[(1 - a / n if layer == 0 else 1.0) * generator.random() for a in range(n)] for _ in range(m)]
-        for layer, (n, m) in enumerate(pairwise(sizes))
-    ]
-    return best_connections(n_inputs, n_outputs, widths, activations, scores, budget)
+    return random_connections(n_inputs, n_outputs, widths, activations, budget, generator, rather_first=True)
 
 
 def best_connections(
