@@ -286,7 +286,9 @@ class DirichletDARTS(DifferentiableStrategy):
 
         Raises:
             ConfigError: Lambda lies outside the trained range.
+            RuntimeError: There was no search.
         """
+        self._searched_yet()
         if self._hyper is not None and self.axis is not None:
             with torch.no_grad():
                 values = self._hyper(fraction_of(self.axis, self.structure.position(lam)))
@@ -305,6 +307,7 @@ class DirichletDARTS(DifferentiableStrategy):
         Raises:
             ConfigError: Lambda lies outside the trained range; guards that have added identities to the supernet, or
                 normalization by the statistics of the batch, which no network of its own has; a part of the channels.
+            RuntimeError: There was no search.
         """
         if self.guards.auxiliary or self.guards.normalize or self.step.partial_channels > 1:
             raise ConfigError(
@@ -346,12 +349,14 @@ class DirichletDARTS(DifferentiableStrategy):
         Raises:
             RuntimeError: Weights do not depend on lambda, or there was no search.
         """
+        self._searched_yet()
         if self._hyper is None:
             raise RuntimeError("only weights that depend on lambda are kept; set weight_hypernet, and search.")
         bayes, axis, options = self.bayes, self.axis, self.structure
         meaning = {
             "lambda_range": None if axis is None else [axis.low, axis.high],
             "family": options.relaxation,
+            "floor": options.floor,
             "weight_hypernet": bayes.weight_hypernet,
             "weight_prior": [bayes.weight_prior, bayes.weight_prior_sd],
             "n_knots": self._n_knots,
@@ -359,6 +364,10 @@ class DirichletDARTS(DifferentiableStrategy):
             "shapes": {name: list(value.shape) for name, value in self._mutating.named_parameters()},
         }
         return nn.ModuleDict({"of": Meaning(meaning), "structure": self.structure, "weights": self._hyper})
+
+    def _searched_yet(self) -> None:
+        if getattr(self, "_mutating", None) is None:
+            raise RuntimeError("nothing was searched yet, and networks are read off a search; run it, or restore one.")
 
     def check_beside(self) -> None:
         """See `DifferentiableStrategy`; weights that depend on lambda are of one search."""

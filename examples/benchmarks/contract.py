@@ -9,13 +9,14 @@ import os
 import shlex
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from nni_bayes_nas.experiment.environment import describe
-from nni_bayes_nas.experiment.record import write_text
+from nni_bayes_nas.experiment.record import read_rows, write_text
 
 STEMS = {"digits": 8, "mnist": 28, "fashion_mnist": 28, "cifar10": 32}
 """The stem of the cell space for the images of a data set; the benchmarks know these."""
@@ -142,6 +143,7 @@ def write_result(
         "complete": complete,
         "environment": {**environment, "load_average": [round(load, 2) for load in os.getloadavg()]},
         "seconds": round(seconds, 1),
+        "jobs": _made(options.output),
     }
     lists = {"rows": rows, "targets": [target.row() for target in targets]}
     if intervals:
@@ -153,6 +155,13 @@ def write_result(
     )
     write_text(options.output, f"{head},\n{body}\n}}\n")
     return {**result, **lists}
+
+
+def _made(output: Path) -> list[dict[str, Any]]:
+    """How many of the finished jobs beside a result are by which code on which machine; None before this was kept."""
+    rows = read_rows(output.with_suffix(".jobs.jsonl"))
+    every = Counter((row.get("commit"), row.get("cpu")) for row in rows)
+    return [{"commit": commit, "cpu": cpu, "jobs": n} for (commit, cpu), n in every.items()]
 
 
 def finite(value: Any) -> Any:

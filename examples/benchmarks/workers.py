@@ -24,6 +24,7 @@ from typing import Any
 
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.experiment import processes
+from nni_bayes_nas.experiment.environment import cpu_model, git_commit
 from nni_bayes_nas.experiment.record import read_rows, write_rows
 from nni_bayes_nas.experiment.trial import KINDS, set_threads
 from nni_bayes_nas.registry import resolve
@@ -99,11 +100,13 @@ class Store:
         write_rows(self.path, rows)
         self.rows = {row["key"]: row for row in rows}
         self._run, self._started = f"{time.time():.0f}-{os.getpid()}", time.perf_counter()
+        # Of every job, for a benchmark may go on with other code on another machine.
+        self._made = {"commit": git_commit(Path(__file__).resolve().parent), "cpu": cpu_model()}
 
     def add(self, job: Job, outcome: Outcome) -> Outcome:
         """Keep an outcome."""
         elapsed = round(time.perf_counter() - self._started, 1)
-        row = {"key": job.key, "name": job.name, "run": self._run, "elapsed": elapsed, **outcome}
+        row = {"key": job.key, "name": job.name, "run": self._run, "elapsed": elapsed, **self._made, **outcome}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()

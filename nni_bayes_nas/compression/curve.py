@@ -22,7 +22,7 @@ from nni_bayes_nas.compression.pruning import (
 )
 from nni_bayes_nas.errors import ConfigError, SpaceError
 from nni_bayes_nas.layers.normalization import recalibrate
-from nni_bayes_nas.layers.variational import collect_kl
+from nni_bayes_nas.layers.variational import collect_kl, variational_layers
 
 
 def accuracy_pruning_curve(
@@ -99,7 +99,8 @@ def description_length(network: nn.Module, precision: int = 32) -> dict[str, flo
         "values": precision times the weights that are not zero; "positions": log2 of the number of ways to choose
         them, sum_l log2 C(n_l, k_l); "points": precision times biases and normalization, running statistics included;
         "total". For Gaussian layers "information" beside: KL(q || p) / log 2, of a fixed prior the cost of the weights
-        by bits-back coding (Hinton & van Camp, 1993); the standard deviations of the other priors are not in it.
+        by bits-back coding (Hinton & van Camp, 1993); the standard deviations of the other priors are not in it. The
+        log-uniform prior has no normalization, and so no information.
 
     Raises:
         ConfigError: No precision, or weights that are functions of lambda.
@@ -119,7 +120,8 @@ def description_length(network: nn.Module, precision: int = 32) -> dict[str, flo
     points = float(precision * (others + statistics))
     result = {"values": values, "positions": positions, "points": points, "total": values + positions + points}
     divergences = collect_kl(network)
-    if divergences:
+    improper = any(layer.prior == "log_uniform" for layer in variational_layers(network).values())
+    if divergences and not improper:
         with torch.no_grad():
             result["information"] = float(torch.stack(list(divergences.values())).sum()) / math.log(2)
     return result

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from nni_bayes_nas.bayes import normal
+from nni_bayes_nas.coercion import require
 from nni_bayes_nas.complexity.axis import Axis, LambdaAxis, LiteralAxis
 from nni_bayes_nas.compression.lambda_weights import LambdaWeights, refuse_others, settle
 from nni_bayes_nas.compression.weight_hypernet import Kind
@@ -256,7 +257,7 @@ class HyperVariational(nn.Module):
             "expected_log_likelihood", "kl", "objective": J.
 
         Raises:
-            ConfigError: Lambda lies outside of what is trained.
+            ConfigError: Lambda lies outside of what is trained; or as `expected_log_likelihood`.
         """
         found, network = self.at(lam), self.materialize(lam).eval()
         total = expected_log_likelihood(network, data, log_likelihood, draws, list(calibration))
@@ -317,11 +318,17 @@ def expected_log_likelihood(
         log_likelihood: log p(y | f(x, w)) of outputs and targets, summed over the batch; `()`.
         draws: Of the weights, for every batch.
         calibration: Batches of inputs, for batch normalization by statistics with the noise, see `weight_noise`.
+
+    Raises:
+        ConfigError: No draws, or no objects.
     """
-    device, total = next(network.parameters()).device, 0.0
+    require(draws >= 1, "draws", "must be at least 1", draws, "1 is the default")
+    device, total, n = next(network.parameters()).device, 0.0, 0
     with weight_noise(network, True, calibration):
         for x, y in ((x.to(device), y.to(device)) for x, y in data):
             total += sum(float(log_likelihood(network(x), y)) for _ in range(draws)) / draws
+            n += len(y)
+    require(n >= 1, "data", "must have objects", n, "an iterator can be read once: pass a list or a loader")
     return total
 
 

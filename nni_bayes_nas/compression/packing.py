@@ -1,8 +1,8 @@
 """A pruned network whose file is small: of mostly empty weights only what is left is stored, and where it lies.
 
-The network computes what it did before; its state dict holds "parametrizations.weight.original", the entries, and
-"parametrizations.weight.0.gaps" (`layers.packed`) in the place of a weight: 5 bytes for each that is left. Programs of
-torch.export and ONNX that are written of it are small too, and unpack themselves.
+The network computes what it did before; its state dict holds "parametrizations.weight.original", the entries,
+"parametrizations.weight.0.gaps" and the shape, ".sizes" (`layers.packed`), in the place of a weight: 5 bytes for each
+that is left. Programs of torch.export and ONNX that are written of it are small too, and unpack themselves.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.layers.masked import make_plain
 from nni_bayes_nas.layers.packed import Packed, gaps_of
 
-_GAPS = "parametrizations.weight.0.gaps"
+_GAPS, _SIZES = "parametrizations.weight.0.gaps", "parametrizations.weight.0.sizes"
 
 
 @torch.no_grad()
@@ -57,9 +57,16 @@ def load_packed(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     made = copy.deepcopy(network)
     layers = prunable(made)
     for name, gaps in state.items():
-        layer = layers.get(name.removesuffix(_GAPS).removesuffix("."))
+        prefix = name.removesuffix(_GAPS)
+        layer = layers.get(prefix.removesuffix("."))
         if name.endswith(_GAPS) and layer is not None:
             weight: Any = layer.weight
+            sizes = state.get(prefix + _SIZES)
+            if sizes is not None and sizes.tolist() != list(weight.shape):
+                raise ConfigError(
+                    f"the state must be that of a network like this one, but {prefix}weight has shape "
+                    f"{tuple(sizes.tolist())} in it and {tuple(weight.shape)} here; build the network that was packed."
+                )
             if bool((gaps > 0).all()) and int(gaps.long().sum()) <= weight.numel():
                 parametrize.register_parametrization(layer, "weight", Packed(weight.shape, gaps))
     try:

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from nni_bayes_nas.bayes import normal
 from nni_bayes_nas.compression.lambda_weights import LambdaWeights
-from nni_bayes_nas.errors import ConfigError, SpaceError
+from nni_bayes_nas.errors import ConfigError, NumericsError, SpaceError
 from nni_bayes_nas.layers.flow import directly_normalized, last_called
 from nni_bayes_nas.layers.masked import Mask, make_plain, mask_of
 from nni_bayes_nas.layers.variational import Variational, to_deterministic
@@ -88,7 +88,7 @@ def masks(
 
     Args:
         scores: Of the weights, any shapes; rows are neurons or filters.
-        fraction: Share that is left out, in [0, 1): round(fraction n) of n weights, exactly.
+        fraction: Share that is left out, in [0, 1): round(fraction n) of n weights, exactly, but one stays.
         threshold: Or: what has a score of at most this, of Gaussian weights in standard deviations. One of both.
         scope: Whether the share is that of all layers together, or of each one.
         structured: Whole rows are left out, by the mean of their scores, of every layer all but its best one at most:
@@ -96,6 +96,7 @@ def masks(
 
     Raises:
         ConfigError: No or both criteria, or one out of its range.
+        NumericsError: A score is NaN, which would rank above all others; it names the layer.
     """
     if (fraction is None) == (threshold is None):
         raise ConfigError("fraction or threshold must be given, one of them, to say how many weights are left out.")
@@ -105,6 +106,11 @@ def masks(
         raise ConfigError(f"threshold must be at least 0, got {threshold:g}; 1 keeps what is larger than its sd.")
     if scope not in ("global", "layer"):
         raise ConfigError(f"scope must be 'global' or 'layer', got {scope!r}.")
+    if bad := [name for name, score in scores.items() if bool(score.isnan().any())]:
+        raise NumericsError(
+            f"weights must be numbers to be ranked, but {bad[0]} has NaN among its own or their standard deviations; "
+            "lower the learning rate, or clip the gradient."
+        )
     units = {name: _units(score, structured) for name, score in scores.items()}
     if threshold is not None:
         kept = {name: unit > threshold for name, unit in units.items()}
@@ -262,7 +268,7 @@ def _spread(kept: Tensor, score: Tensor) -> Tensor:
 
 
 def _largest(units: list[Tensor], sizes: list[int], fraction: float) -> list[Tensor]:
-    """What stays when the smallest units go, until the share of the weights is reached; ties by their order.
+    """What stays when the smallest units go, until the share of the weights is reached, or one is left; ties by order.
 
     Args:
         units: Scores, by layer.
@@ -273,7 +279,7 @@ def _largest(units: list[Tensor], sizes: list[int], fraction: float) -> list[Ten
     parts = [torch.full((len(unit),), size, device=flat.device) for unit, size in zip(units, sizes, strict=True)]
     weights = torch.cat(parts)
     order = torch.argsort(flat, stable=True)
-    out = round(fraction * int(weights.sum()))
+    out = min(round(fraction * int(weights.sum())), int(weights.sum()) - 1)
     gone = order[weights[order].cumsum(0) <= out]
     stays = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
     stays[gone] = False

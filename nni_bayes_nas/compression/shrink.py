@@ -46,7 +46,7 @@ def shrink(network: nn.Module) -> nn.Sequential:
             dropout and `Flatten`, in `nn.Sequential`s; pruned, Gaussian layers by their means. It is left alone.
 
     Raises:
-        SpaceError: Another module, or normalization by the batch alone; it is named.
+        SpaceError: Another module, normalization by the batch alone, or columns of images as features; it is named.
     """
     plain = mean_network(network)
     make_permanent(plain)
@@ -59,7 +59,14 @@ def shrink(network: nn.Module) -> nn.Sequential:
                 f"what is made smaller must be a chain of linear layers, convolutions, normalization, activations and "
                 f"pooling, but {name or 'the network'} is {type(module).__name__}{how}."
             )
+    image = ""
     for name, module in chain:
+        if isinstance(module, nn.Linear) and image:
+            raise SpaceError(
+                f"a linear layer must take features, but {name} follows the convolution {image} without a Flatten, and "
+                "takes columns of images; put one between."
+            )
+        image = name if isinstance(module, nn.Conv2d) else "" if isinstance(module, nn.Flatten) else image
         if isinstance(module, _BatchNorm) and module.running_mean is None:
             raise SpaceError(
                 f"normalization must have running statistics, by which a constant channel stays one, but {name} has "
@@ -93,6 +100,8 @@ def _unlike(module: nn.Module) -> str:
         return " with groups"
     if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
         return f" with padding_mode={module.padding_mode!r}"
+    if isinstance(module, nn.Flatten) and (module.start_dim != 1 or module.end_dim not in (-1, 3)):
+        return f" of the dimensions {module.start_dim} to {module.end_dim}"
     return " with a divisor_override" if getattr(module, "divisor_override", None) else ""
 
 

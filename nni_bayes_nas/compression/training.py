@@ -123,7 +123,7 @@ class HyperVariationalModule(pl.LightningModule):
         for lam, (inputs, targets) in zip(lams, parts, strict=True):
             found = self.model.at(lam)
             terms["loss"].append(F.cross_entropy(found(inputs), targets))
-            terms["complexity"].append(found.complexity() / self.n_objects)
+            terms["complexity"] += elbo.divergence_terms({"": found.complexity()}, self.n_objects).values()
         means = {name: torch.stack(values).mean() for name, values in terms.items()}
         if not bool(torch.isfinite(means["complexity"])):
             self._name_the_layer(lams, step)
@@ -131,6 +131,13 @@ class HyperVariationalModule(pl.LightningModule):
             for lam, (inputs, _) in zip(lams, parts, strict=True):
                 check_layers(self.model.network, self.model.at(lam), inputs, at=f" at lambda {lam:g}", step=step)
         return means
+
+    def on_train_end(self) -> None:
+        """A last step that failed is seen here: no loss comes after it."""
+        with torch.no_grad():
+            for lam in self._grid():
+                for name, value in self.model.at(lam).values.items():
+                    objective.check_finite(f"{name} at lambda {lam:g}", value, step=self.trainer.global_step)
 
     def lambdas_at(self, step: int) -> list[float]:
         """Those of a step, by seed and step alone, so that a run that goes on draws the same."""
@@ -269,19 +276,25 @@ class _Finetuning(pl.LightningModule):
         self, network: nn.Module, rates: tuple[float, float], optimizer: Optimizer, lam: float, n_objects: int
     ) -> None:
         super().__init__()
-        self.network, self.rates, self.optimizer, self.price = network, rates, optimizer, lam / n_objects
+        self.network, self.rates, self.optimizer, self.lam = network, rates, optimizer, lam
+        self.n_objects = n_objects
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x, y = batch
         terms = {"loss": F.cross_entropy(self.network(x), y)}
         if divergences := collect_kl(self.network):
-            terms["complexity"] = self.price * torch.stack(list(divergences.values())).sum()
+            total = torch.stack(list(divergences.values())).sum()
+            terms |= elbo.divergence_terms({"complexity": total}, self.n_objects, {"complexity": self.lam})
             if not bool(torch.isfinite(terms["complexity"])):
                 for name, value in divergences.items():
                     objective.check_finite(f"divergence of {name}", value, step=self.trainer.global_step)
         if not bool(torch.isfinite(terms["loss"])):
             check_layers(self.network, self.network, x, step=self.trainer.global_step)
         return objective.total(terms, step=self.trainer.global_step)
+
+    def on_train_end(self) -> None:
+        for name, value in self.network.named_parameters():
+            objective.check_finite(name, value, step=self.trainer.global_step)
 
     def configure_optimizers(self) -> Any:
         rhos = [layer.rho for layer in variational_layers(self.network).values()]

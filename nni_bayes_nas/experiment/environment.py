@@ -23,12 +23,12 @@ def describe(command: str | None, code_directory: Path, gpus: int, concurrency: 
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
-        "cpu": {"model": _cpu_model(), "cores": os.cpu_count()},
+        "cpu": {"model": cpu_model(), "cores": os.cpu_count()},
         "gpus": gpus,
         "device": "gpu" if gpus else "cpu",
         "concurrency": concurrency,
         "threads": threads,
-        "git_commit": _git_commit(code_directory),
+        "git_commit": git_commit(code_directory),
     }
 
 
@@ -39,7 +39,8 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """Of this machine, as it says itself."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -49,7 +50,7 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def _git_commit(directory: Path) -> str | None:
+def git_commit(directory: Path) -> str | None:
     """The commit of the code in ``directory``, with ``-dirty`` where files differ from it; None outside git."""
     try:
         command = ["git", "-C", str(directory), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

@@ -43,9 +43,10 @@ def joint_rows(
             was read off, by the bound.
 
     Returns:
-        By lambda a row as of `nni-bayes-nas compress`, with "choices", "params" and "structure_kl", -log p of the
-        architecture: with it "objective" is the bound of q(weights) and the one architecture that was read off, of
-        whose law it has no part; "law_kl", the divergence of that. "posterior_finetuned" as there, with its "seconds".
+        By lambda a row as of `nni-bayes-nas compress`, with the "prior" of the weights, "choices", "params" and
+        "structure_kl", -log p of the architecture: with it "objective" is the bound of q(weights) and the one
+        architecture that was read off, of whose law it has no part; "law_kl", the divergence of that.
+        "posterior_finetuned" as there, with its "seconds".
     """
     bayes, structure, rows = strategy.bayes, strategy.structure, []
     module = strategy.oneshot_module
@@ -71,7 +72,7 @@ def joint_rows(
             "law_kl": law_kl,
             "objective": total - price * kl - of_structure,
         }
-        row = {"lambda": lam, "choices": found["choices"], "params": found["params"]}
+        row = {"lambda": lam, "prior": bayes.weight_prior, "choices": found["choices"], "params": found["params"]}
         row |= {name: round(value, 3) for name, value in terms.items()}
         folder = directory / "networks"
         row |= look_at(network, f"lambda{lam}", data, config.compress, seed, folder, tuning)

@@ -19,11 +19,14 @@ class Packed(nn.Module):
     """
 
     gaps: Tensor
+    sizes: Tensor
 
     def __init__(self, shape: torch.Size, gaps: Tensor) -> None:
         super().__init__()
         self.shape = shape
         self.register_buffer("gaps", gaps)
+        # Entries and gaps fit many shapes: the state dict says which it was.
+        self.register_buffer("sizes", torch.tensor(shape, device=gaps.device))
 
     def places(self) -> Tensor:
         """Of the entries in the flattened weight; `(entries,)`."""

@@ -208,7 +208,9 @@ def _evidence(found: dict[Key, list[Row]], run: RunFolder) -> Plot:
         log_axis(panels[-1], "x", [key.lam for key in found], lam)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
 
-    priors, weights = run.setting("compress", "priors") or [], run.setting("compress", "weights")
+    # Of searches too, whose prior is the strategy's.
+    priors = {trained.get("prior") for trained in run.summary.get("compression") or []}
+    weights = run.setting("compress", "weights")
     caption = "J = E log p(D | w) − λ KL(q ‖ p) on the training set, in nats, and its parts."
     if direct:
         caption += " J of a direct run less that of a hypernetwork is what it loses by serving every λ"

@@ -9,7 +9,7 @@ from torch import nn
 from nni_bayes_nas.compression import accuracy_pruning_curve, description_length, kept, mean_network, pack, prune
 from nni_bayes_nas.errors import ConfigError, SpaceError
 from nni_bayes_nas.layers.normalization import batch_norms
-from nni_bayes_nas.layers.variational import collect_kl, to_variational
+from nni_bayes_nas.layers.variational import collect_kl, to_variational, variational_layers
 
 X = torch.randn(64, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -61,6 +61,9 @@ def test_lengths_by_hand():
     assert short["values"] == 32 * 180 and "information" not in short and short["points"] == 32 * 163
     assert short["positions"] == pytest.approx(math.log2(math.comb(240, 120)) + math.log2(math.comb(120, 60)))
     assert short["total"] == pytest.approx(short["values"] + short["positions"] + short["points"])
+    for layer in variational_layers(net).values():
+        layer.prior = "log_uniform"
+    assert "information" not in description_length(net)  # it has no normalization
     with pytest.raises(ConfigError, match="precision must be at least 1 bit, got 0"):
         description_length(net, precision=0)
 

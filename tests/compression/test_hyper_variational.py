@@ -279,6 +279,13 @@ def test_parts_of_the_objective():
     assert found["expected_log_likelihood"] == pytest.approx(exact, abs=0.05)
     assert found["expected_log_likelihood"] != exact
     assert found["objective"] == pytest.approx(found["expected_log_likelihood"] - 0.5 * found["kl"])
+    for draws in (0, -1):
+        with pytest.raises(ConfigError, match=f"draws` must be at least 1, got {draws}"):
+            model.elbo(0.5, [(X, Y)], log_likelihood, draws=draws)
+    once = iter([(X, Y)])
+    assert model.elbo(0.5, once, log_likelihood)["expected_log_likelihood"] < 0
+    with pytest.raises(ConfigError, match="data` must have objects, got 0"):
+        model.elbo(0.5, once, log_likelihood)
 
 
 def test_noise_comes_with_training():

@@ -100,6 +100,10 @@ def test_states_that_are_none():
     smaller = nn.Sequential(nn.Linear(784, 30), nn.ReLU(), nn.Linear(30, 10))
     with pytest.raises(ConfigError, match="the state must be that of a network like this one"):
         load_packed(smaller, state)
+    # Of a larger one the entries and gaps would do, at other places.
+    larger = nn.Sequential(nn.Linear(800, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10))
+    with pytest.raises(ConfigError, match=r"0.weight has shape \(300, 784\) in it and \(300, 800\) here; build"):
+        load_packed(larger, state)
     state["0.parametrizations.weight.0.gaps"] = torch.zeros_like(state["0.parametrizations.weight.0.gaps"])
     with pytest.raises(ConfigError, match="the state must be that of a network like this one"):
         load_packed(lenet(), state)

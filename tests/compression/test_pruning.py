@@ -1,6 +1,7 @@
 """What is left out: exactly as much as is asked for, the least relevant first, for good."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from nni_bayes_nas.compression import (
 )
 from nni_bayes_nas.compression.pruning import last_layer, masks, masks_of
 from nni_bayes_nas.compression.shrink import shrink
-from nni_bayes_nas.errors import ConfigError, SpaceError
+from nni_bayes_nas.errors import ConfigError, NumericsError, SpaceError
 from nni_bayes_nas.layers.variational import Variational, collect_kl, to_variational, weight_noise
 
 
@@ -265,6 +266,25 @@ def test_the_plain_network_of_the_means():
     nn.functional.cross_entropy(plain(X), torch.arange(8) % 3).backward()
     torch.optim.SGD(plain.parameters(), lr=0.1).step()
     assert kept(plain) == kept(net) and any(isinstance(m, Variational) for m in net.modules())
+
+
+@pytest.mark.parametrize("structured", [False, True])
+def test_no_layer_is_left_without_a_weight(structured):
+    """95 % of ten weights are ten, rounded."""
+    net = nn.Sequential(nn.Linear(10, 10), nn.ReLU(), nn.Linear(10, 1))
+    prune(net, fraction=0.95, scope="layer", structured=structured)
+    assert int(torch.count_nonzero(net[2].weight)) == (10 if structured else 1)
+    assert int(net[0].weight.any(1).sum()) == 1 if structured else int(torch.count_nonzero(net[0].weight)) == 5
+
+
+def test_weights_that_are_no_numbers_have_no_rank():
+    net = network()
+    with torch.no_grad():
+        next(layer for layer in net.modules() if isinstance(layer, Variational)).rho[0] = math.nan
+    for how in ({"fraction": 0.5}, {"threshold": 1.0}):
+        with pytest.raises(NumericsError, match=r"weights must be numbers to be ranked, but \w+ has NaN"):
+            prune(net, **how)
+    assert not masks_of(net)
 
 
 def test_ties_are_broken_by_order():

@@ -131,12 +131,20 @@ def test_gaussian_layers_by_their_means_and_the_network_is_left_alone():
         (nn.Softplus(), "1 is Softplus"),
         (Residual(nn.Linear(3, 3)), "1 is Residual"),
         (nn.LSTM(3, 3), "1 is LSTM"),
+        (nn.Flatten(2), "1 is Flatten of the dimensions 2 to -1"),
+        (nn.Flatten(0), "1 is Flatten of the dimensions 0 to -1"),
         (nn.BatchNorm1d(3, track_running_stats=False), "1 has track_running_stats=False"),
     ],
 )
 def test_what_is_no_chain_is_named(module, named):
     with pytest.raises(SpaceError, match=named):
         shrink(nn.Sequential(nn.Linear(3, 3), module))
+
+
+def test_columns_of_images_are_no_features():
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Linear(6, 3))
+    with pytest.raises(SpaceError, match="2 follows the convolution 0 without a Flatten"):
+        shrink(net)
 
 
 def test_normalization_of_places_is_named_wherever_it_is():

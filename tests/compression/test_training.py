@@ -2,17 +2,20 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from torch import nn
+from torch.distributions import Normal, kl_divergence
 from torch.utils.data import DataLoader, TensorDataset
 
+from nni_bayes_nas.bayes import normal
 from nni_bayes_nas.compression import HyperVariational, finetune, kept, mean_network, prune
-from nni_bayes_nas.compression.training import HyperVariationalModule
+from nni_bayes_nas.compression.training import HyperVariationalModule, _Finetuning
 from nni_bayes_nas.errors import ConfigError, NumericsError
-from nni_bayes_nas.layers.variational import collect_kl, variational_layers
+from nni_bayes_nas.layers.variational import collect_kl, variational_layers, weight_noise
 
 N = 256
 
@@ -268,6 +271,61 @@ def test_normalization_of_every_lambda():
     plain = module.model.materialize(0.1, [x]).eval()
     with torch.no_grad():
         assert found["expected_log_likelihood"] == pytest.approx(float(log_likelihood(plain(x), y)), rel=0.2)
+
+
+def kl_to_prior(network, prior, lam, sd=0.7):
+    """By torch.distributions; of the best width for every weight log(1 + mu^2 / sigma^2) / 2."""
+    total = 0.0
+    for layer in variational_layers(network).values():
+        mean, width = layer.weight.detach(), normal.sd(layer.rho.detach())
+        if prior == "ard":
+            total += float((1 + (mean / width).square()).log().sum() / 2)
+        else:
+            theirs = Normal(0.0, sd * lam**-0.5 if prior == "scaled" else sd)
+            total += float(kl_divergence(Normal(mean, width), theirs).sum())
+    return total
+
+
+@pytest.mark.parametrize("prior", ["fixed", "scaled", "ard"])
+def test_the_loss_of_a_step_is_the_bound_per_object(prior):
+    """Mean cross-entropy of the batch, and lambda KL over the objects of the training set, not over the batch."""
+    net = model(prior=prior, prior_sd=0.7, rho=-2.0)
+    module = HyperVariationalModule(net, n_objects=N, lambdas_per_step=3)
+    x, y = next(iter(data(32)))
+    with weight_noise(net.network, False):
+        found = module.terms((x, y), 5, 1.0)
+    losses, complexities = [], []
+    for lam in module.lambdas_at(5):
+        at = net.materialize(lam)
+        losses.append(float(nn.functional.nll_loss(mean_network(at)(x).log_softmax(-1), y).detach()))
+        price = 1.0 if prior == "scaled" else lam
+        complexities.append(price * kl_to_prior(at, prior, lam) / N)
+        # Trained further at this lambda it is the same.
+        further = _Finetuning(at.train(), (1e-3, 1e-3), "adam", price, N)
+        further._trainer = SimpleNamespace(global_step=0)
+        with weight_noise(at, False):
+            assert float(further.training_step((x, y), 0).detach()) == pytest.approx(
+                losses[-1] + complexities[-1], rel=1e-5
+            )
+    assert float(found["loss"].detach()) == pytest.approx(sum(losses) / 3, rel=1e-5)
+    assert float(found["complexity"].detach()) == pytest.approx(sum(complexities) / 3, rel=1e-5)
+
+
+class Spoil(pl.Callback):
+    """The gradient of the first parameter is no number."""
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        next(p for p in module.parameters() if p.grad is not None).grad.fill_(float("nan"))
+
+
+def test_what_the_last_step_spoils_is_named():
+    """No loss comes after it that could say so."""
+    with pytest.raises(NumericsError, match=r"`0.weight at lambda 0.1` is nan at step 1"):
+        trained(model(), epochs=1, batch_size=N, callbacks=[Spoil()])
+    plain = nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 2))
+    plain[2].weight.register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(NumericsError, match=r"`2.weight` is nan at step 1"):
+        finetune(plain, data(N), 1, 1e-3)
 
 
 def test_what_is_no_number_is_named():

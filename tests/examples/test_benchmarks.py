@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nni_bayes_nas.architecture import Architecture
+from nni_bayes_nas.experiment.environment import cpu_model, git_commit
 
 SPACE = {"stem": 8, "width": 4, "n_cells": 2, "n_nodes": 2}
 
@@ -161,6 +162,9 @@ def test_finished_jobs_are_remembered(tmp_path: Path) -> None:
     again = workers.Store(tmp_path / "out.json")
     again.add(workers.Job("two", "search", {"seed": 2}, {"seed": 0}), {"seconds": 1.0})
     assert [row["name"] for row in workers.Store(tmp_path / "out.json").rows.values()] == ["one", "two"]
+    # By which code, on which machine.
+    (made,) = module("contract")._made(tmp_path / "out.json")
+    assert made == {"commit": git_commit(FOLDER), "cpu": cpu_model(), "jobs": 2}
     assert workers.Job("renamed", "search", {"seed": 1}, {"seed": 0}).key == job.key
     assert workers.Job("one", "search", {"seed": 1}, {"seed": 1}).key != job.key
     # A default that is spelled out changes nothing; another value does.

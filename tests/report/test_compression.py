@@ -76,6 +76,15 @@ def test_several_priors(folder, edit_summary):
     assert "λ = 1, direct, fixed" in page
 
 
+def test_an_improper_prior_is_no_evidence(folder, edit_summary):
+    """Whichever section it comes from: that of a search is its strategy's."""
+    said = "log-uniform is improper: its J is no evidence"
+    for prior, there in (("ard", False), ("log_uniform", True)):
+        every = [{**one, "prior": prior} for one in TRAINED]
+        edit_summary(folder, lambda summary, every=every: summary.update(compression=every))
+        assert (said in write_report([folder])[0].read_text(encoding="utf-8")) is there
+
+
 def test_what_was_trained_on_stands_beside_what_was_read_off(folder, edit_summary):
     further = {**row(0.1, 0.95), "objective": -90.0}
     one = trained("piecewise_linear", 0, 10.4, {**row(0.1, 0.9), "posterior_finetuned": further})

@@ -145,6 +145,7 @@ def test_the_network_of_its_own_is_a_part_of_the_supernet(searched):
         ({"lambda_range": [0.1, 4.0]}, r"lambda_range was \[0.1, 3.0\], not \[0.1, 4.0\]; build that one"),
         ({"weight_prior": "empirical_bayes"}, "weight_prior was "),
         ({"n_knots": 4}, "n_knots was 3, not 4"),
+        ({"floor": 0.2}, "floor was 0.1, not 0.2"),
     ],
 )
 def test_what_was_searched_says_what_it_is_of(searched, changes, said):
@@ -152,6 +153,13 @@ def test_what_was_searched_says_what_it_is_of(searched, changes, said):
     made = DirichletDARTS(**{**JOINT, **changes}, input_shape=(1, 8, 8))
     with pytest.raises(ConfigError, match=f"what is loaded must be of a model like this one, but {said}"):
         made.restore(CellSpace(width=4, n_cells=1, n_nodes=1), torch.load(folder / "model.pt"))
+
+
+def test_nothing_can_be_read_off_before_a_search():
+    made = DirichletDARTS(**JOINT, input_shape=(1, 8, 8))
+    for read in (made.materialize, made.settle, lambda: made.searched):
+        with pytest.raises(RuntimeError, match="nothing was searched yet"):
+            read()
 
 
 def test_the_state_of_another_space_is_refused(searched):

@@ -19,8 +19,10 @@ def _compression(name: str, result: Result) -> dict[str, Any]:
         "training_seconds": round(search["seconds"] - search["reading_seconds"], 2),
         "seconds": search["seconds"],
     }
-    head = {"name": name, "trial": None, "hypernet": "joint", "lambda": None, "prior": None, "seed": search["seed"]}
-    return {**head, "rows": result["compression"], **seconds}
+    rows = result["compression"]
+    prior = next((row.get("prior") for row in rows), None)
+    head = {"name": name, "trial": None, "hypernet": "joint", "lambda": None, "prior": prior, "seed": search["seed"]}
+    return {**head, "rows": rows, **seconds}
 
 
 @dataclass(frozen=True)
