@@ -27,10 +27,13 @@ from torch.nn import functional as F
 from nni_bayes_nas.config import DataConfig
 from nni_bayes_nas.experiment.data import batches, load_data
 from nni_bayes_nas.optim import SelectiveOptimization
+from nni_bayes_nas.optim.selection import NEEDS
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--epochs", type=int, default=40)
-parser.add_argument("--criterion", default="gain", help="see nni_bayes_nas.optim.selection.scores")
+# Those by which "auto" can tell what a layer is worth.
+MEASURES = [name for name in NEEDS if name not in ("random", "gain_per_flop")]
+parser.add_argument("--criterion", default="gain", choices=MEASURES, help="see nni_bayes_nas.optim.selection.scores")
 parser.add_argument("--output", type=Path, default=Path("runs/selective-training.png"))
 COLOURS = ("#777777", "#d55e00", "#0072b2", "#009e73", "#e69f00")
 

@@ -10,7 +10,7 @@ from contract import data_section
 from workers import Job
 
 CRITERIA = ("random", "gradient", "preconditioner", "snr", "effective_perturbation", "gain")
-# With what a weight costs at its places, which in an MLP are one for all: of the CNN's neurons.
+# With what a weight costs at its places, which in an MLP are one for all.
 OF_THE_CNN, OF_THE_CNN_FROZEN = (*CRITERIA, "gain_per_flop"), 0.9
 FROZEN = (0.6, 0.8, 0.9, 0.96)
 # With the output layer active, as it is where rows are chosen: without it random single weights have a handicap.
@@ -18,8 +18,8 @@ ACTIVE_OUTPUT, ACTIVE_OUTPUT_FROZEN = ", output active", 0.8
 # Of the paper: SGD, tanh, pixels standardized, 600 steps, the choice after 100, by the gradient of all data there and
 # variances of all steps before.
 PAPER_CRITERIA, PAPER_FROZEN = ("preconditioner", "gradient", "random"), (0.2, 0.4, 0.6, 0.8, 0.9, 0.96)
-# In its setting too, by gradients of ten steps, as in all other groups.
-PAPER_WINDOW, OF_STEPS = 10, ", ten steps"
+# In its setting too, by gradients of the ten steps before the choice; in all other groups of a hundred.
+PAPER_WINDOW, OF_STEPS, WINDOW = 10, ", ten steps", 100
 PAPER_OTHERS = (
     *(f"{name}{OF_STEPS}" for name in ("preconditioner", "gradient")),
     *("snr", "effective_perturbation", "gain"),
@@ -35,13 +35,21 @@ PUBLISHED_ZEROED = {
     "random": {0.8: 95.6, 0.9: 94.0, 0.94: 91.8, 0.96: 88.3, 0.98: 67.7},
 }
 STOPPED = "all frozen"
+# The seed's two choices together: shares that go on, and that are not zero, from the choice on or in the end alone.
+BOTH = tuple(
+    (active, kept, at)
+    for active in (0.5, 0.2)
+    for kept in (0.5, 0.2, 0.1)
+    for at in ("selection", "end")
+    if kept >= active or at == "end"
+)
 ZEROED = (0.8, 0.9, 0.94, 0.95, 0.96, 0.98)
 # Of the networks that are not the paper's.
 OTHERS_FROZEN = {"mlp-300-100": (0.8, 0.96), "cnn": (0.8, 0.96), "cnn-normalized": (0.8,)}
 OTHERS, OTHERS_ZEROED = tuple(OTHERS_FROZEN), {"cnn-normalized": (0.9, 0.95)}
 KEEP_BY = ("magnitude", "z", "random")
 # Rates that validation data prefer with other seeds, of three to five each, for trainings without selection; of
-# samplers by the loss of the averaged draws.
+# samplers by the loss of the averaged draws. Of "mandt" it is that of the first steps, and the largest afterwards.
 RATES = {"sgd": 0.4, "momentum": 0.05, "adam": 3e-3, "sgld": 0.4, "psgld": 3e-3, "mandt": 0.3}
 OUTPUT = {"mlp-200": "net.3", "mlp-300-100": "net.5", "cnn": "net.9", "cnn-normalized": "net.13"}
 # Of an arm whose time is compared, and of full training that takes as long: rates, in units of the usual one, of which
@@ -115,7 +123,22 @@ def arms(preset: str) -> dict[tuple[str, str], Parameters]:
             # Of images that are augmented nothing can be kept, and the choice must know.
             selection = {**automatic, "cache": shift == 0}
             found[name, f"automatic{suffix}"] = {**cnn, "shift": shift, "selection": selection}
+    for active, kept, at in BOTH:
+        selection = {**_selection(active, "gain"), "granularity": "weight", "kept": kept, "zero_at": at}
+        found["both", both(active, kept, at)] = {**mlp, "selection": selection}
+    again = {
+        **_selection(0.1, "gain"),
+        "granularity": "neuron",
+        "always": [OUTPUT["mlp-200"]],
+        "thaw_every": max(each, 40),
+    }
+    found["criteria", "neuron gain 0.9, chosen anew"] = {**mlp, "selection": again}
     return found | _paper(setting) | _zeroed("zeroed", "", mlp, ZEROED) | _optimizers(mlp)
+
+
+def both(active: float, kept: float, at: str) -> str:
+    """Name of an arm of the two choices together."""
+    return f"{1 - active:.0%} frozen, {1 - kept:.0%} zero {'in the end' if at == 'end' else 'at once'}"
 
 
 def _rate(network: str) -> float:
@@ -127,7 +150,7 @@ def _curves(name: str, training: Parameters) -> dict[tuple[str, str], Parameters
     """Of another network: single weights frozen by every criterion, or zeroed; of the CNN neurons too."""
     group = f"criteria, {name}"
     found = {(group, FULL): training}
-    for criterion in CRITERIA:
+    for criterion in CRITERIA if name.startswith("mlp") else OF_THE_CNN:
         for frozen in OTHERS_FROZEN[name]:
             selection = {**_selection(1 - frozen, criterion), "granularity": "weight"}
             found[group, f"weight {criterion} {frozen:g}"] = {**training, "selection": selection}
@@ -148,7 +171,7 @@ def is_timed(group: str, arm: str) -> bool:
 
 
 def _selection(active: float | str, criterion: str) -> Parameters:
-    return {"active": active, "criterion": criterion, "start": 0.2}
+    return {"active": active, "criterion": criterion, "start": 0.2, "window": WINDOW}
 
 
 def _paper(setting: Setting) -> dict[tuple[str, str], Parameters]:

@@ -67,7 +67,7 @@ def _optimizer(name: str, rate: float, n: int, seed: int) -> Callable[[Any], tor
         "adam": lambda p: torch.optim.Adam(p, rate, fused=True),
         "sgld": lambda p: SGLD(p, rate, n_objects=n, seed=seed),
         "psgld": lambda p: PreconditionedSGLD(p, rate, n_objects=n, seed=seed),
-        "mandt": lambda p: ConstantSGD(p, rate, n_objects=n, gather=50),
+        "mandt": lambda p: ConstantSGD(p, rate, n_objects=n, gather=50, max_lr=rate),
     }[name]
 
 
@@ -273,6 +273,7 @@ def run_selection(
         found |= _scores(module, data, "averaged_", parts, draws.states)
     report({"default": found["val_accuracy"], "epoch": trainer.current_epoch})
     result = {"default": found["val_accuracy"], **found, "process_seconds": clock.seconds, "seed": seed}
+    result |= {"rate": float(parameters["rate"]), "steps": steps}
     for optimizer in trainer.optimizers:
         if isinstance(optimizer, ConstantSGD):
             result["share_at_max_lr"] = optimizer.share_at_max_lr()

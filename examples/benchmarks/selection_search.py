@@ -16,7 +16,7 @@ the other in an order that turns with the seed:
 Seconds are those of training, validation left out; accuracy is the mean over lambda of the mixture's on validation
 data at the end, of digits 216 objects, which is why there are more seeds. Target (3): at least 1.15 times as fast with
 the same accuracy, for the arm "prefix 0.5", which was named before the first run: at most .2 points lost, as of a
-training, and above the shorter search, which is as fast.
+training, and above the shorter search, which is as fast; both by the low ends of 95 % intervals over seeds.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Setting:
 
 
 PRESETS = {"smoke": Setting(4, 600, 100, 4), "cpu": Setting(16, 10_000, 5_000, 20), "gpu": Setting(16, None, 5_000, 50)}
-SEEDS = {"smoke": 1, "cpu": 5, "gpu": 5}
+SEEDS = {"smoke": 1, "cpu": 10, "gpu": 10}
 FIRST_SEED = 401
 # Points within which accuracies are the same.
 _SAME = 0.2
@@ -86,9 +86,11 @@ def by_seed(rows: list[dict[str, Any]], arm: str, name: str) -> dict[int, float]
 
 
 def speed(rows: list[dict[str, Any]], arm: str) -> float | None:
-    """Seconds of the full search over those of an arm: the median over seeds."""
+    """Seconds of the full search over those of an arm: the median over seeds whose two ran in one go."""
     full, mine = (by_seed(rows, name, "training_seconds") for name in (FULL, arm))
-    speeds = [full[seed] / mine[seed] for seed in mine if seed in full]
+    runs, theirs = by_seed(rows, arm, "run"), by_seed(rows, FULL, "run")
+    # Seconds of two runs are of two loads of the machine.
+    speeds = [full[seed] / mine[seed] for seed in mine if seed in full and runs[seed] == theirs[seed]]
     return statistics.median(speeds) if speeds else None
 
 
@@ -106,7 +108,8 @@ def targets(rows: list[dict[str, Any]]) -> list[Target]:
         gap, times = gained(rows, NAMED, than), speed(rows, than)
         faster = f" ({times:.2f} times as fast as {FULL})" if than == SHORTER and times else ""
         what = f"{NAMED}: points of validation accuracy against {than}{faster}"
-        found.append(Target("3", what, None if gap is None else gap["mean"], least, "higher"))
+        sure = None if gap is None or gap["half_width"] is None else gap["mean"] - gap["half_width"]
+        found.append(Target("3", f"{what}, low end of 95 %", sure, least, "higher"))
     return found
 
 
@@ -123,11 +126,13 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     for arm in (*ARMS, SHORTER):
         accuracy, seconds = (by_seed(rows, arm, name) for name in ("val_accuracy", "training_seconds"))
         gap, times = gained(rows, arm, FULL), speed(rows, arm)
-        if gap is None or times is None:
+        if gap is None:
             continue
         shown = f"{gap['mean']:+.2f}" + ("" if gap["half_width"] is None else f" +- {gap['half_width']:.2f}")
         means = (statistics.fmean(values.values()) for values in (accuracy, seconds))
-        print(f"{arm:<14}{next(means):>14.2f}{shown:>22}{next(means):>8.0f}{times:>15.2f}")
+        print(
+            f"{arm:<14}{next(means):>14.2f}{shown:>22}{next(means):>8.0f}{'-' if times is None else f'{times:.2f}':>15}"
+        )
     print()
 
 
@@ -144,7 +149,14 @@ def rows_of(jobs: dict[tuple[str, int], Job], outcomes: dict[str, Outcome]) -> l
             "val_accuracy": round(100 * result["search"]["val_accuracy"], 3),
             "training_seconds": result["stage_seconds"]["training"],
         }
-        rows.append({**head, **numbers, "milliseconds": result["search"].get("selection", {}).get("milliseconds")})
+        rows.append(
+            {
+                **head,
+                "run": outcome["run"],
+                **numbers,
+                "milliseconds": result["search"].get("selection", {}).get("milliseconds"),
+            }
+        )
     return rows
 
 

@@ -11,6 +11,7 @@ from contract import half_width
 from selection_arms import (
     ACTIVE_OUTPUT,
     ACTIVE_OUTPUT_FROZEN,
+    BOTH,
     CRITERIA,
     FROZEN,
     FULL,
@@ -27,6 +28,7 @@ from selection_arms import (
     STOPPED,
     TIMED,
     ZEROED,
+    both,
     is_timed,
     of_others,
 )
@@ -137,7 +139,20 @@ def print_tables(table: Table) -> None:
         _print_lost(table, "criteria, cnn", criterion, [f"neuron {criterion} {OF_THE_CNN_FROZEN:g}"])
     last = table.difference("criteria", FULL, "output layer alone")
     print(f"{'output layer alone':<26}{_text(last and last['mean']):>10}")
-    print(f"\n{'':<40}{'accuracy':>10}{'lost':>8}{'+-':>7}{'speed':>8}  frozen as a whole")
+    again = table.difference("criteria", FULL, "neuron gain 0.9, chosen anew")
+    print(f"{'neurons, 90 %, chosen anew every epoch':<40}{_text(again and again['mean']):>10}")
+    print("\nboth: points lost, and weights that are not zero")
+    for active, kept, at in BOTH:
+        name = both(active, kept, at)
+        lost, left = (
+            paired(table.values("criteria", FULL), table.values("both", name)),
+            table.mean("both", name, "nonzero"),
+        )
+        said = f"{_text(lost and lost['mean'])} +- {_text(lost and lost['half_width'])}"
+        print(f"{name:<44}{said:>18}{_text(left, 0):>10}")
+    print(
+        f"\n{'':<40}{'accuracy':>10}{'lost':>8}{'+-':>7}{'s':>8}{'speed':>8}{'rate':>9}{'steps':>7}  frozen as a whole"
+    )
     for group in TIMED:
         for arm in dict.fromkeys(row["arm"] for row in table.rows if row["group"] == group):
             base = f"{FULL}, augmented" if arm.endswith("augmented") else FULL
@@ -146,7 +161,9 @@ def print_tables(table: Table) -> None:
             frozen, ratios = table.frozen(group, arm), table.speeds(group, arm, base)
             between = f"  speed {min(ratios):.2f} to {max(ratios):.2f}" if speed is not None and ratios else ""
             cells = (_text(table.mean(group, arm)), _text(lost and lost["mean"]), _text(lost and lost["half_width"]))
-            numbers = f"{cells[0]:>10}{cells[1]:>8}{cells[2]:>7}{_text(speed):>8}"
+            seconds, rate, steps = (table.mean(group, arm, name) for name in ("process_seconds", "rate", "steps"))
+            numbers = f"{cells[0]:>10}{cells[1]:>8}{cells[2]:>7}{_text(seconds, 1):>8}{_text(speed):>8}"
+            numbers += f"{_text(rate, 5):>9}{_text(steps, 0):>7}"
             print(f"{group + ', ' + arm:<40}{numbers}{between}  {frozen}")
     _print_paper(table)
     for one, other in itertools.pairwise(PAPER_CRITERIA):
@@ -160,7 +177,8 @@ def print_tables(table: Table) -> None:
         for by in KEEP_BY:
             cells = [table.mean(group, f"{prefix}{by} {share:g}") for share in of_all]
             print(f"{by:<18}" + "".join(f"{_text(x):>8}" for x in cells))
-    print(f"\n{'optimizer':<24}{'accuracy':>10}{'lost':>8}{'+-':>7}{'NLL':>9}{'ECE':>9}{'process s':>11}")
+    print("\noptimizers, each at the rate that was chosen without selection")
+    print(f"{'optimizer':<24}{'accuracy':>10}{'lost':>8}{'+-':>7}{'NLL':>9}{'ECE':>9}{'process s':>11}")
     for arm in dict.fromkeys(row["arm"] for row in table.rows if row["group"] == "optimizers"):
         names = ("test_accuracy", "test_nll", "test_ece", "process_seconds")
         accuracy, nll, ece, seconds = (table.mean("optimizers", arm, name) for name in names)

@@ -16,9 +16,10 @@ def planned_steps(trainer: pl.Trainer) -> int | None:
     return int(planned) if 0 < planned < float("inf") else None
 
 
-def epochs_left(trainer: pl.Trainer, done: int) -> float:
-    """Of the whole training, after so many steps; 0 where nobody knows."""
+def epochs_left(trainer: pl.Trainer, done: int, most: int | None = None) -> float:
+    """Of the whole training, after so many steps, or at most so many steps of them; 0 where nobody knows."""
     left = (planned_steps(trainer) or done) - done
+    left = left if most is None else min(left, most)
     return left * trainer.accumulate_grad_batches / max(1, trainer.num_training_batches)
 
 
@@ -42,6 +43,7 @@ def planned_amounts(
     planned: int | None,
     least: int,
     exact: bool,
+    nested: bool = True,
 ) -> tuple[int | None, int, int]:
     """Parameters that go on, those that are kept, and steps before the choice, of a selective optimization.
 
@@ -53,6 +55,7 @@ def planned_amounts(
         planned: Steps of the training; None where nobody knows.
         least: Steps at least.
         exact: Whether `total` is their number, or there are at most so many.
+        nested: Whether what goes on must be kept; not where what is not kept goes at the end.
 
     Raises:
         ConfigError: A number that there is not.
@@ -69,8 +72,10 @@ def planned_amounts(
     n_kept = total if kept is None else amount_of("kept", kept, total, "parameters")
     # A share and a number cannot be compared where there may be fewer.
     alike = exact or kept is None or isinstance(active, float) == isinstance(kept, float)
-    if n_active is not None and alike and n_kept < n_active:
-        raise ConfigError(f"what goes on must be kept: active {n_active} of kept {n_kept} parameters; raise kept.")
+    if nested and n_active is not None and alike and n_kept < n_active:
+        raise ConfigError(
+            f"what goes on must be kept: active {n_active} of kept {n_kept} parameters; raise kept, or zero at the end."
+        )
     return n_active, n_kept, at
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.data import DataLoader
 
@@ -30,22 +30,23 @@ class BatchIndices:
     """
 
     def __init__(self, sampler: Any, n_objects: int) -> None:
-        self.sampler, self.n_objects = sampler, n_objects
+        # Not "sampler": Lightning asks a batch sampler for its own of that name, to tell it the epoch.
+        self._inner, self.n_objects = sampler, n_objects
         self.batches: list[Any] = []
 
     def __iter__(self) -> Iterator[Any]:
         self.batches = []
-        for batch in self.sampler:
+        for batch in self._inner:
             self.batches.append(batch)
             yield batch
 
     def __len__(self) -> int:
-        return len(self.sampler)
+        return len(self._inner)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "sampler":  # not there yet: while it is copied
+        if name == "_inner":  # not there yet: while it is copied
             raise AttributeError(name)
-        return getattr(self.sampler, name)
+        return getattr(self._inner, name)
 
     def of(self, batch_idx: int) -> Tensor | None:
         """The indices of the objects of a batch; None where they are not known."""
@@ -186,7 +187,7 @@ class ActivationCache:
         return [part.index_select(0, place) for part in self._kept]
 
     def _sums_of(self, x: Tensor) -> Tensor:
-        flat = x.flatten(1).double()
+        flat = x.reshape(len(x), -1).double()
         if self._weights is None or self._weights.shape[0] != flat.shape[1]:
             drawn = torch.randn(flat.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
             self._weights = drawn.to(x.device)
@@ -220,14 +221,19 @@ class ActivationCache:
 
 
 def is_the_same_twice(chain: nn.Sequential) -> bool:
-    """Whether no module is known to be random; normalization, which is not where it is frozen, does not count."""
-    return not any(_differs(module) for module in chain.modules() if not isinstance(module, _NormBase))
+    """Whether no module is known to differ; normalization with statistics does not where it is frozen."""
+    return not any(_differs(m) for m in chain.modules() if not isinstance(m, _NormBase) or _by_the_batch(m))
 
 
 def _differs(module: nn.Module) -> bool:
     """Whether a module gives another output, or changes itself, when it sees an object again in training."""
     random = isinstance(module, (_DropoutNd, Variational)) or "drop" in type(module).__name__.lower()
-    return random or (isinstance(module, _NormBase) and module.training)
+    return random or (isinstance(module, _NormBase) and module.training) or _by_the_batch(module)
+
+
+def _by_the_batch(module: nn.Module) -> bool:
+    """Whether it normalizes by the statistics of the batch, frozen or not."""
+    return isinstance(module, _BatchNorm) and module.running_mean is None
 
 
 def _flat(chain: Sequence[nn.Module] | nn.Sequential) -> Iterator[nn.Module]:

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 import pytorch_lightning as pl
 import torch
+from torch import nn
 
 from nni_bayes_nas.coercion import require
 from nni_bayes_nas.errors import ConfigError
@@ -59,7 +60,8 @@ def check_options(
         share = not isinstance(amount, float) or amount <= 1
         require(amount >= 0 and share, name, "must be a number, or a float in [0, 1], a share", amount, "0.2 say")
     for name, least, n in (("window", 2, window), ("probe", 2, probe), ("thaw_every", 1, thaw_every or 1)):
-        require(n >= least, name, f"must be at least {least} steps", n, "100 say")
+        whole = isinstance(n, int) and not isinstance(n, bool) and n >= least
+        require(whole, name, f"must be a whole number of at least {least} steps", n, "100 say")
     moments = gradients == "steps" or criterion in ("snr", "preconditioner", "gain", "gain_per_flop")
     rule = "must be snr, preconditioner, gain or gain_per_flop by the optimizer's own moments of gradients"
     require(moments, "criterion", rule, criterion, "gain say")
@@ -99,6 +101,12 @@ def check_training(
             raise ConfigError(
                 "selective optimization holds parameters where they are, got the callback "
                 f"{type(callback).__name__}, which writes averages into them; leave one out."
+            )
+    network = getattr(trainer, "lightning_module", nn.Identity())
+    for name, module in network.named_modules():
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse and module.weight.requires_grad:
+            raise ConfigError(
+                f"selective optimization needs gradients of all entries, but {name} has sparse=True; set it to False."
             )
     for optimizer in optimizers:
         names = [kind.__name__.lower() for kind in type(optimizer).__mro__]

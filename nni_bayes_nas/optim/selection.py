@@ -240,7 +240,10 @@ def choose_in_layers(
 def choose_both(
     k: int, n_kept: int, active: Mapping[str, Tensor], kept: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Exactly `n_kept` parameters that stay, the others become zero, and of those exactly k to be optimized further.
+    """Exactly `n_kept` parameters that stay, the others become zero, and exactly k that are optimized further.
+
+    The k are chosen among those that stay. Where they are more, which can only be if what does not stay becomes zero at
+    the end, both are chosen among all.
 
     Args:
         k: Optimized further.
@@ -252,12 +255,10 @@ def choose_both(
         Booleans of what is optimized further, and of what is kept.
 
     Raises:
-        ConfigError: k above `n_kept`, or numbers that cannot be.
+        ConfigError: Numbers that cannot be.
     """
     stay = choose(n_kept, kept)
-    if k > n_kept:
-        raise ConfigError(f"what is optimized further must be kept: at most {n_kept} parameters, got {k}.")
-    return choose(k, active, allowed=stay), stay
+    return choose(k, active, allowed=stay if k <= n_kept else None), stay
 
 
 def check_criterion(criterion: str) -> None:

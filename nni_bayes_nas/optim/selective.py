@@ -105,7 +105,7 @@ class SelectiveOptimization(pl.Callback):
         )
         self.share, self.kept_share = active, kept
         self.criterion, self.granularity, self.scope = criterion, granularity, scope
-        self.start, self.window = start, window
+        self.start, self.window, self.cache, self.cache_limit = start, window, cache, cache_limit
         self.gradients, self.thaw_every, self.probe, self.always = gradients, thaw_every, probe, tuple(always)
         self.keep_by, self.zero_at, self.batch_size, self.seed = keep_by, zero_at, batch_size, seed
         self.active: dict[str, Tensor] = {}
@@ -115,7 +115,6 @@ class SelectiveOptimization(pl.Callback):
         self._statistics: GradientStatistics | None = None
         self._loaded: dict[str, Any] | None = None
         self._holding: Holding | None = None
-        self.cache, self.cache_limit = cache, cache_limit
         self._indices: BatchIndices | None = None
         self._cached: ActivationCache | None = None
         self._kept_scores: dict[str, Tensor] = {}
@@ -137,9 +136,9 @@ class SelectiveOptimization(pl.Callback):
 
     def plan(self, total: int | None, planned: int | None, *, exact: bool = True) -> None:
         """How many parameters go on and are kept, and after how many steps it is chosen; see `planned_amounts`."""
-        amounts = (self.share, self.kept_share, self.start)
+        amounts, nested = (self.share, self.kept_share, self.start), self.zero_at == "selection"
         least = 2 if self._needs() or self.gradients == "optimizer" else 0
-        n_active, self.n_kept, self.at = planned_amounts(*amounts, total, planned, least, exact)
+        n_active, self.n_kept, self.at = planned_amounts(*amounts, total, planned, least, exact, nested)
         # Of "auto", where it goes on.
         self.n_active = sum(int(mask.sum()) for mask in self.active.values()) if n_active is None else n_active
 
@@ -327,10 +326,12 @@ class SelectiveOptimization(pl.Callback):
         if self.share == "auto":
             chain = chain_of(pl_module)
             kept = self._indices is not None and chain is not None and caching.is_the_same_twice(chain[1])
-            saved = share_saved(epochs_left(trainer, self.steps_done(trainer))) if kept else BACKWARD
+            most = self.thaw_every and self.thaw_every - self.probe  # then what layers gave is computed anew
+            saved = share_saved(epochs_left(trainer, self.steps_done(trainer), most)) if kept else BACKWARD
             limit = self.cache_limit / (1 if self._indices is None else self._indices.n_objects)
             how = self._costs, saved, self.kept or None
-            self.n_active = min(self.n_kept, entries_behind_cut(self._parameters, values, ids, *how, limit=limit))
+            n = entries_behind_cut(self._parameters, values, ids, *how, limit=limit)
+            self.n_active = min(self.n_kept, n) if self.zero_at == "selection" else n
         before_it, places = self.active, self._costs.places
         self.active = self._pick(self.granularity == "prefix")(
             self.n_active,
@@ -388,8 +389,7 @@ class SelectiveOptimization(pl.Callback):
         self._release()
         self._holding = Holding(pl_module, self._optimizers, self.active, probe=probe, layers=self.by_layers)
         if self._indices is not None and not probe and (chain := chain_of(pl_module)) is not None:
-            n = self._indices.n_objects
-            self._cached = ActivationCache(chain[1], self._holding, n, self.cache_limit)
+            self._cached = ActivationCache(chain[1], self._holding, self._indices.n_objects, self.cache_limit)
 
     def _release(self) -> None:
         if self._cached is not None:

@@ -12,7 +12,7 @@ from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.experiment.data import batches
 from nni_bayes_nas.layers.variational import to_variational
 from nni_bayes_nas.optim import SelectiveOptimization
-from nni_bayes_nas.optim.cache import BatchIndices, watch_indices
+from nni_bayes_nas.optim.cache import BatchIndices, is_the_same_twice, watch_indices
 from nni_bayes_nas.optim.freeze_report import multiply_accumulates
 
 
@@ -114,6 +114,52 @@ def test_rows_alone_train_as_masks_do(monkeypatch):
     by_masks = fit(Model(layers), SelectiveOptimization(start=8, cache=False, **options))
     torch.testing.assert_close(torch.tensor(by_rows), torch.tensor(by_masks))
     assert by_rows != [by_rows[0]] * len(by_rows)
+
+
+class Epochs(torch.utils.data.Sampler):
+    """Another order in every epoch, which it must be told."""
+
+    def __init__(self, n):
+        self.n, self.epoch = n, -1
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __iter__(self):
+        return iter(torch.randperm(self.n, generator=torch.Generator().manual_seed(self.epoch)).tolist())
+
+    def __len__(self):
+        return self.n
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_samplers_are_told_the_epoch(whole):
+    sampler = Epochs(64)
+    batched = torch.utils.data.BatchSampler(sampler, 16, False)
+    loader = DataLoader(objects(), batch_sampler=batched) if whole else DataLoader(objects(), 16, sampler=sampler)
+    callback = SelectiveOptimization(start=6, window=4, granularity="prefix", active=12 * 65 + 26)
+    fit(Model(CNN), callback, loader)
+    assert sampler.epoch == 4 and callback.freeze_report()["no_cache"] is None
+
+
+def test_normalization_by_the_batch_is_not_the_same_twice():
+    """Frozen or not: it has no statistics of its own."""
+    layers = (lambda: nn.Conv2d(1, 4, 3), lambda: nn.BatchNorm2d(4, track_running_stats=False), *CNN[1:])
+    options = {"start": 8, "window": 6, "granularity": "prefix", "active": 12 * 65 + 26}
+    callback = SelectiveOptimization(**options)
+    kept = fit(Model(layers), callback)
+    without = fit(Model(layers), SelectiveOptimization(cache=False, **options))
+    torch.testing.assert_close(torch.tensor(kept), torch.tensor(without))
+    assert callback._report["macs"]["after"]["forward"] > 0 and not is_the_same_twice(Model(layers).net)
+
+
+def test_words_of_one_number():
+    layers = (lambda: nn.Embedding(10, 8), lambda: nn.Linear(8, 2))
+    x = torch.arange(64) % 10
+    loader = DataLoader(TensorDataset(x, x % 2), batch_size=16)
+    callback = SelectiveOptimization(start=6, window=4, granularity="prefix", active=18)
+    losses = fit(Model(layers), callback, loader)
+    assert callback.freeze_report()["no_cache"] is None and losses[-1] < losses[0]
 
 
 class Augmented(Dataset):

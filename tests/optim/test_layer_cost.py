@@ -1,6 +1,7 @@
 """Costs of layers as they are measured, and the beginning that is frozen by them."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,15 @@ from test_selective import Model, fit, selective
 from torch import nn
 
 from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.optim.amounts import epochs_left
 from nni_bayes_nas.optim.layer_cost import BACKWARD, LayerCosts, best_cut, entries_behind_cut, share_saved
+
+
+def test_epochs_in_which_what_is_kept_is_of_use():
+    trainer = SimpleNamespace(estimated_stepping_batches=100, accumulate_grad_batches=1, num_training_batches=10)
+    assert (
+        epochs_left(trainer, 20) == 8.0 and epochs_left(trainer, 20, 15) == 1.5 and epochs_left(trainer, 95, 15) == 0.5
+    )
 
 
 class Slow(nn.Module):

@@ -181,7 +181,17 @@ def test_words(granularity):
     for name, mask in callback.active.items():
         assert torch.equal(after[name][~mask], before[name][~mask]), name
         moved += int((after[name] != before[name])[mask].sum())
-    assert moved > 0 and sum(int(mask.sum()) for mask in callback.active.values()) <= 120
+    assert moved > 0 and sum(int(mask.sum()) for mask in callback.active.values()) == 120
+
+
+def test_sparse_gradients_are_refused():
+    x = torch.randint(10, (64, 8))
+    model = Words()
+    model.embedding.sparse = True
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, (x > 4).sum(1).gt(4).long()), batch_size=16)
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    with pytest.raises(ConfigError, match="embedding has sparse=True; set it to False"):
+        pl.Trainer(accelerator="cpu", max_epochs=4, callbacks=[selective()], **quiet).fit(model, loader)
 
 
 def test_costs_of_attention_and_of_normalized_words():

@@ -179,28 +179,31 @@ def test_what_has_not_moved_is_kept_last_by_z():
 
 
 def losses(hessian, best, w, k, n_kept):
-    """The loss of every pair of choices: what is optimized further goes to its optimum, what is not kept is zero."""
+    """The loss of every pair of choices: what is optimized further goes to its optimum, what is not kept is zero.
+
+    Neither need be a part of the other: what is zero in the end may have been optimized before.
+    """
     n, found = len(w), {}
+    every = list(itertools.combinations(range(n), n_kept))
+    cuts = torch.stack([torch.zeros(n).index_fill(0, torch.tensor(kept), 1.0) for kept in every])
     for active in itertools.combinations(range(n), k):
         rows = list(active)
         rest = [i for i in range(n) if i not in active]
         moved = w.clone()
         right = hessian[rows][:, rest] @ (w - best)[rest]
         moved[rows] = best[rows] - torch.linalg.solve(hessian[rows][:, rows], right)
-        for kept in itertools.combinations(range(n), n_kept):
-            if set(active) <= set(kept):
-                cut = torch.zeros(n)
-                cut[list(kept)] = moved[list(kept)]
-                found[active, kept] = float((cut - best) @ hessian @ (cut - best) / 2)
+        apart = cuts * moved - best
+        values = (apart @ hessian * apart).sum(-1) / 2
+        found |= {(active, kept): float(value) for kept, value in zip(every, values, strict=True)}
     return found
 
 
-@pytest.mark.parametrize("n_kept", [5, 3])
+@pytest.mark.parametrize("n_kept", [5, 3, 2])
 def test_regret_to_the_best_of_all_pairs_of_choices(n_kept):
-    """8 parameters that interact, 3 optimized further of 5 or 3 that are kept: 560 or 56 pairs; 20 problems."""
+    """8 parameters that interact, 3 optimized further, 5, 3 or 2 kept: 3,136 or 1,568 pairs; 20 problems."""
     n, k = 8, 3
     ways = {name: (name, "magnitude") for name in NEEDS if name != "gain_per_flop"}
-    ways |= {"random": ("random", "random"), "random, of the largest": ("random", "magnitude")}
+    ways |= {"random": ("random", "random"), "random, of the largest": ("random", "magnitude"), "by z": ("gain", "z")}
     regrets = {name: [] for name in ways}
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
@@ -209,7 +212,7 @@ def test_regret_to_the_best_of_all_pairs_of_choices(n_kept):
         best = torch.randn(n, generator=generator) * torch.linspace(0.1, 2, n)
         start = best + torch.randn(n, generator=generator) * (torch.rand(n, generator=generator) < 0.4)
         w = torch.nn.Parameter(start.clone())
-        statistics = GradientStatistics([("w", w)], batch_size=1, gather=("moments", "noise", "path"))
+        statistics = GradientStatistics([("w", w)], batch_size=1, gather=("moments", "noise", "path", "chain"))
         for _ in range(10):
             w.grad = hessian @ (w.detach() - best) + 0.05 * torch.randn(n, generator=generator)
             statistics.update()
@@ -222,14 +225,17 @@ def test_regret_to_the_best_of_all_pairs_of_choices(n_kept):
                 k, n_kept, scores(active, statistics, generator), keeping_scores(keep, statistics, generator)
             )
             active, kept = (tuple(x["w"].nonzero().flatten().tolist()) for x in chosen)
-            assert len(active) == k and len(kept) == n_kept and set(active) <= set(kept)
+            assert len(active) == k and len(kept) == n_kept
+            assert set(active) <= set(kept) or k > n_kept
             regrets[name].append((every[active, kept] - least) / (mean - least))
     means = {name: sum(values) / len(values) for name, values in regrets.items()}
     # In units of the mean regret of all pairs, which is what chance has.
     assert 0.6 < means.pop("random") < 1.5, means
-    # Where all that is kept goes on, there is nothing to choose among what is large.
+    # Where no more is kept than goes on, there is little to choose among what is large.
     of_the_largest = means.pop("random, of the largest")
-    assert max(means.values()) < 0.35 and (n_kept == k or max(means.values()) < of_the_largest - 0.05), means
+    # z is of a chain that stays where it is, and these have ten steps of descent: better than chance, no more.
+    assert means.pop("by z") < 0.7, means
+    assert max(means.values()) < 0.35 and (n_kept <= k or max(means.values()) < of_the_largest - 0.05), means
     assert all(r >= -1e-6 for values in regrets.values() for r in values)
 
 
@@ -244,10 +250,6 @@ BAD = {
         r"must be between 0 and 4 parameters, got 5",
     ),
     "negative": (lambda s: choose(-1, {"w": torch.zeros(4)}), r"must be between 0 and 4 parameters, got -1"),
-    "k above l": (
-        lambda s: choose_both(3, 2, {"w": torch.zeros(4)}, {"w": torch.zeros(4)}),
-        r"must be kept: at most 2 parameters, got 3",
-    ),
 }
 
 

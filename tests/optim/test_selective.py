@@ -19,6 +19,8 @@ OPTIMIZERS = {
     "adamw": lambda p: torch.optim.AdamW(p, 1e-2, weight_decay=0.1),
     "sgld": lambda p: SGLD(p, 1e-2, n_objects=64, weight_decay=1e-2),
     "constant": lambda p: ConstantSGD(p, 1e-2, n_objects=64, gather=5),
+    "fused": lambda p: torch.optim.AdamW(p, 1e-2, weight_decay=0.1, fused=True),
+    "foreach": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=1e-2, foreach=True),
     "psgld": lambda p: PreconditionedSGLD(p, 1e-3, n_objects=64, weight_decay=1e-2),
 }
 
@@ -276,6 +278,15 @@ def test_with_nothing_to_optimize_the_training_ends():
     assert len(fit(Model(), selective(active=0))) == 6
 
 
+def test_fewer_may_be_kept_at_the_end_than_went_on():
+    callback, model = selective(granularity="weight", active=200, kept=50, zero_at="end"), Model()
+    states = fit(model, callback)
+    assert sum(int(mask.sum()) for mask in callback.active.values()) == 200
+    assert sum(int(mask.sum()) for mask in callback.kept.values()) == 50
+    left = sum(int((p != 0).sum()) for p in model.parameters())
+    assert left == 50 and sum(int((states[-1][name] != 0).sum()) for name, _ in model.net.named_parameters()) > 300
+
+
 def test_shares_of_every_layer():
     """Of 27 and 6 parameters before the linear layers, 392, and 18."""
     model, callback = Model(), selective(scope="layer", granularity="weight", active=0.25, kept=0.5)
@@ -295,7 +306,8 @@ BAD = {
     "share": ({"active": 1.5}, r"`active` must be a number, or a float in \[0, 1\], a share"),
     "negative": ({"active": -3}, r"`active` must be a number"),
     "word": ({"active": "half"}, r"`active` must be a number, or a float"),
-    "window": ({"window": 1}, r"`window` must be at least 2 steps"),
+    "window": ({"window": 1}, r"`window` must be a whole number of at least 2 steps"),
+    "window of words": ({"window": "x"}, r"`window` must be a whole number of at least 2 steps, got 'x'"),
     "probe": ({"thaw_every": 20}, r"`thaw_every` must be more than the 20 steps of a probe"),
     "keep by": ({"kept": 0.5, "keep_by": "w"}, r"`keep_by` must be one of magnitude, z, random"),
 }
