@@ -48,6 +48,13 @@ class Architecture:
         return dict(sorted(plain.items()))
 
     @property
+    def takes_an_input_twice(self) -> bool:
+        """Whether two slots of a cell's node have the same input, which no search of ours finds."""
+        slots = ((match, choice) for label, choice in self.choices.items() if (match := _SLOT.match(str(label))))
+        taken = [(m["cell"], m["node"], json.dumps(choice)) for m, choice in slots if m["kind"] == "input"]
+        return len(set(taken)) < len(taken)
+
+    @property
     def key(self) -> str:
         """Equal for two architectures exactly if they are the same network; 16 hexadecimal digits."""
         return hashlib.sha256(json.dumps(self.canonical(), sort_keys=True).encode()).hexdigest()[:16]

@@ -113,6 +113,21 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), seed: int | Non
     return Config.from_dict(values)
 
 
+def located(config: Config, base: Path) -> Config:
+    """With the path of an earlier bank made absolute: what is learned from a run later is looked for from elsewhere.
+
+    Args:
+        config: The configuration.
+        base: The folder that relative paths count from.
+    """
+    bank = config.predict.bank
+    if bank is None:
+        return config
+    return dataclasses.replace(
+        config, predict=dataclasses.replace(config.predict, bank=str((base / Path(bank).expanduser()).resolve()))
+    )
+
+
 def config_to_yaml(config: Config) -> str:
     """The full effective configuration as YAML; ``load_config`` reads it back to an equal object."""
     return to_yaml(config.to_dict())

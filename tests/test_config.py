@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 import json
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -10,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nni_bayes_nas.config import Config, coerce, config_to_yaml, load_config
+from nni_bayes_nas.config import Config, coerce, config_to_yaml, load_config, located
 from nni_bayes_nas.errors import ConfigError
 
 
@@ -256,3 +257,9 @@ def test_unreadable_files(tmp_path: Any) -> None:
     (tmp_path / "latin.yaml").write_bytes(b"report: {title: caf\xe9}")
     with pytest.raises(ConfigError, match="UTF-8"):
         load_config(tmp_path / "latin.yaml")
+
+
+def test_an_earlier_bank_is_found_from_anywhere(tmp_path):
+    for bank, found in (("runs/one", tmp_path / "runs" / "one"), ("/a/b", Path("/a/b")), ("~/c", Path.home() / "c")):
+        assert located(Config.from_dict({"predict": {"bank": bank}}), tmp_path).predict.bank == str(found)
+    assert located(Config.from_dict({}), tmp_path) == Config.from_dict({})

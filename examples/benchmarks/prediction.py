@@ -7,25 +7,27 @@ bank: searches on parts of all of them, with the same budgets (n: features). Eac
 made-up ones, which one generator draws, together: a meta-model learns from the parts of the others alone, and predicts
 networks for all of its data at n, 5 n and a tenth of the connections of the dense network. The three best-ranked are
 trained on all training data, validation data choose one, test data are read once. Beside it, chosen in the same way:
-connections at random, SNIP and magnitude, of three tries and as many connections; AdaNet-style growth and low rank, of
-three tries and as many parameters as a network at random has, their rates and penalties chosen by validation data for
-every data set and budget; the dense network, at three rates; and the inner search of the bank, on all data. Networks of
-a job are trained side by side.
+connections at random, of three tries and as many connections; SNIP and magnitude likewise, which keep all units, of the
+three dense networks that are best by validation data of that data set and budget, of all widths, activations and (of
+magnitude) rates; AdaNet-style growth and low rank, of three tries and as many parameters as the largest network within
+the budget, their rates and penalties chosen in the same way; the dense network, at three rates; and the inner search of
+the bank, on all data. Networks of a job are trained side by side.
 
 Controls: "relevance", networks at random of the features that come first in their order; random, relevance, SNIP and
 magnitude networks of which as many are drawn as of a decoder and the same ranker picks three ("ranked"; of AdaNet and
 low rank there is none: they have three tries, where ours are three of sixteen); networks of the widths and activations
 that a decoder gives, with connections as in "relevance", of which it picks three ("same shape"); and decoders that are
-shown the objects of another data set, with the right numbers of features and classes ("shuffled"). What is not better
-than these has learned nothing of networks.
+shown the objects of another data set, the one with the nearest numbers of features and classes, beside the right
+numbers ("shuffled"). What is not better than these has learned nothing of networks.
 
-Tests, named before the first run, of "ours": for every data set the decoder with the smaller mean validation loss on
-the others. One-sided paired t-tests over seeds, in test accuracy. First that it is above random, above random networks
-of which as many are drawn and ranked, and above itself shown other objects, for every data set in the mean over the
-budgets, with Holm's correction over these; then that it is above each baseline but the dense network and each control
-but "relevance", for every data set and budget, with Holm's correction over those; to the dense network, and of one
-decoder to the other, intervals. Seeds are of the fit, the draws and all trainings; bank and splits of the data are the
-same for all of them, so that p tells of chance in these alone.
+Tests, named before the first run, of "ours": for every data set the decoder with the smaller mean validation loss, in
+units of that of networks at random, on those that were not left out with it; these were predicted by meta-models that
+have seen its parts. One-sided paired t-tests over seeds, in test accuracy. First that it is above random, above random
+networks of which as many are drawn and ranked, and above itself shown other objects, for every data set in the mean
+over the budgets, with Holm's correction over these; then that it is above each baseline but the dense network and each
+control but "relevance", for every data set and budget, with Holm's correction over those; to the dense network and the
+search on all data, and of one decoder to the other, intervals. Seeds are of the fit, the draws and all trainings; bank
+and splits of the data are the same for all of them, so that p tells of chance in these alone.
 
 Targets: 2: on 80 % of the parts the small network that is best by some validation objects is by others within a
 standard error of the dense one of three layers of 32; 3: above random on every data set; not below SNIP in the mean at
@@ -34,9 +36,10 @@ at most 1 % of the dense network's accuracy lost on three quarters of the data s
 data set that was left out >= .6, on all of it, with the mean validation loss of two seeds, within the networks of one
 baseline too, and on its parts in the bank; a prediction takes <= 1 s; the bank <= 60 minutes on two cores.
 
-How the ranker weighs what it measures was chosen on other seeds, by validation objects of digits, wine, breast cancer
-and made-up tables other than these: the tau of these, which chose nothing, is a target by itself. Taus, errors of the
-decoders on the parts that were left out, and trainings by themselves, are of three seeds.
+How the ranker weighs what it measures, and how decoders draw and fill networks, was chosen on other seeds, by
+validation objects of digits, wine, breast cancer and made-up tables other than these: the tau of these, which chose
+nothing, is a target by itself. Taus, errors of the decoders on the parts that were left out, and trainings by
+themselves, are of three seeds.
 """
 
 from __future__ import annotations
@@ -51,9 +54,11 @@ from pathlib import Path
 from typing import Any
 
 from contract import correct, parse, write_result
-from prediction_jobs import RANKED, SAME_SHAPE, SHUFFLED
-from prediction_results import DECODERS, OURS, Figures, ours_of, pays_after, print_tables, targets
+from prediction_jobs import BESIDE_BY, LEFT_OUT_BY, RANKED, SAME_SHAPE, SHUFFLED, TUNED_BY
+from prediction_results import DECODERS, OURS, SEARCH, Figures, ours_of, pays_after, print_tables, targets
 from workers import Job, Outcome, Store, Workers
+
+from nni_bayes_nas.experiment.record import read_rows
 
 NAME, JOBS = "prediction", "prediction_jobs"
 FIRST_SEED = 301
@@ -68,7 +73,9 @@ BELOW = (
 # Of the parts of the data set that was left out one in four shows the errors, with another budget from one to the next:
 # of the first seeds, as the seconds of trainings by themselves.
 EVERY, SEEDS_WITH_ERRORS = 4, {"smoke": 1, "cpu": 3}
-# Of rates and penalties.
+# Options of what is done with the bank, on which the bank does not depend.
+_AFTERWARDS = ("train_steps", "fit_steps", "dim", "draws", "rank_steps", "verify")
+# Of rates, penalties and dense networks.
 TUNING_SEED = FIRST_SEED - 1
 
 
@@ -140,6 +147,7 @@ def bank_jobs(options: argparse.Namespace) -> list[Job]:
     """The searches on parts."""
     setting = PRESETS[options.preset]
     config = common(options, "digits")
+    config["predict"] = {name: value for name, value in config["predict"].items() if name not in _AFTERWARDS}
     return [
         Job(
             f"bank-{first}",
@@ -159,7 +167,7 @@ def tuning_jobs(options: argparse.Namespace) -> dict[str, Job]:
             f"tuned-{target}",
             f"{JOBS}:tuned",
             common(options, target),
-            {"trial": f"tuned-{target}", "seed": TUNING_SEED},
+            {"trial": f"tuned-{target}", "seed": TUNING_SEED, **TUNED_BY},
             (0, 0),
         )
         for target in sources(options)
@@ -177,7 +185,9 @@ def later_jobs(
     options: argparse.Namespace, bank: Path, seeds: Iterable[int], tuned: dict[str, Any]
 ) -> dict[tuple[str, int, str], Job]:
     """By the first of the data sets, seed, and decoder or "beside"."""
-    digest, found = hashlib.sha256(bank.read_bytes()).hexdigest()[:16], {}
+    # Seconds are no part of what is learned.
+    entries = [{name: value for name, value in row.items() if name != "seconds"} for row in read_rows(bank)]
+    digest, found = hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16], {}
     for seed in seeds:
         for targets_ in left_out_together(options):
             shared = {"seed": seed, "first": seed < FIRST_SEED + SEEDS_WITH_ERRORS[options.preset]}
@@ -191,12 +201,13 @@ def later_jobs(
                     "every": EVERY,
                     "targets": targets_,
                     **shared,
+                    **LEFT_OUT_BY,
                 }
                 config = common(options, targets_[0])
                 found[targets_[0], seed, decoder] = Job(name, f"{JOBS}:left_out", config, parameters, (1, seed))
             for target in targets_:
                 name = f"s{seed}-{target}-beside"
-                parameters = {"trial": name, "target": target, "seed": seed, "tuned": tuned[target]}
+                parameters = {"trial": name, "target": target, "seed": seed, "tuned": tuned[target], **BESIDE_BY}
                 config = common(options, target)
                 found[target, seed, "beside"] = Job(name, f"{JOBS}:beside", config, parameters, (1, seed))
     return found
@@ -244,6 +255,18 @@ def left_out_rows(head: dict[str, Any], what: str, result: dict[str, Any]) -> li
     return [*found, *({**head, "errors_of": what, **error} for error in result["errors"])]
 
 
+def shares_by_budget(bank: Path) -> list[float]:
+    """Of the entries of a bank those that are as good as dense, by their budget's place among those of its task."""
+    from nni_bayes_nas.prediction.bank import Entry
+
+    entries = [Entry.from_dict(row) for row in read_rows(bank)]
+    budgets = {entry.task: sorted({one.budget for one in entries if one.task == entry.task}) for entry in entries}
+    good: dict[int, list[bool]] = {}
+    for entry in entries:
+        good.setdefault(budgets[entry.task].index(entry.budget), []).append(entry.is_as_good_as_dense)
+    return [round(statistics.fmean(good[place]), 3) for place in sorted(good)]
+
+
 def main() -> int:
     """Run what the file of finished jobs does not hold yet."""
     options = parse(__doc__, PRESETS, SEEDS, data_sets=("digits", "mnist"), usual="digits")
@@ -274,7 +297,8 @@ def main() -> int:
         "tasks": tasks,
         "share": sum(result["tasks_as_good"] for result in done) / tasks,
         "seconds": sum(result["seconds"] for result in done),
-        "minutes": sum(result["seconds"] for result in done) / 60 / 2,
+        "shares_by_budget": shares_by_budget(file),
+        "minutes": store.seconds_of(bank_jobs(options)) / 60,
         "methods": {
             m: sum(r["methods"].get(m, 0) for r in done) for m in sorted({m for r in done for m in r["methods"]})
         },
@@ -291,7 +315,8 @@ def main() -> int:
     complete = all("error" not in row for row in rows)
     found = targets(figures, bank, tests, list(sources(options)))
     seconds = store.seconds
-    beside = [*figures.above(OURS, "dense"), *figures.above(*DECODERS)]
+    beside = [row for other in ("dense", SEARCH) for row in figures.above(OURS, other)]
+    beside += figures.above(*DECODERS)
     every = [bank, *({"tuned": name, **one} for name, one in tuned.items()), *rows, *tests, *beside]
     write_result(options, NAME, every, found, seconds=seconds, workers=workers.n, complete=complete)
     print_tables(figures, tests, bank)

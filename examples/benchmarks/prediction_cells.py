@@ -134,7 +134,11 @@ def predicted(config: Any, parameters: dict[str, Any], directory: Path, report: 
 def _most_common(rows: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:
     """At every lambda the n most probable cells by how often searches chose each value of each label."""
     from nni_bayes_nas.architecture import Architecture
-    from nni_bayes_nas.prediction.cells import most_probable
+    from nni_bayes_nas.prediction.cells import probable_cells
+
+    def key(choices: dict[str, Any]) -> str | None:
+        cell = Architecture(choices)
+        return None if cell.takes_an_input_twice else cell.key
 
     chosen: dict[float, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
     for row in rows:
@@ -145,8 +149,7 @@ def _most_common(rows: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:
     for lam, labels in chosen.items():
         words = {label: list(counts) for label, counts in labels.items()}
         logs = [[math.log(count) for count in counts.values()] for counts in labels.values()]
-        for _, places in most_probable(logs, n):
-            choices = {label: json.loads(words[label][i]) for label, i in zip(labels, places, strict=True)}
+        for choices, _ in probable_cells(words, logs, n, key):
             found.append({"lambda": lam, "choices": Architecture(choices).canonical()})
     return found
 
@@ -290,10 +293,10 @@ def main() -> int:
             values = gaps(rows, target, other)
             mean, half = (statistics.fmean(values) if values else None), half_width(values)
             low = None if mean is None or half is None else mean - half
-            goals.append(Target("2", f"{target}: predicted - {other}, low end of 95 %", low, 1e-4, "higher"))
+            goals.append(Target("5", f"{target}: predicted - {other}, low end of 95 %", low, 1e-4, "higher"))
             intervals.append({"data": target, "other": other, "mean": mean, "half_width": half, "values": values})
     slowest = max((row["seconds_predict"] for row in heads), default=None)
-    goals.append(Target("2", "seconds of a prediction", slowest, 1.0, "lower"))
+    goals.append(Target("5", "seconds of a prediction", slowest, 1.0, "lower"))
     lams = {row["lambda"] for row in rows if "lambda" in row}
     have = {(row["data"], row["seed"], row["lambda"]) for row in rows if row.get("arm") == "predicted"}
     whole = len(have) == len(lams) * options.seeds * len(sources(options))

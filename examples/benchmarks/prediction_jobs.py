@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import statistics
 import time
 from pathlib import Path
@@ -9,12 +11,22 @@ from typing import Any
 
 from prediction_results import DECODERS, SEARCH
 
+from nni_bayes_nas.errors import NumericsError
+from nni_bayes_nas.prediction.sparse_architecture import ACTIVATIONS
+from nni_bayes_nas.prediction.training import RATES as DENSE_RATES
+
 RANKED = ("random", "relevance", "snip", "magnitude")
 BASELINES = ("random", "relevance", "snip", "magnitude")
 # Not of sparse layers, and so not side by side with others.
 OF_OTHER_FORM = ("adanet", "low_rank")
+# Whose widths, activations and, of the dense training of magnitude, rates validation chooses too.
+PRUNED = ("snip", "magnitude")
 # Shares of the rate, and penalties, of which validation chooses for a data set and budget.
 RATES, PENALTIES = (1.0, 0.3, 0.1), (1e-3, 1e-4, 1e-2)
+# What the outcomes of jobs depend on beside their configuration, for their keys.
+TUNED_BY = {"rates": RATES, "penalties": PENALTIES, "activations": ACTIVATIONS}
+LEFT_OUT_BY = {"ranked": RANKED, "dense": DENSE_RATES}
+BESIDE_BY = {"baselines": BASELINES, "other": OF_OTHER_FORM, "dense": DENSE_RATES}
 SHUFFLED, SAME_SHAPE = "shuffled", "same shape"
 
 
@@ -66,10 +78,8 @@ def _left_out(
     cold = first and not fitted
     found = run_predict(config, about, directory, report, fitted.append, fitted[0] if fitted else None)
     settings, data, predictor = config.predict, whole(load_data(config.data)), fitted[0]
-    names = list(sources_of(config))
-    # The next one that it has not been left out with.
-    after = [name for name in names[names.index(target) :] + names if name not in (target, *unseen)] or names
-    other = whole(load_data(sources_of(config)[after[0]])).parts
+    rest = {name: one for name, one in sources_of(config).items() if name not in (target, *unseen)}
+    other = most_alike(data, rest or {target: config.data})
     arms: dict[tuple[str, int], list[Any]] = {}
     seeds: dict[tuple[str, int], list[int]] = {}
     budgets, taus = [one["budget"] for one in found["predictions"]], dict[str, dict[str, float]]()
@@ -92,6 +102,16 @@ def _left_out(
     nets = {b: one.net for (arm, b), one in trained.items() if not arm}
     seconds = beside_dense(nets, data, settings, seed) if first else {}
     return {**found, "trained": rows, "whole_taus": taus, "alone": seconds, "cold": cold}
+
+
+def most_alike(data: Any, sources: dict[str, Any]) -> Any:
+    """The parts of the data set whose numbers of features and classes are nearest: its objects stand for others."""
+    from nni_bayes_nas.experiment.data import load_data
+    from nni_bayes_nas.experiment.parts import whole
+
+    every = [whole(load_data(one)) for one in sources.values()]
+    apart = [(abs(one.n_features - data.n_features), abs(one.n_classes - data.n_classes)) for one in every]
+    return every[apart.index(min(apart))].parts
 
 
 def beside_dense(nets: dict[int, Any], data: Any, settings: Any, seed: int) -> dict[str, dict[str, float]]:
@@ -206,7 +226,8 @@ def _ranked(
             key, by_weights = (f"{name}, ranked", budget), name in ("snip", "magnitude")
             # What is found by initial weights keeps them where its inputs are columns, as it was found: a permutation
             # would draw others.
-            drawn = draw_nets(name, data.parts if by_weights else parts, *shared, own)
+            deepest = tuple(settings.deepest) if by_weights else None
+            drawn = draw_nets(name, data.parts if by_weights else parts, *shared, own, widths=deepest)
             nets = [of_columns(net, order.argsort().tolist()) for net in drawn] if by_weights else drawn
             arms[key], places, scores = picked(nets, predictor, data, settings.verify, seed)
             if by_weights:
@@ -238,7 +259,8 @@ def _ranked(
 
 def tuned(config: Any, parameters: dict[str, Any], directory: Path, report: Any) -> dict[str, Any]:
     """A kind of job: for every budget of a data set the rate of networks of other form, and the penalty of AdaNet at
-    that rate, at which the best of the tries has the least validation loss; with a seed that nothing else has."""
+    that rate, at which the best of the tries has the least validation loss; the dense networks that SNIP and magnitude
+    prune, and magnitude's rate, of all widths that are the same in every layer; with a seed that nothing else has."""
     from nni_bayes_nas.experiment.data import load_data
     from nni_bayes_nas.experiment.parts import whole
     from nni_bayes_nas.experiment.predict import budgets_for
@@ -246,17 +268,65 @@ def tuned(config: Any, parameters: dict[str, Any], directory: Path, report: Any)
     settings, seed, data = config.predict, int(parameters["seed"]), whole(load_data(config.data))
     found: dict[str, dict[str, Any]] = {}
     for budget in budgets_for(config, data.n_features, data.n_classes):
+        own = found.setdefault(str(budget), {})
         for name in OF_OTHER_FORM:
             losses = {}
             for rate in RATES:
-                losses[rate, PENALTIES[0]] = of_other_form(name, settings, data, budget, seed, (rate, PENALTIES[0]))
-            rate = min(losses, key=lambda at: losses[at].val_loss)[0]
+                losses[rate, PENALTIES[0]] = loss_of_other_form(
+                    name, settings, data, budget, seed, (rate, PENALTIES[0])
+                )
+            rate = min(losses, key=losses.__getitem__)[0]
             for penalty in PENALTIES[1:] if name == "adanet" else ():
-                losses[rate, penalty] = of_other_form(name, settings, data, budget, seed, (rate, penalty))
-            best_at = min(losses, key=lambda at: losses[at].val_loss)
-            tried = [[*at, one.val_loss] for at, one in losses.items()]
-            found.setdefault(str(budget), {})[name] = {"at": list(best_at), "tried": tried}
+                losses[rate, penalty] = loss_of_other_form(name, settings, data, budget, seed, (rate, penalty))
+            tried = [[*at, loss] for at, loss in losses.items()]
+            own[name] = {"at": list(min(losses, key=losses.__getitem__)), "tried": tried}
+        for name in PRUNED:
+            own[name] = tuned_pruning(name, settings, data, budget, seed)
     return {"default": 0.0, "budgets": found}
+
+
+def tuned_pruning(name: str, settings: Any, data: Any, budget: int, seed: int) -> dict[str, Any]:
+    """The widths, activation and rate of as many dense networks as there are tries, whose pruned ones are best."""
+    from nni_bayes_nas.prediction.many import Training
+    from nni_bayes_nas.prediction.sparse_architecture import fewest_connections
+    from nni_bayes_nas.prediction.training import seeds_of, train_together
+
+    shapes = {(w,) * depth for depth in range(1, settings.max_depth + 1) for w in settings.widths}
+    shapes |= {tuple(settings.deepest)}
+    fits = sorted(shape for shape in shapes if fewest_connections(shape, data.n_classes) <= budget)
+    rates = RATES if name == "magnitude" else RATES[:1]
+    every = [(shape, activation, rate) for shape in fits for activation in ACTIVATIONS for rate in rates]
+    seeds = seeds_of(seed, len(every))
+    nets = pruned(name, settings, data, budget, seeds, every)
+    losses = [one.val_loss for one in train_together(nets, seeds, data, Training(settings.train_steps))]
+    order = sorted(range(len(every)), key=losses.__getitem__)
+    tried = [[*every[i], losses[i]] for i in order]
+    return {"at": [list(every[i]) for i in order[: settings.verify]], "tried": tried}
+
+
+def pruned(name: str, settings: Any, data: Any, budget: int, seeds: list[int], every: Any) -> list[Any]:
+    """Networks that SNIP or magnitude makes of dense ones of some widths, activations and rates."""
+    from nni_bayes_nas.prediction.inner_search import strongest
+    from nni_bayes_nas.prediction.many import Training
+    from nni_bayes_nas.prediction.sparse_net import dense
+
+    wholes = [dense(data.n_features, data.n_classes, tuple(shape), activation) for shape, activation, _ in every]
+    found: dict[int, Any] = {}
+    for rate in dict.fromkeys(rate for _, _, rate in every):
+        places = [i for i, one in enumerate(every) if one[2] == rate]
+        how = Training(settings.train_steps, learning_rate=rate * Training().learning_rate)
+        some, own = [wholes[i] for i in places], [seeds[i] for i in places]
+        nets = strongest(some, data.parts, budget, own, how if name == "magnitude" else None)
+        found |= dict(zip(places, nets, strict=True))
+    return [found[i] for i in range(len(wholes))]
+
+
+def loss_of_other_form(*about: Any) -> float:
+    """Of `of_other_form`: of what diverges there is none to choose."""
+    try:
+        return float(of_other_form(*about).val_loss)
+    except NumericsError:
+        return math.inf
 
 
 def of_other_form(name: Any, settings: Any, data: Any, budget: int, seed: int, at: tuple[float, float]) -> Any:
@@ -285,7 +355,7 @@ def beside(config: Any, parameters: dict[str, Any], directory: Path, report: Any
     from nni_bayes_nas.prediction.baselines import nets_of
     from nni_bayes_nas.prediction.inner_search import search
     from nni_bayes_nas.prediction.many import Training
-    from nni_bayes_nas.prediction.training import best
+    from nni_bayes_nas.prediction.training import best, seeds_of
 
     settings, seed, data = config.predict, int(parameters["seed"]), whole(load_data(config.data))
     how, rows, arms = Training(settings.train_steps), dict[str, dict[str, Any]](), dict[tuple[str, int], list[Any]]()
@@ -293,7 +363,11 @@ def beside(config: Any, parameters: dict[str, Any], directory: Path, report: Any
     searching, inner = {}, dataclasses.replace(search_of(settings), others=0)
     for budget in budgets_for(config, data.n_features, data.n_classes):
         for name in BASELINES:
-            arms[name, budget] = nets_of(name, data, budget, how, **options, seed=seed)
+            if name in PRUNED:
+                at, own = parameters["tuned"][str(budget)][name]["at"], seeds_of(seed, settings.verify)
+                arms[name, budget] = pruned(name, settings, data, budget, own[: len(at)], at)
+            else:
+                arms[name, budget] = nets_of(name, data, budget, how, **options, seed=seed)
         started = time.perf_counter()
         found, _ = search(data.parts, budget, inner, seed, data.n_classes)
         searching[budget] = time.perf_counter() - started
@@ -306,5 +380,6 @@ def beside(config: Any, parameters: dict[str, Any], directory: Path, report: Any
         rows[str(budget)]["dense"] = dense_row
         for name in OF_OTHER_FORM:
             at = tuple(parameters["tuned"][str(budget)][name]["at"])
-            rows[str(budget)][name] = of_other_form(name, settings, data, budget, seed, at).row(data)
+            with contextlib.suppress(NumericsError):  # one that diverges is not the others
+                rows[str(budget)][name] = of_other_form(name, settings, data, budget, seed, at).row(data)
     return {"default": 0.0, "rows": rows}

@@ -117,10 +117,18 @@ class Store:
     @property
     def seconds(self) -> float:
         """Wall time of the benchmark up to its last finished job, over all its attempts."""
-        last: dict[str, float] = {}
-        for row in self.rows.values():
-            last[row["run"]] = max(last.get(row["run"], 0.0), row["elapsed"])
-        return sum(last.values())
+        return _wall(self.rows.values())
+
+    def seconds_of(self, jobs: Iterable[Job]) -> float:
+        """The same up to the last of some jobs, before which no others ran."""
+        return _wall(self.rows[job.key] for job in jobs if job.key in self.rows)
+
+
+def _wall(rows: Iterable[dict[str, Any]]) -> float:
+    last: dict[str, float] = {}
+    for row in rows:
+        last[row["run"]] = max(last.get(row["run"], 0.0), row["elapsed"])
+    return sum(last.values())
 
 
 class Workers:

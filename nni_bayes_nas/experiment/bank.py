@@ -171,6 +171,11 @@ def _files(path: Path, seen: set[Path]) -> list[Path]:
     seen.add(path.resolve())
     own, config = sorted(path.glob(f"trials/bank-*/{FILE}")), path / "config.yaml"
     earlier = load_config(config).predict.bank if config.is_file() else None
+    if earlier and not Path(earlier).exists():
+        raise ConfigError(
+            f"`predict.bank` must have all that it was learned from, but {path} went on from {earlier}, which is not "
+            "there\nbring it back, or name the bank.jsonl files of the run"
+        )
     return [*(_files(Path(earlier), seen) if earlier else []), *own]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,11 @@ def run_predict_cells(
     """
     started, seed = time.perf_counter(), int(parameters["seed"])
     rows = [row for name in parameters["banks"] for row in read_rows(directory.parent / name / FILE)]
+    if not rows:
+        raise ConfigError(
+            f"the searches of cells left nothing in {directory.parent}: they ran where this folder is not visible\n"
+            "predict where all trials share a disk"
+        )
     parts, data = Parts(config, images=True), load_data(config.data)
     sizes = {
         "max_features": max(looked_at(parts.splits(name).train[:1][0]).shape[1] for name in [*parts.names()]),
@@ -126,7 +131,7 @@ def run_predict_cells(
     lams = list(dict.fromkeys(one.lam for one in examples))
     found: dict[str, dict[str, Any]] = {}
     for lam in lams:
-        for choices, log_prob in model.predict(condition, lam, config.predict.cell_draws):
+        for choices, log_prob in model.predict(condition, lam, config.predict.cell_draws, key_for(examples)):
             cell = Architecture(choices).canonical()
             row = {"choices": cell, "lambda": lam, "log_prob": log_prob, "origin": "predicted"}
             found.setdefault(json.dumps(cell), {**row, "lambdas": []})["lambdas"].append(lam)
@@ -148,6 +153,17 @@ def run_predict_cells(
         "curve": [],
         "seconds_predict": round(predicted, 3),
     }
+
+
+def key_for(examples: Iterable[Example]) -> Callable[[dict[str, Any]], str | None]:
+    """What tells cells apart; None of one that takes an input twice, if no search found such."""
+    known = any(Architecture(choices).takes_an_input_twice for one in examples for choices in one.choices)
+
+    def key(choices: dict[str, Any]) -> str | None:
+        cell = Architecture(choices)
+        return None if cell.takes_an_input_twice and not known else cell.key
+
+    return key
 
 
 def check(config: Config) -> None:

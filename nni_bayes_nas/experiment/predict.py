@@ -60,6 +60,11 @@ def run_predict(
     settings, seed = config.predict, int(parameters["seed"])
     # A trial of the bank that failed may have left some entries, or none.
     files = [file for name in parameters["banks"] if read_rows(file := directory.parent / name / FILE)]
+    if parameters["banks"] and not files and not settings.bank:
+        raise ConfigError(
+            f"the searches of the bank left nothing in {directory.parent}: they ran where this folder is not visible\n"
+            "predict where all trials share a disk"
+        )
     bank = without_leaks(config.data, read_bank([*([Path(settings.bank)] if settings.bank else []), *files]))
     entries, parts, data = bank.entries, Parts(config, sources=bank.sources), whole(load_data(config.data))
     if (source := parameters.get("left_out")) is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from nni_bayes_nas.config import Config
+from nni_bayes_nas.config import Config, located
 from nni_bayes_nas.errors import ConfigError, RunError
 from nni_bayes_nas.experiment import launch, processes
 from nni_bayes_nas.experiment.check import check_same, checked
@@ -56,7 +56,7 @@ def run(
     """
     output = Path(output).resolve()
     code_directory = Path(code_directory or Path.cwd()).resolve()
-    config = on_its_device(with_architecture(config))  # the run folder is all that `export` needs
+    config = located(on_its_device(with_architecture(config)), code_directory)  # the folder is all that `export` needs
     with _signals():
         manager = None
         try:

@@ -17,7 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from nni.tuner import Tuner
 
-from nni_bayes_nas.config import Config, config_to_yaml, load_config
+from nni_bayes_nas.config import Config, config_to_yaml, load_config, located
 from nni_bayes_nas.errors import ConfigError, RunError
 from nni_bayes_nas.experiment import environment, fork_server, nni_compat, processes
 from nni_bayes_nas.experiment.plan import Ledger, TrialSpec
@@ -96,6 +96,7 @@ class PlanTuner(Tuner):  # type: ignore[misc]
             sys.path.append(str(self.code_directory))
         path = None if isinstance(config, dict) else base / Path(config).expanduser()
         self.config = load_config(path) if path is not None else Config.from_dict(config)  # type: ignore[arg-type]
+        self.config = located(self.config, self.code_directory)
         plan = resolve("plan", self.config.experiment.plan, PLANS)(self.config)
         self.resources = Resources.choose(self.config.experiment)
         self._send: Callable[[int, dict[str, Any]], None] | None = None

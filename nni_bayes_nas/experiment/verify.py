@@ -94,7 +94,16 @@ def beside(kind: Baseline, settings: PredictConfig, data: WholeData, budget: int
 
 
 def predicted(folder: Path, budget: int) -> list[SparseArchitecture]:
-    """Networks of a budget that a trial predicted, the best-ranked first."""
+    """Networks of a budget that a trial predicted, the best-ranked first.
+
+    Raises:
+        ConfigError: Its file is not there.
+    """
+    if not (folder / PREDICTIONS).is_file():
+        raise ConfigError(
+            f"{folder / PREDICTIONS} is not there: the trial that predicted ran where this folder is not visible\n"
+            "predict where all trials share a disk"
+        )
     found = next(one for one in read_json(folder / PREDICTIONS) if one["budget"] == budget)
     return [SparseArchitecture.from_dict(row["net"]) for row in found["networks"]]
 

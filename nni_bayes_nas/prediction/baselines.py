@@ -17,7 +17,7 @@ from nni_bayes_nas.prediction.growth import grow
 from nni_bayes_nas.prediction.inner_search import strongest
 from nni_bayes_nas.prediction.low_rank import LowRank, sizes_within
 from nni_bayes_nas.prediction.many import Training
-from nni_bayes_nas.prediction.random_nets import random_net, relevant_net
+from nni_bayes_nas.prediction.random_nets import most_parameters, random_net, relevant_net
 from nni_bayes_nas.prediction.relevance import order_of_features
 from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture, fewest_connections, of_columns
 from nni_bayes_nas.prediction.sparse_net import dense
@@ -58,7 +58,7 @@ def baseline(
     those connections stay that a loss is most sensitive to at the start (Lee, Ajanthan & Torr, 2019). magnitude: those
     that are largest after training; then they are trained anew. Of both the first try prunes `deepest`, where the
     budget can afford its units, the others networks of random depth and widths. adanet: `grow`. low_rank: `LowRank`;
-    both have at most as many parameters, biases among them, as the largest of the networks at random. dense: all
+    both have at most as many parameters, biases among them, as the largest network within the budget. dense: all
     connections of `deepest`, whatever the budget; its tries have the rate of `how`, .3 and .1 of it in turn.
 
     Seconds are those of finding and training.
@@ -81,7 +81,7 @@ def baseline(
     seeds, k = seeds_of(seed, tries), data.n_classes
     drawing: Any = {"tries": tries, "vocabulary": vocabulary, "deepest": deepest, "seed": seed}
     if name in ("adanet", "low_rank"):
-        most = max(net.n_parameters for net in nets_of("random", data, budget, how, **drawing))
+        most = most_parameters(data.n_features, k, budget, vocabulary)
         if name == "adanet":
             return _grown(data, most, how, seeds, random.Random(seed), penalty)
         order = order_of_features(data.parts.x, data.parts.y)

@@ -6,7 +6,7 @@ import heapq
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from nni_bayes_nas.errors import ConfigError, NumericsError
 from nni_bayes_nas.prediction.encoder import Condition, SetEncoder
 
-_SIDE = 8
+_SIDE, _AT_MOST = 8, 64
+Key = Callable[[dict[str, Any]], str | None]
 
 
 @dataclass(frozen=True)
@@ -129,16 +130,35 @@ class CellPredictor(nn.Module):
         return losses
 
     @torch.no_grad()
-    def predict(self, condition: Condition, lam: float | None, n: int) -> list[tuple[dict[str, Any], float]]:
-        """The n most probable cells and their log-probabilities, the most probable one first."""
-        best = most_probable([each[0].tolist() for each in self.log_probs([condition], [lam])], n)
-        return [
-            (
-                {label: json.loads(values[i]) for (label, values), i in zip(self.values.items(), at, strict=True)},
-                log_prob,
-            )
-            for log_prob, at in best
-        ]
+    def predict(
+        self, condition: Condition, lam: float | None, n: int, key: Key | None = None
+    ) -> list[tuple[dict[str, Any], float]]:
+        """The n most probable cells and their log-probabilities, the most probable one first; see `probable_cells`."""
+        return probable_cells(self.values, [each[0].tolist() for each in self.log_probs([condition], [lam])], n, key)
+
+
+def probable_cells(
+    values: Mapping[str, Sequence[str]], log_probs: Sequence[Sequence[float]], n: int, key: Key | None = None
+) -> list[tuple[dict[str, Any], float]]:
+    """The n most probable cells of independent choices and their log-probabilities, the most probable one first.
+
+    Args:
+        values: By label, as JSON.
+        log_probs: Of every label those of its values, in nats.
+        n: How many; fewer where there are not as many, or not among the 64 n most probable ones.
+        key: Of a cell, equal where cells are; of these the most probable one counts. None: it cannot be.
+    """
+    tried = n
+    while True:
+        best, found = most_probable(log_probs, tried), dict[Any, tuple[dict[str, Any], float]]()
+        for log_prob, at in best:
+            cell = {label: json.loads(own[i]) for (label, own), i in zip(values.items(), at, strict=True)}
+            own_key = _word(cell) if key is None else key(cell)
+            if own_key is not None:
+                found.setdefault(own_key, (cell, log_prob))
+        if len(found) >= n or len(best) < tried or tried >= _AT_MOST * n:
+            return list(found.values())[:n]
+        tried *= 4
 
 
 def most_probable(log_probs: Sequence[Sequence[float]], n: int) -> list[tuple[float, tuple[int, ...]]]:

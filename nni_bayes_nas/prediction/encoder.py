@@ -14,6 +14,8 @@ from nni_bayes_nas.prediction.relevance import order_of_features, separation
 
 # Numbers beside the set: objects, features, classes and budget; and how far the best features tell classes apart.
 N_SIZES, _LOOKED_AT = 4, 8
+# Of a sum of an object's numbers so many times has a fraction that says nothing about it.
+_SCATTER = 1e5
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def condition_of(
         n_classes: Of the task; None: as many as there are in `y`.
         n_objects: What the number of objects is said to be; None: what it is. A model that has seen parts of data sets
             is asked for more.
-        most: Objects that are looked at, the first of each class in turn.
+        most: Objects that are looked at, of each class as many, whichever come first.
         order: Of the features; None: `order_of_features`.
 
     Returns:
@@ -86,9 +88,10 @@ def condition_of(
             f"{n_classes}; build it for more, or leave features out."
         )
     order = order_of_features(x, y) if order is None else order
-    seen = _in_turn(y, most)
+    sorted_ = x[:, order].float().clamp(-4, 4)
+    seen = _in_turn(sorted_, y, most)
     objects = torch.zeros(len(seen), max_features + max_classes)
-    objects[:, : x.shape[1]] = x[seen][:, order].float().clamp(-4, 4)
+    objects[:, : x.shape[1]] = sorted_[seen]
     objects[torch.arange(len(seen)), max_features + y[seen]] = 1.0
     numbers = (n_objects or len(x), x.shape[1], n_classes, budget)
     best = separation(x, y)[order][:_LOOKED_AT].float()
@@ -105,13 +108,16 @@ def with_classes(condition: Condition, places: Sequence[int], max_features: int)
     return replace(condition, objects=objects)
 
 
-def _in_turn(y: Tensor, most: int) -> Tensor:
-    """At most so many objects, of every class as many."""
+def _in_turn(x: Tensor, y: Tensor, most: int) -> Tensor:
+    """At most so many objects, of every class as many: which ones depends on what they are, not on where they are."""
+    weights = torch.randn(x.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    # As good as at random, but the same for the same object.
+    lot = (_SCATTER * (x.double() * weights).sum(1)).frac().abs()
     place = torch.zeros(len(y))
     for each in sorted(set(y.tolist())):
-        own = y == each
-        place[own] = torch.arange(int(own.sum())).float()
-    return place.argsort(stable=True)[:most]
+        own = (y == each).nonzero().flatten()
+        place[own[lot[own].argsort()]] = torch.arange(len(own)).float()
+    return (place.double() + lot / 2).argsort()[:most]
 
 
 class SetEncoder(nn.Module):

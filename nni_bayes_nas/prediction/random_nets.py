@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 
 from torch import Tensor
 
@@ -39,6 +39,24 @@ def random_widths(
     return max(found, key=lambda widths: _whole(n_inputs, widths, n_outputs))
 
 
+def most_parameters(n_inputs: int, n_outputs: int, budget: int, vocabulary: Vocabulary) -> int:
+    """Weights and biases of the largest network of a vocabulary within a budget of connections.
+
+    Raises:
+        ConfigError: It can afford none.
+    """
+    every = (
+        widths
+        for depth in range(1, vocabulary.max_depth + 1)
+        for widths in product(vocabulary.widths, repeat=depth)
+        if fewest_connections(widths, n_outputs) <= budget
+    )
+    found = [min(budget, _whole(n_inputs, w, n_outputs)) + sum(w) + n_outputs for w in every]
+    if not found:
+        raise ConfigError(_no_room(n_outputs, budget, vocabulary))
+    return max(found)
+
+
 def _whole(n_inputs: int, widths: Sequence[int], n_outputs: int) -> int:
     """All connections that there can be."""
     return sum(a * b for a, b in pairwise((n_inputs, *widths, n_outputs)))
@@ -48,16 +66,21 @@ def _affordable(n_outputs: int, budget: int, vocabulary: Vocabulary, generator: 
     least = vocabulary.widths[0]
     depths = [n for n in range(1, vocabulary.max_depth + 1) if fewest_connections((least,) * n, n_outputs) <= budget]
     if not depths:
-        raise ConfigError(
-            f"the smallest network with {least} hidden units and {n_outputs} outputs has "
-            f"{fewest_connections((least,), n_outputs)} connections, got a budget of {budget}; raise it."
-        )
+        raise ConfigError(_no_room(n_outputs, budget, vocabulary))
     depth = generator.choice(depths)
     widths = [least] * depth
     for layer in generator.sample(range(depth), depth):
         fits = [n for n in vocabulary.widths if _with(widths, layer, n, n_outputs) <= budget]
         widths[layer] = generator.choice(fits)
     return tuple(widths)
+
+
+def _no_room(n_outputs: int, budget: int, vocabulary: Vocabulary) -> str:
+    least = vocabulary.widths[0]
+    return (
+        f"the smallest network with {least} hidden units and {n_outputs} outputs has "
+        f"{fewest_connections((least,), n_outputs)} connections, got a budget of {budget}; raise it."
+    )
 
 
 def random_net(

@@ -280,6 +280,15 @@ def test_what_is_left_out_has_no_part_in_the_fit(run, tmp_path, monkeypatch):
     assert nets[0] == nets[1]
 
 
+def test_nothing_is_learned_from_what_is_unseen(run, tmp_path):
+    """Of two data sets one is left out and one unseen: there is nothing else."""
+    settings, trials, _, _, _ = run
+    whole_bank = Config.from_dict({**settings.to_dict(), "predict": {**SMALL, "tasks": 0, "bank": str(trials.parent)}})
+    parameters = {"decoder": "seq2seq", "banks": [], "seed": 0, "left_out": "breast_cancer", "unseen": ["wine"]}
+    with pytest.raises(ConfigError, match="at least two different best networks, or .*, got 0 in 0 entries"):
+        run_predict(whole_bank, parameters, tmp_path, silent)
+
+
 def test_a_bank_goes_on_from_another_one(run, tmp_path):
     """The folder of a run whose bank was that of an earlier run has the entries of both, each once."""
     settings, trials, _, _, _ = run

@@ -3,16 +3,19 @@
 import json
 
 import pytest
-from small_predict import config, silent
+from small_predict import SMALL, config, silent
 
-from nni_bayes_nas.config import Config
+from nni_bayes_nas.config import Config, config_to_yaml
 from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.experiment.bank import read_bank
 from nni_bayes_nas.experiment.build import validate
 from nni_bayes_nas.experiment.cells import on_part, run_cells, run_predict_cells
 from nni_bayes_nas.experiment.data import load_data
 from nni_bayes_nas.experiment.parts import Parts, part_of
 from nni_bayes_nas.experiment.plan import Ledger
 from nni_bayes_nas.experiment.plans.architecture_prediction import ArchitecturePrediction
+from nni_bayes_nas.experiment.predict import run_predict
+from nni_bayes_nas.experiment.verify import predicted
 
 
 def test_stages_that_fail_are_the_runs_failure_once_the_others_have_ended():
@@ -29,6 +32,14 @@ def test_stages_that_fail_are_the_runs_failure_once_the_others_have_ended():
     ledger.done(verify.name, {"budget": 64, "rows": []})
     assert str(ledger.verdict()).startswith("every search of cells failed")
 
+    # A bank from which nothing can be learned ends no search of cells.
+    other = Ledger(ArchitecturePrediction(config("digits", tasks=2, cells=2)), retries=0)
+    bank, cells_0 = other.take()
+    other.died(bank.name, "out of memory")
+    assert other.verdict() is None
+    other.died(cells_0.name, "out of memory")
+    assert str(other.verdict()).startswith("every search of the bank failed")
+
     failed = Ledger(ArchitecturePrediction(config("digits", tasks=2, cells=2)), retries=0)
     bank, cells_0 = failed.take()
     failed.done(bank.name, {**numbers, "default": 0.5})
@@ -40,6 +51,19 @@ def test_stages_that_fail_are_the_runs_failure_once_the_others_have_ended():
     assert failed.verdict() is None
     failed.died(verify.name, "killed")
     assert str(failed.verdict()).startswith("every training of predicted networks failed")
+
+
+def test_files_that_are_not_there_are_said(tmp_path):
+    settings = config()
+    with pytest.raises(ConfigError, match="the searches of the bank left nothing in .*: they ran where this folder"):
+        run_predict(settings, {"decoder": "seq2seq", "banks": ["bank-0"], "seed": 0}, tmp_path / "x", silent)
+    with pytest.raises(ConfigError, match=r"predictions.json is not there: the trial that predicted ran where"):
+        predicted(tmp_path / "predict-seq2seq", 60)
+    (tmp_path / "later").mkdir()
+    later = Config.from_dict({**settings.to_dict(), "predict": {**SMALL, "bank": str(tmp_path / "gone")}})
+    (tmp_path / "later" / "config.yaml").write_text(config_to_yaml(later), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"went on from .*gone, which is not there"):
+        read_bank([tmp_path / "later"])
 
 
 def test_cells_are_retrained_like_those_of_a_search():

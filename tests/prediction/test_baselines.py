@@ -12,6 +12,7 @@ from nni_bayes_nas.prediction.baselines import BASELINES, baseline
 from nni_bayes_nas.prediction.growth import Grown, grow
 from nni_bayes_nas.prediction.low_rank import Factors, LowRank, sizes_within
 from nni_bayes_nas.prediction.many import Many, Training
+from nni_bayes_nas.prediction.random_nets import most_parameters
 from nni_bayes_nas.prediction.sparse_net import build, dense, with_matrices
 from nni_bayes_nas.prediction.tasks import TaskData
 from nni_bayes_nas.prediction.tokens import Vocabulary
@@ -35,7 +36,9 @@ def make(name, budget=40, tries=2, seed=0):
 @pytest.mark.parametrize("name", BASELINES)
 def test_every_baseline_keeps_to_the_budget_and_is_repeated(name):
     data = whole()
-    tried, most = make(name), max(one.parameters for one in make("random"))
+    # Of two layers of 8 units, and all 40 connections.
+    tried, most = make(name), most_parameters(10, 3, 40, Vocabulary(2, (2, 3, 4, 8)))
+    assert most == 40 + 16 + 3 and all(one.parameters <= most for one in make("random"))
     if name in ("random", "relevance", "snip", "magnitude"):
         most = max(one.net.n_parameters for one in tried)
     assert 1 <= len(tried) <= 2

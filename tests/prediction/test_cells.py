@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
+from nni_bayes_nas.architecture import Architecture
 from nni_bayes_nas.errors import ConfigError
-from nni_bayes_nas.prediction.cells import CellPredictor, Example, looked_at
+from nni_bayes_nas.experiment.cells import key_for
+from nni_bayes_nas.prediction.cells import CellPredictor, Example, looked_at, probable_cells
 from nni_bayes_nas.prediction.encoder import condition_of
 
 
@@ -37,6 +39,28 @@ def test_what_searches_chose_is_learned_from_the_task_and_lambda():
         assert math.fsum(math.exp(log_prob) for _, log_prob in found) == pytest.approx(1.0, abs=1e-5)
         assert [p for _, p in found] == sorted((p for _, p in found), reverse=True)
         assert {tuple(choices["place"]) for choices, _ in found} == {(0,), (1,)}
+
+
+def test_cells_that_are_one_are_predicted_once():
+    """Two slots of a node whose order is nothing, and inputs that no search took twice."""
+    values = {
+        "c/input_2_0": ["[0]", "[1]"],
+        "c/input_2_1": ["[0]", "[1]"],
+        "c/op_2_0": ['"a"'],
+        "c/op_2_1": ['"a"', '"b"'],
+    }
+    logs = [[math.log(p) for p in each] for each in ((0.6, 0.4), (0.55, 0.45), (1.0,), (0.7, 0.3))]
+    every = probable_cells(values, logs, 9)
+    assert len(every) == 8 and [p for _, p in every] == sorted((p for _, p in every), reverse=True)
+    found = probable_cells(values, logs, 2, key_for([]))
+    assert not any(Architecture(cell).takes_an_input_twice for cell, _ in found)
+    assert len({Architecture(cell).key for cell, _ in found}) == 2
+    # (0, 0) is the most probable pair of inputs, but impossible; (0, 1) and (1, 0) with equal operations are one cell.
+    assert [(cell["c/input_2_0"], cell["c/op_2_1"]) for cell, _ in found] == [([0], "a"), ([0], "b")]
+    assert len(probable_cells(values, logs, 9, key_for([]))) == 3
+    twice = Example(condition(3), None, (every[0][0],))
+    assert Architecture(every[0][0]).takes_an_input_twice
+    assert probable_cells(values, logs, 1, key_for([twice])) == every[:1]
 
 
 def test_mistakes():

@@ -43,6 +43,20 @@ def test_the_order_of_objects_and_how_many_are_padded_change_nothing():
     assert not torch.allclose(both[0], both[1], atol=1e-2)
 
 
+def test_which_objects_are_looked_at_does_not_depend_on_their_order():
+    """Of more than are looked at, too: the same ones, of every class as many."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(600, 6, generator=generator), torch.arange(600) % 3
+    places = torch.randperm(600, generator=generator)
+    shape = {"max_features": 8, "max_classes": 4}
+    one, other = condition_of(x, y, 20, **shape), condition_of(x[places], y[places], 20, **shape)
+    torch.testing.assert_close(one.objects, other.objects)
+    assert len(one.objects) == 128 and sorted(one.objects[:, 8:].sum(0).tolist()) == [0, 42, 43, 43]
+    # They are as good as any: the mean of the chosen ones is that of all, up to chance.
+    chosen = one.objects[:, :6].mean(0)
+    assert float(chosen.abs().max()) < 4 / 128**0.5
+
+
 def test_a_condition_is_of_ranks():
     x, y = objects(4)
     one = condition(4)

@@ -16,7 +16,7 @@ class ArchitecturePrediction:
     Trials: ``bank-0`` ... search small networks on some tasks each; when all have ended, ``predict-doubly_recurrent``
     for every decoder; when these have, ``verify-320`` for every budget of connections. With cells: ``cells-0`` ...
     search cells on parts, then ``predict_cells``, then a retrain trial for each cell and seed.
-    Of a trial of the bank that failed the tasks that it had finished are learned from.
+    Of a trial of either bank that failed the tasks that it had finished are learned from.
     """
 
     def __init__(self, config: Config) -> None:
@@ -36,20 +36,20 @@ class ArchitecturePrediction:
             if _ended(predictions, results, failed):
                 specs += self._verifications(results)
         if self.cells and _ended(self.cells, results, failed) and self._done(self.cells, results):
-            names = self._done(self.cells, results)
+            names = [spec.name for spec in self.cells]
             specs.append(TrialSpec("predict_cells", "predict_cells", {"banks": names, "seed": self.seed}))
             specs += self._retrainings(results, failed)
         return specs
 
     def verdict(self, results: dict[str, Result], failed: set[str]) -> str | None:
         """The plan cannot finish when no task was searched, or nothing could be predicted."""
+        # A verdict ends nothing that still goes on: cells are apart from the rest.
+        if not _ended(self.trials(results, failed), results, failed):
+            return None
         if self.banks and all(spec.name in failed for spec in self.banks) and not self.has_bank:
             return "every search of the bank failed, so there is nothing to learn from"
         if all(f"predict-{kind}" in failed for kind in self.kinds):
             return "every meta-model failed, so there is nothing to verify"
-        # What follows ends nothing that still goes on.
-        if not _ended(self.trials(results, failed), results, failed):
-            return None
         verifications = self._verifications(results)
         if verifications and all(spec.name in failed for spec in verifications):
             return "every training of predicted networks failed"
