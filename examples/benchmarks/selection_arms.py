@@ -50,7 +50,7 @@ OTHERS, OTHERS_ZEROED = tuple(OTHERS_FROZEN), {"cnn-normalized": (0.9, 0.95)}
 KEEP_BY = ("magnitude", "z", "random")
 # Rates that validation data prefer with other seeds, of three to five each, for trainings without selection; of
 # samplers by the loss of the averaged draws. Of "mandt" it is that of the first steps, and the largest afterwards.
-RATES = {"sgd": 0.4, "momentum": 0.05, "adam": 3e-3, "sgld": 0.4, "psgld": 3e-3, "mandt": 0.3}
+RATES = {"sgd": 0.4, "momentum": 0.05, "adam": 3e-3, "sgld": 0.4, "psgld": 3e-3, "mandt": 0.4}
 OUTPUT = {"mlp-200": "net.3", "mlp-300-100": "net.5", "cnn": "net.9", "cnn-normalized": "net.13"}
 # Of an arm whose time is compared, and of full training that takes as long: rates, in units of the usual one, of which
 # validation data of the first seeds prefer one.
