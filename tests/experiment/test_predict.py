@@ -285,7 +285,7 @@ def test_nothing_is_learned_from_what_is_unseen(run, tmp_path):
     settings, trials, _, _, _ = run
     whole_bank = Config.from_dict({**settings.to_dict(), "predict": {**SMALL, "tasks": 0, "bank": str(trials.parent)}})
     parameters = {"decoder": "seq2seq", "banks": [], "seed": 0, "left_out": "breast_cancer", "unseen": ["wine"]}
-    with pytest.raises(ConfigError, match="at least two different best networks, or .*, got 0 in 0 entries"):
+    with pytest.raises(ConfigError, match=r"at least two different best networks, or .*, got 0 in 0 entries"):
         run_predict(whole_bank, parameters, tmp_path, silent)
 
 

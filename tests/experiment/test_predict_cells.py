@@ -55,7 +55,7 @@ def test_stages_that_fail_are_the_runs_failure_once_the_others_have_ended():
 
 def test_files_that_are_not_there_are_said(tmp_path):
     settings = config()
-    with pytest.raises(ConfigError, match="the searches of the bank left nothing in .*: they ran where this folder"):
+    with pytest.raises(ConfigError, match=r"the searches of the bank left nothing in .*: they ran where this folder"):
         run_predict(settings, {"decoder": "seq2seq", "banks": ["bank-0"], "seed": 0}, tmp_path / "x", silent)
     with pytest.raises(ConfigError, match=r"predictions.json is not there: the trial that predicted ran where"):
         predicted(tmp_path / "predict-seq2seq", 60)
