@@ -134,11 +134,8 @@ def predicted(config: Any, parameters: dict[str, Any], directory: Path, report: 
 def _most_common(rows: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:
     """At every lambda the n most probable cells by how often searches chose each value of each label."""
     from nni_bayes_nas.architecture import Architecture
+    from nni_bayes_nas.experiment.cells import key_for
     from nni_bayes_nas.prediction.cells import probable_cells
-
-    def key(choices: dict[str, Any]) -> str | None:
-        cell = Architecture(choices)
-        return None if cell.takes_an_input_twice else cell.key
 
     chosen: dict[float, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
     for row in rows:
@@ -149,7 +146,7 @@ def _most_common(rows: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:
     for lam, labels in chosen.items():
         words = {label: list(counts) for label, counts in labels.items()}
         logs = [[math.log(count) for count in counts.values()] for counts in labels.values()]
-        for choices, _ in probable_cells(words, logs, n, key):
+        for choices, _ in probable_cells(words, logs, n, key_for([])):
             found.append({"lambda": lam, "choices": Architecture(choices).canonical()})
     return found
 

@@ -123,7 +123,7 @@ class HyperVariationalModule(pl.LightningModule):
         for lam, (inputs, targets) in zip(lams, parts, strict=True):
             found = self.model.at(lam)
             terms["loss"].append(F.cross_entropy(found(inputs), targets))
-            terms["complexity"] += elbo.divergence_terms({"": found.complexity()}, self.n_objects).values()
+            terms["complexity"].append(elbo.divergence_terms({"kl": found.complexity()}, self.n_objects)["kl"])
         means = {name: torch.stack(values).mean() for name, values in terms.items()}
         if not bool(torch.isfinite(means["complexity"])):
             self._name_the_layer(lams, step)
