@@ -17,7 +17,7 @@ from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.experiment.build import build_network
 from nni_bayes_nas.experiment.data import DataSplits, load_data
 from nni_bayes_nas.experiment.parts import Parts
-from nni_bayes_nas.experiment.record import read_rows, write_json, write_rows
+from nni_bayes_nas.experiment.record import read_rows, unseen, write_json, write_rows
 from nni_bayes_nas.experiment.replicas import run_searches
 from nni_bayes_nas.prediction.cells import CellPredictor, Example, looked_at
 from nni_bayes_nas.prediction.encoder import Condition, condition_of
@@ -108,10 +108,7 @@ def run_predict_cells(
     started, seed = time.perf_counter(), int(parameters["seed"])
     rows = [row for name in parameters["banks"] for row in read_rows(directory.parent / name / FILE)]
     if not rows:
-        raise ConfigError(
-            f"the searches of cells left nothing in {directory.parent}: they ran where this folder is not visible\n"
-            "predict where all trials share a disk"
-        )
+        raise unseen(f"the searches of cells left nothing in {directory.parent}: they")
     parts, data = Parts(config, images=True), load_data(config.data)
     sizes = {
         "max_features": max(looked_at(parts.splits(name).train[:1][0]).shape[1] for name in [*parts.names()]),

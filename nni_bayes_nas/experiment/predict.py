@@ -15,7 +15,7 @@ from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.experiment.bank import FILE, read_bank, search_of, tasks_of, vocabulary_of, without_leaks
 from nni_bayes_nas.experiment.data import DataSplits, load_data
 from nni_bayes_nas.experiment.parts import Parts, whole
-from nni_bayes_nas.experiment.record import read_rows, write_json
+from nni_bayes_nas.experiment.record import read_rows, unseen, write_json
 from nni_bayes_nas.prediction.analysis import errors_of
 from nni_bayes_nas.prediction.bank import Entry, check_bank
 from nni_bayes_nas.prediction.predictor import Fitting, Predictor
@@ -61,10 +61,7 @@ def run_predict(
     # A trial of the bank that failed may have left some entries, or none.
     files = [file for name in parameters["banks"] if read_rows(file := directory.parent / name / FILE)]
     if parameters["banks"] and not files and not settings.bank:
-        raise ConfigError(
-            f"the searches of the bank left nothing in {directory.parent}: they ran where this folder is not visible\n"
-            "predict where all trials share a disk"
-        )
+        raise unseen(f"the searches of the bank left nothing in {directory.parent}: they")
     bank = without_leaks(config.data, read_bank([*([Path(settings.bank)] if settings.bank else []), *files]))
     entries, parts, data = bank.entries, Parts(config, sources=bank.sources), whole(load_data(config.data))
     if (source := parameters.get("left_out")) is not None:

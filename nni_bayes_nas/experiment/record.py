@@ -14,6 +14,11 @@ from nni_bayes_nas.errors import ConfigError
 RUN_FILES = ("config.yaml", "environment.json", "summary.json", "state.json")
 
 
+def unseen(what: str) -> ConfigError:
+    """The mistake that what other trials wrote cannot be read: `what` of them, up to "ran where ..."."""
+    return ConfigError(f"{what} ran where this folder is not visible\npredict where all trials share a disk")
+
+
 def write_text(path: Path, text: str) -> None:
     """Replaces the file's content in one step: a reader sees the old text or the new, and so does a kill."""
     path.parent.mkdir(parents=True, exist_ok=True)

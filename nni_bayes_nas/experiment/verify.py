@@ -15,7 +15,7 @@ from nni_bayes_nas.experiment.bank import vocabulary_of
 from nni_bayes_nas.experiment.data import load_data
 from nni_bayes_nas.experiment.parts import scale, whole
 from nni_bayes_nas.experiment.predict import PREDICTIONS
-from nni_bayes_nas.experiment.record import read_json, write_json
+from nni_bayes_nas.experiment.record import read_json, unseen, write_json
 from nni_bayes_nas.prediction.baselines import Baseline, baseline
 from nni_bayes_nas.prediction.many import Training
 from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture
@@ -100,10 +100,7 @@ def predicted(folder: Path, budget: int) -> list[SparseArchitecture]:
         ConfigError: Its file is not there.
     """
     if not (folder / PREDICTIONS).is_file():
-        raise ConfigError(
-            f"{folder / PREDICTIONS} is not there: the trial that predicted ran where this folder is not visible\n"
-            "predict where all trials share a disk"
-        )
+        raise unseen(f"{folder / PREDICTIONS} is not there: the trial that predicted")
     found = next(one for one in read_json(folder / PREDICTIONS) if one["budget"] == budget)
     return [SparseArchitecture.from_dict(row["net"]) for row in found["networks"]]
 
