@@ -17,6 +17,8 @@ from contract import data_section
 from workers import Job
 
 LAMBDAS = (0.1, 0.3, 1.0, 1.7, 3.0)
+# Between two of them, where validation data prefer the first at 50 x and the second at 100 x: of direct runs alone.
+BETWEEN = (0.42, 0.55, 0.75)
 RANGE = (0.1, 3.0)
 # How far the size goes, where what the largest networks are worth is not asked.
 WIDE = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
@@ -63,7 +65,7 @@ def _fractions(compressions: tuple[int, ...]) -> list[float]:
 
 
 def lenet(epochs: int, hyper_epochs: int, compressions: tuple[int, ...] = COMPRESSIONS) -> tuple[Arm, ...]:
-    """LeNet-300-100: five direct runs, hypernetworks over two ranges, and the dense network pruned by magnitude."""
+    """LeNet-300-100: eight direct runs, hypernetworks over two ranges, and the dense network pruned by magnitude."""
     shared = {
         "network": "mlp",
         "network_args": {"hidden": [300, 100]},
@@ -77,7 +79,7 @@ def lenet(epochs: int, hyper_epochs: int, compressions: tuple[int, ...] = COMPRE
     wide = {"lambda_range": [min(WIDE), max(WIDE)], "lambdas": list(WIDE), "fractions": [0.0], "finetune_epochs": 0}
     dense = {**shared, **DENSE, "epochs": epochs}
     return (
-        Arm("300-100, direct", {**shared, "epochs": epochs}, direct(LAMBDAS)),
+        Arm("300-100, direct", {**shared, "epochs": epochs}, direct(tuple(sorted((*LAMBDAS, *BETWEEN))))),
         Arm("300-100, hypernetwork", hyper, (("piecewise_linear", None),)),
         Arm("300-100, wide", {**shared, **wide, "epochs": max(2, hyper_epochs // 2)}, (("piecewise_linear", None),)),
         Arm("300-100, dense", dense, direct(DECAYS), "fixed"),
