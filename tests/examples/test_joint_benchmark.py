@@ -66,13 +66,19 @@ def test_validation_chooses_what_is_drawn() -> None:
     assert [point["compression"] for point in front] == [8, 4, 2]  # whole it is worse, though larger
 
 
-@pytest.mark.parametrize("preset", ["smoke", "cpu", "gpu"])
+@pytest.mark.parametrize("preset", ["smoke", "cpu", "gpu", "alone"])
 def test_presets_are_configurations(preset: str) -> None:
     script = module("joint")
     runs = script.Runs(argparse.Namespace(preset=preset, seeds=2, data="digits", root=None))
     references = 1 if preset == "smoke" else 3
-    assert len({job.key for job in runs.first}) == 2 * (3 + references + 5)
-    for seed in range(2):
+    beside = 0 if preset == "alone" else 5
+    assert len({job.key for job in runs.first}) == 2 * (3 + references + beside)
+    outcome = {"result": {"architectures": [{"choices": script.largest()}] * 2}}
+    follow = [job.name for job in runs.follow(runs.first[0], outcome)]
+    assert follow == [
+        f"{name}{i}" for i in (0, 1) for name in ("train-s0-structure", "compress-s0-separate")[: 1 + (beside > 0)]
+    ]
+    for seed in range(2 if beside else 0):
         sizes = [runs.sizes["random", seed, i] for i in range(5)]
         assert sizes == sorted(sizes, reverse=True) and sizes[0] > 2 * sizes[-1]
     if preset != "smoke":  # other validation objects with every seed, the same ones in all arms
