@@ -11,28 +11,28 @@ access; two to three minutes on two cores.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from nni_bayes_nas.bayes.posterior import ArchitecturePosterior
-from nni_bayes_nas.config import load_config
+from nni_bayes_nas.cli import main as command
 from nni_bayes_nas.experiment.evaluate import Settings, evaluate
 from nni_bayes_nas.experiment.record import read_json
-from nni_bayes_nas.experiment.runner import run
 from nni_bayes_nas.report import write_report
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--config", type=Path, default=Path(__file__).parent / "configs" / "posterior-digits.yaml")
 parser.add_argument("--output", type=Path, default=Path("runs/posterior-digits"))
 parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="change the configuration")
+parser.add_argument("--resume", action="store_true", help="go on with the run in --output")
 
 
 def main() -> int:
     """Run, evaluate, say what came out."""
     options = parser.parse_args()
     folder = options.output.resolve()
-    config = load_config(options.config, options.set)
-    code = run(config, output=folder, resume=False, command=" ".join(sys.argv), code_directory=Path.cwd())
+    changes = [part for change in options.set for part in ("--set", change)]
+    more = ["--resume"] if options.resume else []
+    code = command(["run", str(options.config), "--output", str(folder), *changes, *more])
     if code:
         return code
 

@@ -13,7 +13,6 @@ One of these networks as a file: nni-bayes-nas export runs/joint-digits --compre
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import matplotlib
@@ -22,14 +21,14 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from nni_bayes_nas.config import load_config
+from nni_bayes_nas.cli import main as command
 from nni_bayes_nas.experiment.record import read_json
-from nni_bayes_nas.experiment.runner import run
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--config", type=Path, default=Path(__file__).parent / "configs" / "joint-digits.yaml")
 parser.add_argument("--output", type=Path, default=Path("runs/joint-digits"))
 parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="change the configuration")
+parser.add_argument("--resume", action="store_true", help="go on with the run in --output")
 
 
 def left(row, kept):
@@ -74,8 +73,9 @@ def main() -> int:
     """Run, say what came out, draw it."""
     options = parser.parse_args()
     folder = options.output.resolve()
-    config = load_config(options.config, options.set)
-    code = run(config, output=folder, resume=False, command=" ".join(sys.argv), code_directory=Path.cwd())
+    changes = [part for change in options.set for part in ("--set", change)]
+    more = ["--resume"] if options.resume else []
+    code = command(["run", str(options.config), "--output", str(folder), *changes, *more])
     if code:
         return code
     summary = read_json(folder / "summary.json")

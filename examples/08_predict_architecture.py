@@ -15,7 +15,6 @@ The same searches for other data:
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import matplotlib
@@ -23,14 +22,14 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from nni_bayes_nas.config import load_config
+from nni_bayes_nas.cli import main as command
 from nni_bayes_nas.experiment.record import read_json
-from nni_bayes_nas.experiment.runner import run
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--config", type=Path, default=Path(__file__).parent / "configs" / "predict-digits.yaml")
 parser.add_argument("--output", type=Path, default=Path("runs/predict-digits"))
 parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="change the configuration")
+parser.add_argument("--resume", action="store_true", help="go on with the run in --output")
 
 
 def draw(prediction, path):
@@ -82,8 +81,11 @@ def main() -> int:
     """Run, say what came out, draw it."""
     options = parser.parse_args()
     folder = options.output.resolve()
-    config = load_config(options.config, [*options.set, "experiment.plan=architecture_prediction"])
-    code = run(config, output=folder, resume=False, command=" ".join(sys.argv), code_directory=Path.cwd())
+    changes = [
+        part for change in [*options.set, "experiment.plan=architecture_prediction"] for part in ("--set", change)
+    ]
+    more = ["--resume"] if options.resume else []
+    code = command(["run", str(options.config), "--output", str(folder), *changes, *more])
     if code:
         return code
     prediction = read_json(folder / "summary.json")["prediction"]

@@ -38,10 +38,11 @@ def _errors(rows: list[dict[str, Any]]) -> Any:
             finish(axes, arm, "λ", "weights above one sd")
             continue
         times, tuned = [1 / (1 - f) for f in curves.fractions], False
+        what = "decay" if arm.endswith("dense") else "λ"
         for colour, lam in zip(COLOURS, curves.lambdas, strict=False):
             raw, trained = ([curves.mean(lam, f, name) for f in curves.fractions] for name in ("test", "tuned_test"))
             tuned = tuned or any(error is not None for error in trained)
-            Line(f"λ = {lam:g}", times, raw, colour, "--").draw(axes)
+            Line(f"{what} = {lam:g}", times, raw, colour, "--").draw(axes)
             Line("", times, trained, colour).draw(axes)
         axes.set_xscale("log")
         axes.set_xticks(times, [f"{t:.3g}" for t in times])

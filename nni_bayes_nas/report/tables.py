@@ -359,16 +359,16 @@ def search_rows(run: RunFolder) -> list[list[str]]:
 def repeat_commands(run: RunFolder) -> list[tuple[str, str]]:
     """Commands that repeat the run: (what, command)."""
     commands = []
-    for key in ("command_line", "command", "argv"):
-        if value := run.environment.get(key):
-            text = shlex.join(map(str, value)) if isinstance(value, list) else str(value)
-            commands.append(("The command line of this run", text))
-            break
-    folder = shlex.quote(run.path.name or ".")
+    if value := run.environment.get("command"):
+        commands.append(("The command line of this run", str(value)))
+    # As seen from where the run was started, which is where modules of one's own and relative paths are found.
+    path, start = run.path.resolve(), str(run.environment.get("code_directory") or "")
+    path = path.relative_to(start) if start and path.parent.is_relative_to(start) else path
+    folder, again = (shlex.quote(str(name)) for name in (path, f"{path}-again"))
     commands.append(
         (
-            "The same configuration in a new folder (seeds included)",
-            f"nni-bayes-nas run {folder}/config.yaml --output {folder}-again",
+            "The same configuration in a new folder (seeds included), from where this run was started",
+            f"nni-bayes-nas run {folder}/config.yaml --output {again}",
         )
     )
     commands.append(("This report, from the folder alone", f"nni-bayes-nas report {folder}"))

@@ -99,8 +99,21 @@ def test_commands_quote_and_name_the_seeds(run_folder):
     run = read_run(run_folder("my run", repeats=2, with_metrics=False))
     commands = [command for _, command in tables.repeat_commands(run)]
     assert commands[0] == "nni-bayes-nas run examples/configs/demo-digits.yaml --output runs/demo"
-    assert "nni-bayes-nas report 'my run'" in commands
+    assert f"nni-bayes-nas report '{run.path}'" in commands  # where it was started is not known
     assert ("Retraining seeds", "0, 1") in tables.seed_rows(run)
+
+
+def test_commands_start_where_the_run_was_started(run_folder):
+    """Modules of one's own and relative paths of data are found from there."""
+    run = read_run(run_folder("my run", repeats=1, with_metrics=False))
+    for start, path in ((run.path.parent, "my run"), (run.path.parent.parent, f"{run.path.parent.name}/my run")):
+        run.environment["code_directory"] = str(start)
+        _, again, report = (command for _, command in tables.repeat_commands(run))
+        assert again == f"nni-bayes-nas run '{path}'/config.yaml --output '{path}-again'"
+        assert report == f"nni-bayes-nas report '{path}'"
+    for elsewhere in (run.path, run.path / "x", run.path.parent / "other"):
+        run.environment["code_directory"] = str(elsewhere)
+        assert tables.repeat_commands(run)[-1][1] == f"nni-bayes-nas report '{run.path}'"
 
 
 def test_environment_is_unfolded(run_folder):
