@@ -19,6 +19,7 @@ from nni_bayes_nas import __version__
 from nni_bayes_nas.coercion import closest
 from nni_bayes_nas.config import Config, load_config
 from nni_bayes_nas.errors import ConfigError, NniBayesNasError, StoppedError
+from nni_bayes_nas.experiment.record import require_writable
 from nni_bayes_nas.registry import DATA_SETS, NETWORKS, PLANS, SEARCH_SPACES, STRATEGIES, Registry, check_names
 from nni_bayes_nas.yaml_text import parse_yaml
 
@@ -103,10 +104,8 @@ def _report(options: argparse.Namespace) -> int:
     folders = [Path(folder) for folder in options.runs]
     for folder in folders:
         if not (folder / "summary.json").is_file():
-            raise ConfigError(
-                f"`{folder}` is no run folder: it has no summary.json\n"
-                f"give the folder that `{PROGRAM} run` wrote, for example runs/demo"
-            )
+            raise ConfigError(f"`{folder}` is no run folder: it has no summary.json\ngive what `{PROGRAM} run` wrote")
+        require_writable(folder, "report.html")
     from nni_bayes_nas.report import write_report
 
     return _print_lines(str(path) for path in write_report(folders))
@@ -123,8 +122,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             given[name] = tuple(value) if isinstance(value, list) else value
     settings = Settings(**given)
     run = Path(options.run)
-    if run.is_dir() and not os.access(run, os.W_OK | os.X_OK):
-        raise ConfigError(f"`{run}` must be writable: evaluation.json goes there\nchange its permissions, or copy it")
+    require_writable(run, "evaluation.json")
     written = evaluate(run, settings, options.architecture, _progress)
     return _print_lines([str(written), *(str(path) for path in write_report([run]))])
 

@@ -76,6 +76,31 @@ def join_path(path: str, key: object) -> str:
     return f"{path}.{key}" if path else str(key)
 
 
+def require_json(value: Any, path: str = "") -> None:
+    """Refuses what JSON cannot hold: a run hands its configuration on to trials, and keeps it, as JSON.
+
+    Raises:
+        ConfigError: Names the first such value.
+    """
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            where = join_path(path, key)
+            _expect(
+                isinstance(key, str), key, "has a key that must be a string (put it in quotes)", path or "the whole"
+            )
+            require_json(item, where)
+    elif isinstance(value, (list, tuple)):
+        for i, item in enumerate(value):
+            require_json(item, join_path(path, i))
+    elif isinstance(value, float):
+        _expect(math.isfinite(value), value, "must be a finite number", path)
+    elif not isinstance(value, enum.Enum):
+        fine = value is None or isinstance(value, (bool, int, str))
+        _expect(
+            fine, value, "must be a number, a string, a bool, null, a list or a mapping (put a date in quotes)", path
+        )
+
+
 def _expect(holds: bool, value: Any, rule: str, path: str) -> Any:
     if not holds:
         raise ConfigError(f"`{path}` {rule}, got {shown(value)} ({_type_name(value)})")
@@ -167,9 +192,14 @@ def _coerce_mapping(value: Any, arguments: tuple[Any, ...], path: str) -> dict[A
         key_type = arguments[0]
     item_type = arguments[1] if arguments else Any
     return {
-        coerce(key, key_type, f"{path} (key)"): coerce(item, item_type, join_path(path, key))
+        coerce(_number(key, key_type), key_type, f"{path} (key)"): coerce(item, item_type, join_path(path, key))
         for key, item in value.items()
     }
+
+
+def _number(key: Any, key_type: Any) -> Any:
+    """Of a key that is to be a whole number: JSON has no keys but strings."""
+    return int(key) if key_type is int and isinstance(key, str) and re.fullmatch(r"-?[0-9]+", key) else key
 
 
 def _coerce_sequence(value: Any, container: Any, arguments: tuple[Any, ...], path: str) -> Any:

@@ -16,6 +16,7 @@ from nni_bayes_nas.coercion import (
     coerce,
     plain,
     require,
+    require_json,
     shown,
 )
 from nni_bayes_nas.config_plans import CompressConfig, PredictConfig, RefineConfig
@@ -87,6 +88,7 @@ class Config:
         if not isinstance(values, dict):
             raise ConfigError(f"a configuration must be a mapping of sections, got {shown(values)}")
         config: Config = coerce({key: _without_null(key, value) for key, value in values.items()}, cls, "")
+        require_json(values)
         return config
 
     def to_dict(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from nni_bayes_nas.coercion import coerce, join_path
+from nni_bayes_nas.coercion import coerce, join_path, require_json
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.errors import ConfigError
 
@@ -238,8 +238,9 @@ def fill_args(
             raise ConfigError(
                 f"`{join_path(where, name)}` is missing: `{title}` has no default for it\nset it in the configuration"
             )
-        if _is_plain(default):
-            filled[name] = default.value if isinstance(default, enum.Enum) else default
+        plain = default.value if isinstance(default, enum.Enum) else default
+        if _is_plain(default) and _fits(plain, signature.hints.get(name, Any)):
+            filled[name] = plain
     return {name: filled[name] for name in [*signature.own, *filled] if name in filled}
 
 
@@ -329,6 +330,16 @@ def _hints(function: Callable[..., Any], named: Mapping[str, inspect.Parameter])
     return {
         name: hints[name] for name in named if hints.get(name, inspect.Parameter.empty) is not inspect.Parameter.empty
     }
+
+
+def _fits(default: Any, annotation: Any) -> bool:
+    """Whether a default may be given: that of `size: int = None`, or an infinite one, only the target itself may."""
+    try:
+        coerce(default, annotation, "")
+        require_json(default)
+    except ConfigError:
+        return False
+    return True
 
 
 def _is_plain(value: Any) -> bool:

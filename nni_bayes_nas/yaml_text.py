@@ -25,6 +25,8 @@ def parse_yaml(text: str, where: str) -> Any:
         line = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or " ".join(str(error).split())
         raise ConfigError(f"{where} is not valid YAML{line}: {problem}") from None
+    except ValueError as error:  # what looks like a date and is none, of which PyYAML does not say where
+        raise ConfigError(f"{where} is not valid YAML: {error}\nput a text that looks like a date in quotes") from None
 
 
 def to_yaml(values: Any) -> str:

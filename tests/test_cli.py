@@ -242,6 +242,8 @@ def test_an_output_that_cannot_be_written(
         said = refused([command, "small.yaml", "--output", "taken/deep/run"], folder, capsys)
         assert "`--output` must be writable" in said and "taken` is not" in said
     assert "`taken` must be writable: evaluation.json" in refused(["evaluate", "taken"], folder, capsys)
+    (folder / "taken" / "summary.json").write_text("{}")
+    assert "`taken` must be writable: report.html" in refused(["report", "taken"], folder, capsys)
 
 
 @pytest.mark.parametrize(

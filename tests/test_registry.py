@@ -2,6 +2,7 @@
 
 import enum
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -134,6 +135,24 @@ def test_fill_args_fills_and_converts() -> None:
         "depth": 4,
     }
     assert Derived(3, **filled).depth == 4
+
+
+def test_defaults_that_no_configuration_may_hold_are_the_targets_own() -> None:
+    """They are not given, and so not checked as if the user had given them."""
+
+    def load(path: str = None, cap: float = math.inf, size: int = 3, of: int | None = None) -> None: ...  # noqa: RUF013
+
+    assert fill_args(load, {}, "data.args") == {"size": 3, "of": None}
+    assert fill_args(load, {"path": "x", "cap": 2}, "data.args") == {"path": "x", "cap": 2.0, "size": 3, "of": None}
+
+
+def test_whole_numbers_as_keys_come_back_from_json() -> None:
+    def target(widths: dict[int, int]) -> None: ...
+
+    for given in ({"1": 16, "-2": 8}, {1: 16, -2: 8}):
+        assert fill_args(target, {"widths": given}, "space.args") == {"widths": {1: 16, -2: 8}}
+    with pytest.raises(ConfigError, match="whole number"):
+        fill_args(target, {"widths": {"a": 1}}, "space.args")
 
 
 def test_fill_args_sees_through_wrappers() -> None:

@@ -240,8 +240,8 @@ def _check_search(config: Config, data: DataSplits, space: Any) -> None:
     strategy.measure(supernet, data.shape)
     check_refinement(config, strategy, space)
     strategy.check_order(supernet, data.shape)
-    if config.search.replicas > 1:
-        check_stackable(supernet, data.shape, "search.replicas", strategy.template, strategy.structure.mean(None))
+    if option := _side_by_side(config):
+        check_stackable(supernet, data.shape, option, strategy.template, strategy.structure.mean(None))
 
 
 def _check_image_size(data: DataSplits, space: Any) -> None:
@@ -260,19 +260,33 @@ def _check_replicas(config: Config, strategy: Any) -> None:
     Raises:
         ConfigError: With the remedy.
     """
-    if config.search.replicas == 1:
+    if (option := _side_by_side(config)) is None:
         return
     if config.search.collapse != "ignore":
         raise ConfigError(
-            f"searches are watched one by one, got search.collapse {config.search.collapse!r} and search.replicas "
-            f"{config.search.replicas}; set collapse to 'ignore', or replicas to 1."
+            f"searches are watched one by one, got search.collapse {config.search.collapse!r}, and {option} has them "
+            "side by side; set collapse to 'ignore', or leave that out."
         )
     if not hasattr(strategy, "beside"):
         raise ConfigError(
-            f"search.replicas needs a strategy with a method `beside`, but strategy {config.strategy.name!r} has none; "
-            "derive it from DifferentiableStrategy, or set search.replicas to 1."
+            f"{option} needs a strategy with a method `beside`, but strategy {config.strategy.name!r} has none; "
+            "derive it from DifferentiableStrategy, or leave that out."
         )
-    strategy.check_beside()
+    try:
+        strategy.check_beside()
+    except ConfigError as error:
+        if option == "search.replicas":
+            raise
+        raise ConfigError(
+            f"`{option}` searches side by side: {error}".replace("search.replicas to 1", "it to 0")
+        ) from None
+
+
+def _side_by_side(config: Config) -> str | None:
+    """The option by which searches share their passes."""
+    if config.experiment.plan == "architecture_prediction":
+        return "predict.cells" if config.predict.cells else None
+    return "search.replicas" if config.search.replicas > 1 else None
 
 
 def _check_outputs(config: Config, data: DataSplits, space: nn.Module) -> None:

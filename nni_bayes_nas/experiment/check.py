@@ -56,12 +56,20 @@ def check_same(config: Config, output: Path, command: str) -> None:
     """
     # Both with their defaults: under plain nnictl the tuner, which must not import torch, wrote what it was given.
     theirs, ours = (with_defaults(one).to_dict() for one in (load_config(output / "config.yaml"), config))
-    theirs["experiment"]["port"] = ours["experiment"]["port"]
+    own = f"give the run's own: nni-bayes-nas {command} {output}/config.yaml --output {output} --resume"
+    refuse_difference(theirs, ours, own)
+
+
+def refuse_difference(theirs: dict[str, Any], ours: dict[str, Any], remedy: str) -> None:
+    """Refuses to resume a run by another configuration, as plain types; only the port may differ.
+
+    Raises:
+        ConfigError: Names the first key that differs.
+    """
+    port = {"port": ours["experiment"]["port"]}
+    theirs = {**theirs, "experiment": {**theirs["experiment"], **port}}
     for key, was, now in _differences(theirs, ours):
-        raise ConfigError(
-            f"--resume needs the configuration of the run: `{key}` was {was!r}, got {now!r}\n"
-            f"give the run's own: nni-bayes-nas {command} {output}/config.yaml --output {output} --resume"
-        )
+        raise ConfigError(f"--resume needs the configuration of the run: `{key}` was {was!r}, got {now!r}\n{remedy}")
 
 
 def _differences(was: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -154,12 +154,14 @@ def _images(folder: Path, classes: list[str], config: DataConfig, *, partial: bo
     size = config.image_size
     x: Any = None
     for i, (path, _) in enumerate(files):
-        with Image.open(path) as opened:
-            upright = ImageOps.exif_transpose(opened)
-            if upright.mode.startswith("I"):  # `convert` would make white of all that is above 255
-                values = np.asarray(upright)
-                upright = Image.fromarray((values >> 8 if values.max() > 255 else values).astype(np.uint8))
-            image = upright.convert("L" if config.grayscale else "RGB")
+        try:
+            with Image.open(path) as opened:
+                upright = ImageOps.exif_transpose(opened)
+                if upright.mode.startswith("I"):  # `convert` would make white of all that is above 255
+                    upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+                image = upright.convert("L" if config.grayscale else "RGB")
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(f"an image must be readable, but {str(path)!r} is not: {error}; remove it.") from error
         if size is not None:
             image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
         pixels = np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)

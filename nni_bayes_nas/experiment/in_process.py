@@ -54,6 +54,11 @@ def search_in_process(config: Config, output: Path, resume: bool, command: str) 
     require_cuda(config)
     config = validate(config)
     torch.set_num_threads(resources.threads * resources.concurrency)
+    with processes.sole(output):
+        _search(config, output, resume, command, resources)
+
+
+def _search(config: Config, output: Path, resume: bool, command: str, resources: Resources) -> None:
     if resume:
         record = Record(output)
     else:

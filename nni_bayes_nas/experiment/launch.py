@@ -89,8 +89,9 @@ class Manager:
             with contextlib.suppress(psutil.Error):
                 process.kill()
         # A manager that was killed leaves its dispatcher, and on some systems its trials, to nobody.
-        processes.kill(run_state(output).get("dispatcher"))
-        processes.kill_orphans(output)
+        if state := run_state(output, self.id):
+            processes.kill(state.get("dispatcher"))
+            processes.kill_orphans(output)
         if self.child is not None:
             self.child.wait()
 
@@ -177,6 +178,7 @@ def experiment_config(
             "output": str(output),
             "command": command,
             "code_directory": str(code_directory),
+            "gpus": resources.gpus,
         },
     )
     for key, value in nvml.gpu_schedule(resources.gpus, config.experiment.device).items():
@@ -243,6 +245,7 @@ def _is_free(port: int) -> bool:
     return port != 0 and _port_problem(port) is None
 
 
-def run_state(output: Path) -> dict[str, Any]:
-    """The tuner's state of a run, or an empty dict."""
-    return read_json(output / "state.json") or {}
+def run_state(output: Path, id_: str | None = None) -> dict[str, Any]:
+    """The tuner's state of a run, or an empty dict; with `id_` where it is of another experiment too."""
+    state: dict[str, Any] = read_json(output / "state.json") or {}
+    return state if id_ is None or state.get("experiment") == id_ else {}

@@ -2,14 +2,18 @@
 
 import contextlib
 import ctypes
+import errno
+import fcntl
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
+from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.experiment.record import read_json, write_json
 
 _PR_SET_PDEATHSIG = 1
@@ -46,6 +50,31 @@ def kill(who: dict[str, Any] | None) -> bool:
             member.kill()
     psutil.wait_procs(family, timeout=10)
     return True
+
+
+@contextlib.contextmanager
+def sole(output: Path) -> Iterator[None]:
+    """Inside the block no other process works in the run folder, which is made if it is not there.
+
+    By a lock of the folder, which ends with this process, however that ends. Disks that cannot lock keep nobody out.
+
+    Raises:
+        ConfigError: Another process has it.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(output, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise ConfigError(
+                    f"one process at a time may work in a run folder, but another one does in {output}\n"
+                    "wait for it or stop it, or give another --output"
+                ) from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def claim(directory: Path) -> None:

@@ -81,10 +81,25 @@ def refuse_other_run(output: Path) -> None:
     """
     if output.exists() and not output.is_dir():
         raise ConfigError(f"the output must be a folder, got the file {output}\ngive another --output")
+    if holds_run(output) and not (output / "state.json").exists():
+        raise ConfigError(
+            f"the output folder must not hold another run, {output} holds the beginning of one, or files of its name\n"
+            "remove it if it is none of yours, or give another --output"
+        )
     if holds_run(output):
         raise ConfigError(
             f"the output folder must not hold another run, {output} does\ngo on with it by --resume, or give --output"
         )
+
+
+def require_writable(folder: Path, what: str) -> None:
+    """Refuses a folder in which `what` cannot be written.
+
+    Raises:
+        ConfigError: With the remedy.
+    """
+    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"`{folder}` must be writable: {what} goes there\nchange its permissions, or copy it")
 
 
 class Record:

@@ -20,13 +20,18 @@ class Resources:
     threads: int
 
     @classmethod
-    def choose(cls, config: ExperimentConfig) -> "Resources":
+    def choose(cls, config: ExperimentConfig, gpus: int | None = None) -> "Resources":
         """Fills in what the configuration leaves open; never more trials at a time than GPUs to give to each.
+
+        Args:
+            config: Of the experiment.
+            gpus: How many the run has, where that is known: from the dispatcher NNI hides what the user hides.
 
         Raises:
             ConfigError: A GPU is demanded and there is none.
         """
-        gpus = 0 if config.device == "cpu" else nvml.visible_gpus()
+        if gpus is None:
+            gpus = 0 if config.device == "cpu" else nvml.visible_gpus()
         if config.device == "gpu" and gpus == 0:
             raise ConfigError(
                 "`experiment.device` gpu needs a GPU that NVML sees, there is none\n"

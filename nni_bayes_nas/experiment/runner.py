@@ -57,11 +57,11 @@ def run(
     output = Path(output).resolve()
     code_directory = Path(code_directory or Path.cwd()).resolve()
     config = located(on_its_device(with_architecture(config)), code_directory)  # the folder is all that `export` needs
-    with _signals():
+    with _signals(), contextlib.ExitStack() as kept:
         manager = None
         try:
             if resume:
-                manager, before = _resume(config, output)
+                manager, before = _resume(config, output, kept)
                 if manager is None:
                     return _finish(output)
             else:
@@ -72,6 +72,8 @@ def run(
                 launch.check_port(config.experiment.port)
                 config = checked(config)
                 before = None
+                kept.enter_context(processes.sole(output))
+                refuse_other_run(output)  # what another process has left meanwhile
                 manager = launch.start(config, output, resources, command, code_directory)
             print(f"experiment {manager.id}, web UI: {manager.url}", flush=True)
             _watch(manager, output, before)
@@ -85,8 +87,15 @@ def run(
         except RunError as error:
             if manager is not None:
                 manager.stop(output, DEATH_STOP_LIMIT)
-                _mark_failed(output, str(error))
+                _mark_failed(output, manager.id, str(error))
                 raise RunError(f"{error}; go on with: {_resume_command(command, output)}") from error
+            raise
+        except BaseException as error:  # also nobody who reads what is said: the manager would go on without us
+            if manager is not None:
+                manager.stop(output)
+            if isinstance(error, OSError):
+                said = f"stopped by {type(error).__name__}: {error}; go on with: {_resume_command(command, output)}"
+                raise RunError(said) from error
             raise
         began = time.monotonic()
         manager.stop(output)
@@ -102,7 +111,7 @@ def on_its_device(config: Config) -> Config:
     return replace(config, experiment=replace(config.experiment, device="cpu"))
 
 
-def _resume(config: Config, output: Path) -> tuple[Manager | None, dict[str, Any] | None]:
+def _resume(config: Config, output: Path, kept: contextlib.ExitStack) -> tuple[Manager | None, dict[str, Any] | None]:
     """The manager of the run, found or started anew, and the dispatcher that is no longer the one to watch."""
     state = run_state(output)
     id_ = state.get("experiment")
@@ -110,6 +119,8 @@ def _resume(config: Config, output: Path) -> tuple[Manager | None, dict[str, Any
         raise ConfigError(f"--resume needs the folder of a run, {output} holds none\nrun it without --resume")
     check_same(config, output, "run")
     if state.get("finished") and Record(output).summary.get("status") == "done":
+        if (left := launch.attach(id_)) is not None:  # by a runner that died before the end
+            left.stop(output)
         print("the run is finished: nothing to resume", flush=True)
         return None, None
     Resources.choose(config.experiment)
@@ -118,6 +129,8 @@ def _resume(config: Config, output: Path) -> tuple[Manager | None, dict[str, Any
         if processes.find(state.get("dispatcher")) is not None and not state.get("finished"):
             print("the run is still going on: watching it", flush=True)
             return manager, None
+    kept.enter_context(processes.sole(output))
+    if manager is not None:
         # The manager outlived its dispatcher: it can do nothing more.
         manager.stop(output)
     launch.check_port(config.experiment.port)
@@ -138,7 +151,7 @@ def _watch(manager: Manager, output: Path, before: dict[str, Any] | None) -> Non
     with Progress(output) as progress:
         while True:
             now = time.monotonic()
-            state = run_state(output)
+            state = run_state(output, manager.id)
             dispatcher = state.get("dispatcher")
             ours = dispatcher is not None and dispatcher != before
             if ours:
@@ -156,7 +169,7 @@ def _watch(manager: Manager, output: Path, before: dict[str, Any] | None) -> Non
                 asked = now
                 answer = manager.status(STATUS_LIMIT) or {}
                 # A tuner that is at its end still writes the report: the summary says how it ended.
-                if answer.get("status") == "ERROR" and not _ending(output):
+                if answer.get("status") == "ERROR" and not (state and _ending(output)):
                     error = "; ".join(answer.get("errors", [])) + _said(manager, output)
             if error is None and ours and processes.find(dispatcher) is None:
                 error = f"NNI's dispatcher died{_said(manager, output)}"
@@ -177,11 +190,11 @@ def _said(manager: Manager, output: Path) -> str:
     return f": {words} (logs: {log})" if words else f" (logs: {log})"
 
 
-def _mark_failed(output: Path, cause: str) -> None:
+def _mark_failed(output: Path, id_: str, cause: str) -> None:
     """Says ``failed`` in the summary of a run whose tuner could not say so itself."""
     record = Record(output)
     summary = record.summary
-    if summary and summary.get("status") == "running":
+    if summary.get("status") == "running" and run_state(output, id_):
         record.write_summary({**summary, "status": "failed", "cause": cause})
 
 

@@ -20,6 +20,7 @@ from nni.tuner import Tuner
 from nni_bayes_nas.config import Config, config_to_yaml, load_config, located
 from nni_bayes_nas.errors import ConfigError, RunError
 from nni_bayes_nas.experiment import environment, fork_server, nni_compat, processes
+from nni_bayes_nas.experiment.check import refuse_difference
 from nni_bayes_nas.experiment.plan import Ledger, TrialSpec
 from nni_bayes_nas.experiment.record import Record, write_text
 from nni_bayes_nas.experiment.resources import Resources
@@ -75,9 +76,11 @@ class PlanTuner(Tuner):  # type: ignore[misc]
         code_directory: The folder of the user's own modules; ``codeDirectory`` of the experiment if None. Relative
             paths in ``config`` and ``output`` count from ``codeDirectory``, which NNI resolves against the YAML's
             folder, whatever the folder where ``nnictl`` is called.
+        gpus: How many the trials have; None where plain nnictl does not say.
 
     Raises:
-        ConfigError: The configuration is wrong, or ``output`` holds another run: nothing is written.
+        ConfigError: The configuration is wrong or not that of the run that is resumed, or ``output`` holds another run:
+            nothing is written.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class PlanTuner(Tuner):  # type: ignore[misc]
         output: str,
         command: str | None = None,
         code_directory: str | None = None,
+        gpus: int | None = None,
     ) -> None:
         super().__init__()
         self._lock = threading.RLock()
@@ -98,7 +102,7 @@ class PlanTuner(Tuner):  # type: ignore[misc]
         self.config = load_config(path) if path is not None else Config.from_dict(config)  # type: ignore[arg-type]
         self.config = located(self.config, self.code_directory)
         plan = resolve("plan", self.config.experiment.plan, PLANS)(self.config)
-        self.resources = Resources.choose(self.config.experiment)
+        self.resources = Resources.choose(self.config.experiment, gpus)
         self._send: Callable[[int, dict[str, Any]], None] | None = None
         self._free: list[int] = []
         self._runs: dict[int, _Run] = {}
@@ -109,6 +113,10 @@ class PlanTuner(Tuner):  # type: ignore[misc]
             state = self.record.state
             if "ledger" not in state:
                 raise ConfigError(f"--resume needs the folder of a run, {self.output} holds none\nrun it without")
+            if (given := state.get("config")) is not None:  # a YAML that plain nnictl names may have been edited
+                refuse_difference(
+                    given, self.config.to_dict(), "put it back, or make it another run with another output"
+                )
             processes.kill(state.get("dispatcher"))
             processes.kill_orphans(self.output)
             entries, times = state["ledger"], state.get("times")
@@ -297,6 +305,7 @@ class PlanTuner(Tuner):  # type: ignore[misc]
                 "experiment": experiment,
                 "dispatcher": processes.identity(),
                 "code_directory": str(self.code_directory),
+                "config": self.config.to_dict(),
                 "finished": finished,
                 "ledger": self.ledger.entries,
                 "times": self.clock.state,

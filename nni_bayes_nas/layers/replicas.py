@@ -153,7 +153,7 @@ def check_stackable(
         said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise SpaceError(
             f"networks side by side must consist of operations that torch.vmap can run, but it fails: {said}\n"
-            f"set {option} to 1"
+            f"leave {option} out"
         ) from error
 
 

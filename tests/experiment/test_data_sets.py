@@ -139,13 +139,15 @@ def test_images_of_16_bits_and_turned_ones(tmp_path: Path) -> None:
     wide[0] = 65_535
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
+        Image.fromarray(np.full((4, 6), 200, np.uint16)).save(tmp_path / name / "2.png")  # dark, with the others' scale
         Image.fromarray(wide).save(tmp_path / name / "0.png")
         turned = Image.fromarray(np.arange(24, dtype=np.uint8).reshape(6, 4))
         exif = turned.getexif()
         exif[0x0112] = 6  # to be turned clockwise
         turned.save(tmp_path / name / "1.png", exif=exif)
     x, _ = load_image_folder(DataConfig(name="image_folder", root=str(tmp_path), grayscale=True))
-    assert x.shape == (4, 1, 4, 6) and (x[0, 0, 0] == 255).all() and (x[0, 0, 1:] == 1000 >> 8).all()
+    assert x.shape == (6, 1, 4, 6) and (x[0, 0, 0] == 255).all() and (x[0, 0, 1:] == 1000 >> 8).all()
+    assert (x[2] == 0).all()
     assert x[1, 0].tolist() == np.rot90(np.arange(24).reshape(6, 4), -1).tolist()
 
 
@@ -163,6 +165,9 @@ def test_image_folders_without_classes_are_refused(tmp_path: Path) -> None:
     (tmp_path / "dogs").mkdir()
     assert "dogs" in message(tmp_path) and "has none of" in message(tmp_path)
     (tmp_path / "dogs" / "0.png").write_bytes(b"no image")
-    assert "loading failed" in message(tmp_path) and "0.png" in message(tmp_path)
+    assert "must be readable" in message(tmp_path) and "dogs/0.png' is not" in message(tmp_path)
+    whole = (tmp_path / "cats" / "0.png").read_bytes()
+    (tmp_path / "dogs" / "0.png").write_bytes(whole[: len(whole) // 2])  # a download that broke off
+    assert "dogs/0.png' is not" in message(tmp_path)
     (tmp_path / "train").mkdir()
     assert "only train" in message(tmp_path)

@@ -142,6 +142,17 @@ def test_cells_must_know_lambda_and_leave_classes_to_the_data():
             validate(Config.from_dict({**values, **change}))
 
 
+def test_searches_of_cells_run_side_by_side():
+    """What cannot is refused before the trials, and the remedy is not one that is followed already."""
+    values = cells(cells=2).to_dict()
+    for change, match in (
+        ({"strategy": {"name": "regularized_darts", "args": {"order": 2}}}, r"`predict.cells` .*order 2; set it to 0"),
+        ({"search": {**values["search"], "collapse": "watch"}}, "collapse 'watch', and predict.cells has them"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            validate(Config.from_dict({**values, **change}))
+
+
 def test_parts_must_hold_batches():
     with pytest.raises(ConfigError, match=r"`search.batch_size` must be at most"):
         validate(Config.from_dict({**cells(cells=2).to_dict(), "search": {"batch_size": 64, "random": 0}}))

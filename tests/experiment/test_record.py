@@ -26,6 +26,30 @@ def test_create_and_refuse(tmp_path: Path) -> None:
     assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
 
 
+def test_a_folder_where_a_run_only_began(tmp_path: Path) -> None:
+    """Or where files have such names: neither way of going on is offered, for there is none."""
+    write_text(tmp_path / "config.yaml", "seed: 0\n")
+    with pytest.raises(ConfigError, match=r"the beginning of one(?s:.)*remove it"):
+        refuse_other_run(tmp_path)
+
+
+def test_one_process_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
+    """The lock is that of the process, and ends with it."""
+    out = tmp_path / "out"
+    code = "from nni_bayes_nas.experiment.processes import sole; from pathlib import Path; import sys\n"
+    code += f"with sole(Path({str(out)!r})): print('has it', flush=True); sys.stdin.read()"
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None and other.stdout.readline() == "has it\n"
+    with pytest.raises(ConfigError, match="another one does in"), processes.sole(out):
+        pass
+    other.kill()
+    other.communicate()
+    for _ in range(2):
+        with processes.sole(out):
+            with pytest.raises(ConfigError, match="one process at a time"), processes.sole(out):
+                pass
+
+
 def test_output_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
     with pytest.raises(ConfigError, match="must be a folder"):

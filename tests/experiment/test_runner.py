@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 from nni_bayes_nas.config import Config, config_to_yaml
-from nni_bayes_nas.errors import ConfigError
-from nni_bayes_nas.experiment import launch, nni_compat, nvml, runner
-from nni_bayes_nas.experiment.record import write_json, write_text
+from nni_bayes_nas.errors import ConfigError, RunError
+from nni_bayes_nas.experiment import launch, nni_compat, nvml, processes, runner
+from nni_bayes_nas.experiment.record import read_json, write_json, write_text
 from nni_bayes_nas.experiment.resources import Resources
 from nni_bayes_nas.experiment.runner import run
 
@@ -73,6 +73,62 @@ def test_resume_without_nnis_database(tmp_path: Path, monkeypatch: pytest.Monkey
     write_text(tmp_path / "out/config.yaml", config_to_yaml(config()))
     write_json(tmp_path / "out/state.json", {"experiment": "abc"})
     refused(tmp_path, "NNI's database of experiment abc", config(), resume=True)
+
+
+def test_a_folder_in_which_another_runner_works(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with processes.sole(tmp_path / "out"):
+        refused(tmp_path, "another one does", config())
+
+
+def test_what_is_anothers_is_left_alone(tmp_path: Path) -> None:
+    """A manager that finds another experiment in its folder neither stops its processes nor marks it as failed."""
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    who = {"pid": other.pid, "created": psutil.Process(other.pid).create_time()}
+    write_json(tmp_path / "state.json", {"experiment": "theirs", "dispatcher": who})
+    write_json(tmp_path / "summary.json", {"status": "running"})
+    write_json(tmp_path / "trials/search-s0/pid", who)
+
+    def manager(id_: str) -> launch.Manager:
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        return launch.Manager(id_, free_port(), "", psutil.Process(child.pid), child)
+
+    manager("ours").stop(tmp_path)
+    runner._mark_failed(tmp_path, "ours", "x")
+    assert other.poll() is None and read_json(tmp_path / "summary.json") == {"status": "running"}
+    manager("theirs").stop(tmp_path)
+    runner._mark_failed(tmp_path, "theirs", "x")
+    assert other.poll() is not None and read_json(tmp_path / "summary.json") == {"status": "failed", "cause": "x"}
+
+
+def test_resume_of_a_finished_run_stops_the_manager_that_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the runner died before the end, nobody else would."""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    left = launch.Manager("abc", free_port(), "", psutil.Process(child.pid), child)
+    monkeypatch.setattr(launch, "attach", lambda id_: left if id_ == "abc" else None)
+    write_text(tmp_path / "out/config.yaml", config_to_yaml(config()))
+    write_json(tmp_path / "out/state.json", {"experiment": "abc", "finished": True})
+    write_json(tmp_path / "out/summary.json", {"status": "done"})
+    write_text(tmp_path / "out/report.html", "x")
+    assert run(config(), tmp_path / "out", resume=True) == 0
+    assert child.poll() is not None
+
+
+def test_nobody_who_reads_is_no_reason_to_leave_a_manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    started = launch.Manager("abc", free_port(), "", psutil.Process(child.pid), child)
+    monkeypatch.setattr(launch, "start", lambda *args: started)
+    monkeypatch.setattr(runner, "checked", lambda config: config)
+
+    def broken(*args: Any) -> None:
+        raise BrokenPipeError("nobody reads")
+
+    monkeypatch.setattr(runner, "_watch", broken)
+    with pytest.raises(RunError, match=r"BrokenPipeError: nobody reads; go on with: .* --resume"):
+        run(config(), tmp_path / "out")
+    assert child.poll() is not None
 
 
 def test_gpu_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.errors import ConfigError, RunError
-from nni_bayes_nas.experiment import nvml
+from nni_bayes_nas.experiment import nvml, processes
 from nni_bayes_nas.experiment import tuner as module
 from nni_bayes_nas.experiment.record import read_json, write_json
 from nni_bayes_nas.experiment.tuner import PlanTuner
@@ -182,6 +182,27 @@ def test_resume_of_a_plan_that_could_not_finish_tries_again(tmp_path: Path, monk
     nni.request(again, 1)
     assert nni.sent == [(0, "search-s0")]
     assert again.ledger.entries["search-s0"]["attempts"] == 1
+
+
+def test_resume_by_another_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain nnictl resumes by the YAML as it is then; the trials that are done are of the one before."""
+    values = {"experiment": {"device": "cpu", "port": 8123}}
+    PlanTuner(values, str(tmp_path / "out"))
+    monkeypatch.setenv("NNI_MODE", "resume")
+    monkeypatch.setattr(processes, "kill", lambda who: False)  # the dispatcher before was this process
+    with pytest.raises(ConfigError, match=r"`retrain\.epochs` was \d+, got 77\nput it back"):
+        PlanTuner({**values, "retrain": {"epochs": 77}}, str(tmp_path / "out"))
+    PlanTuner({"experiment": {"device": "cpu", "port": 8124}}, str(tmp_path / "out"))
+
+
+def test_the_gpus_of_the_run_are_those_of_its_runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the dispatcher NNI hides all of them, and with them what the user hides: NVML's say nothing there."""
+    monkeypatch.setattr("nni_bayes_nas.experiment.nvml._gpu_uuids", lambda: ["GPU-aa-0", "GPU-bb-1"])
+    monkeypatch.setenv("SDK_PROCESS", "dispatcher")
+    for given, device in ((0, "cpu"), (2, "gpu")):
+        PlanTuner({}, str(tmp_path / device), gpus=given)
+        found = read_json(tmp_path / device / "environment.json")
+        assert (found["gpus"], found["device"]) == (given, device)
 
 
 def test_resume_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
