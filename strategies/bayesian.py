@@ -22,7 +22,7 @@ from nni_bayes_nas.layers.variational import Variational, divergences
 
 from .bilevel import BilevelModule
 from .gates import GateTable, as_weights_lie
-from .passes import n_objects
+from .passes import counted, n_objects
 
 Dependence = Literal["independent", "gated", "scaled"]
 DEPENDENCES: tuple[Dependence, ...] = ("independent", "gated", "scaled")
@@ -163,7 +163,7 @@ class BayesianModule(BilevelModule):
         terms = self._per_object({"structure_kl": kl}, part)
         if self.bayes.dependence == "gated" and self.bayes.scheme == "bilevel":
             # What operations cost that are on: of the weights it is paid in their own step.
-            terms |= self.weight_divergences(self.draws(positions, self.current_step, 0), part)
+            terms |= self.weight_divergences(self.draws(positions, self.current_step, 0), part, single=False)
         return terms
 
     def _structure_kl(self, u: Tensor) -> Tensor:
@@ -196,8 +196,16 @@ class BayesianModule(BilevelModule):
         prior = [dirichlet.mean(law.prior_concentrations(u, self.bayes.prior, self.bayes.none_prior)) for u in units]
         return -float(torch.stack([law.log_prob(u, p, dict(choices)) for u, p in zip(units, prior, strict=True)]).sum())
 
-    def weight_divergences(self, draws: list[dict[str, Tensor]], part: str) -> dict[str, Tensor]:
-        """The divergence of the weights, per object of a part of the data, in the mean of some mixing weights."""
+    def weight_divergences(
+        self, draws: list[dict[str, Tensor]], part: str, *, single: bool = True
+    ) -> dict[str, Tensor]:
+        """The divergence of the weights, per object of a part of the data, in the mean of the passes of a step.
+
+        Args:
+            draws: Mixing weights of the mixture.
+            part: Of the data.
+            single: Whether single architectures have passes too, whose gates are 0 or 1.
+        """
         if not self.gates:
             return {}
         each = divergences(list(self.gates))
@@ -207,12 +215,12 @@ class BayesianModule(BilevelModule):
             objective.check_finite(f"weight_kl of {name}", each[bad], step=self.current_step)
         if self.bayes.dependence != "gated":
             return self._per_object({"weight_kl": each.sum()}, part)
-        gates = torch.stack([self.gate_table(weights) for weights in draws])
-        if self.bayes.scheme == "single_level":  # the structure's part of it, as of its other terms
-            share = self._share_of_mixture
-            gates = share * gates + (1 - share) * gates.detach()
-        kl = normal.gated_kl(gates, each.expand_as(gates)) / len(draws)
-        return self._per_object({"weight_kl": kl}, part)
+        gates = torch.stack([self.gate_table(weights) for weights in draws]).mean(0)
+        if single and self.step_options.one_hot_passes:  # the structure has a part in the mixture alone
+            for choices, count in counted(self.single_architectures(self.current_step)):
+                gates = gates + count * self.gate_table(self.binding.weights_of(choices, gates))
+            gates = gates * self._share_of_mixture
+        return self._per_object({"weight_kl": normal.gated_kl(gates, each)}, part)
 
     @property
     def _share_of_mixture(self) -> float:

@@ -330,19 +330,20 @@ class BilevelModule(SearchValidation, DartsLightningModule):  # type: ignore[mis
     def _single_losses(self, batch: Any, batch_idx: int, step: int) -> list[Tensor]:
         """Losses of single architectures; that of one that is drawn n times is counted n times."""
         losses: list[Tensor] = []
-        generator = self._generator(step, 4)
-        # In the warm-up all options must learn; then what will be derived.
-        warmed_up = self.trainer.current_epoch >= self.warmup_epochs
-        positions = self.one_hot_positions(generator)
-        drawn = [
-            self.structure.derive_at(u) if warmed_up else self.structure.sample_at(u, 1.0, generator) for u in positions
-        ]
         # Equal architectures have equal losses: one pass, counted as often.
-        for choices, count in counted(drawn):
+        for choices, count in counted(self.single_architectures(step)):
             # Logged is the mixture's loss: that of single architectures has another scale.
             with self.binding.only(choices, self.structure.reference), muted(self.training_module):
                 losses.append(count * self._pass(batch, batch_idx))
         return losses
+
+    def single_architectures(self, step: int) -> list[dict[str, Any]]:
+        """Those of the passes of a step; the same whenever they are asked for."""
+        generator = self._generator(step, 4)
+        # In the warm-up all options must learn; then what will be derived.
+        warmed_up = self.trainer.current_epoch >= self.warmup_epochs
+        at = self.structure.derive_at if warmed_up else lambda u: self.structure.sample_at(u, 1.0, generator)
+        return [at(u) for u in self.one_hot_positions(generator)]
 
     def one_hot_positions(self, generator: torch.Generator) -> list[Tensor]:
         """Positions of the passes of single architectures: the large end, the others stratified over the range."""

@@ -11,7 +11,7 @@ from nni_bayes_nas.bayes import elbo, objective
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.errors import NumericsError, SpaceError
 from nni_bayes_nas.experiment.search import run_search
-from nni_bayes_nas.layers.variational import to_variational, variational_layers, weight_noise
+from nni_bayes_nas.layers.variational import divergences, to_variational, variational_layers, weight_noise
 from nni_bayes_nas.search_spaces.nasbench201 import NasBench201Space
 from nni_bayes_nas.strategies import DirichletDARTS, bayesian
 from nni_bayes_nas.strategies.bayesian import BayesianModule
@@ -199,8 +199,9 @@ def test_all_passes_share_the_divergence_of_the_weights(passes, tmp_path, monkey
     assert factors["weight_kl"] == 1 and factors["structure_kl"] == 1 / (1 + passes)
 
 
-def test_of_gated_divergences_the_structure_has_the_part_of_the_mixture():
-    """The weights pay for what is on in every pass; the structure is in one of three of them."""
+def test_gated_divergences_are_the_mean_of_those_of_the_passes():
+    """The weights pay for what is on in every pass, those of single architectures whole or not at all; the structure is
+    in one of three passes."""
     grads = {}
     for passes in (0, 2):
         made = DirichletDARTS(weights="variational", dependence="gated", input_shape=(3, 8, 8), one_hot_passes=passes)
@@ -208,10 +209,20 @@ def test_of_gated_divergences_the_structure_has_the_part_of_the_mixture():
         made._mutating = made.mutate_model(NasBench201Space(in_channels=3, width=4, cells_per_stage=1))
         module = bare(made)
         module.__dict__["_per_object"] = lambda divergences, part: divergences
+        derived = made.structure.derive_at(torch.zeros(()))
+        module.__dict__["single_architectures"] = lambda step, derived=derived: [derived] * 2
+        with torch.no_grad():
+            alone = module.weight_divergences([module.binding.weights_of(derived, torch.ones(()))], "all", single=False)
         kl = module.weight_divergences([made.structure.mean()], "all")["weight_kl"]
         rho = next(iter(module.gates)).rho
         logits = next(made.structure.parameters())
         grads[passes] = (kl.detach(), *torch.autograd.grad(kl, [rho, logits]))
-    torch.testing.assert_close(grads[2][0], grads[0][0])
-    torch.testing.assert_close(grads[2][1], grads[0][1])
+    assert 0 < float(alone["weight_kl"]) != float(grads[0][0])
+    torch.testing.assert_close(grads[2][0], (grads[0][0] + 2 * alone["weight_kl"]) / 3)
     torch.testing.assert_close(grads[2][2], grads[0][2] / 3)
+    # One layer of the derived architecture, which is whole in two passes, and one that is not in it.
+    on = module.gate_table(module.binding.weights_of(derived, torch.ones(())))
+    each = divergences(list(module.gates)).detach()
+    gates = (module.gate_table(made.structure.mean()).detach() + 2 * on) / 3
+    assert set(on.tolist()) == {0.0, 1.0}
+    torch.testing.assert_close(grads[2][0], (gates * each).sum())
