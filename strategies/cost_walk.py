@@ -152,6 +152,9 @@ class CostWalk:
         self.terms: dict[CostKind, list[CostTerm]] = {"params": [], "macs": [], "latency": []}
         self.constant: dict[CostKind, float] = {"params": 0.0, "macs": 0.0, "latency": 0.0}
         self._seen: set[int] = set()
+        # Of candidates that the module at hand is in; and of every parameter where it was met first.
+        self._inside: tuple[tuple[str, str], ...] = ()
+        self._first: dict[int, tuple[tuple[str, str], ...]] = {}
         self._sizes: dict[Any, int] = {}
 
     def visit(self, module: nn.Module, gates: _Gates) -> None:
@@ -162,6 +165,14 @@ class CostWalk:
         # A Gaussian weight is one weight of the network that is derived.
         left_out = "rho" if isinstance(module, Variational) else None
         parameters = [p for name, p in module._parameters.items() if p is not None and name != left_out]
+        for p in parameters:
+            first = self._first.setdefault(id(p), self._inside)
+            if first != self._inside[: len(first)]:
+                raise SpaceError(
+                    "an option must have modules of its own, or it would be there, and cost, by another choice, but "
+                    f"{first[-1][0]} has those of {self._inside[-1][0] if self._inside else 'what is always there'}; "
+                    "give each its own."
+                )
         own = [p for p in parameters if id(p) not in self._seen]
         self._seen.update(id(p) for p in own)
         self._add(gates, {"params": sum(p.numel() for p in own), "macs": self.macs.get(module, 0)})
@@ -192,7 +203,8 @@ class CostWalk:
                 self.visit(child, gates)
 
     def _descend(self, candidate: Candidate, gates: _Gates, alternatives: list[_Gates]) -> None:
-        seen = set(self._seen)
+        seen, outside = set(self._seen), self._inside
+        self._inside = (*outside, (f"{candidate.place}/{candidate.name}", str(alternatives)))
         latency = self.latency(candidate) if self.latency is not None else 0.0
         for extra in alternatives:
             joined = _join(gates, extra)
@@ -200,6 +212,7 @@ class CostWalk:
                 self._seen = set(seen)
                 self._add(joined, {"latency": latency})
                 self.visit(candidate.module, joined)
+        self._inside = outside
 
     def _combinations(self, depth: Any, at_least: int) -> Iterator[_Gates]:
         specs = depth.simplify()

@@ -34,6 +34,9 @@ class GateWalk(CostWalk):
 
     def _descend(self, candidate: Candidate, gates: Any, alternatives: list[Any]) -> None:
         number, reason = own_factors(candidate.module)
+        if number and any(sum(map(len, extra.values())) != 1 for extra in alternatives):
+            # Its gate is a sum over depths, and of what is deeper its own besides; a factor of one output is neither.
+            reason = "it is there at several depths"
         if reason is not None:
             self.unclear.append(f"{candidate.place}/{candidate.name} ({reason})")
         for extra in alternatives if number else ():

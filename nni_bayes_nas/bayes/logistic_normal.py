@@ -32,17 +32,18 @@ def kl(mean: Tensor, sd: Tensor, prior_mean: Tensor | float = 0.0, prior_sd: Ten
     theirs = _differences(
         torch.as_tensor(prior_mean).to(mean).expand_as(mean), torch.as_tensor(prior_sd).to(mean).expand_as(mean)
     )
-    return torch.distributions.kl_divergence(ours, theirs)
+    return torch.distributions.kl_divergence(ours, theirs).to(mean)
 
 
 def log_density_of_log(log_x: Tensor, mean: Tensor, sd: Tensor) -> Tensor:
     """Log density of the differences log x_k - log x_n, `(*batch,)`, at temperature 1."""
     differences = log_x[..., :-1] - log_x[..., -1:]
-    result: Tensor = _differences(mean, sd).log_prob(differences)  # type: ignore[no-untyped-call]
-    return result
+    result: Tensor = _differences(mean, sd).log_prob(differences.double())  # type: ignore[no-untyped-call]
+    return result.to(log_x)
 
 
 def _differences(mean: Tensor, sd: Tensor) -> torch.distributions.MultivariateNormal:
-    variances = sd.square()
+    # In double precision: in single the variances that are small beside the last one are lost in the sum.
+    mean, variances = mean.double(), sd.double().square()
     covariance = torch.diag_embed(variances[..., :-1]) + variances[..., -1:, None]
     return torch.distributions.MultivariateNormal(mean[..., :-1] - mean[..., -1:], covariance, validate_args=False)

@@ -255,9 +255,14 @@ class ArchitecturePosterior:
                 raise ValueError(f"schema {read['schema']}")
             units = []
             for row in read["units"]:
-                values = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if k != "kind"}
+                values = {k: _tuples(v) for k, v in row.items() if k != "kind"}
                 units.append(_KINDS[row["kind"]](**values))
             probs = [torch.tensor(p, dtype=torch.float64) for p in read["probs"]]
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"a posterior must be what to_dict gave, but reading it failed: {error}.") from error
         return cls(units, probs)
+
+
+def _tuples(value: Any) -> Any:
+    """Lists as tuples, those in them too: options are what a space has, and JSON has no tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -19,7 +19,7 @@ from nni_bayes_nas.compression.weight_hypernet import Kind
 from nni_bayes_nas.errors import ConfigError, SpaceError
 from nni_bayes_nas.layers.gaussian_output import Estimator
 from nni_bayes_nas.layers.normalization import recalibrate
-from nni_bayes_nas.layers.variational import divergence, to_variational, variational_layers, weight_noise
+from nni_bayes_nas.layers.variational import check_tied, divergence, to_variational, variational_layers, weight_noise
 
 Weights = Literal["variational", "point"]
 Prior = Literal["fixed", "scaled", "empirical_bayes", "ard", "log_uniform"]
@@ -129,7 +129,7 @@ class HyperVariational(nn.Module):
         super().__init__()
         prior = prior or ("fixed" if weights == "point" else "ard")
         _check(kind, weights, prior, lambda_range, axis)
-        _check_tied(model)
+        check_tied(model)
         self.kind, self.weights, self.prior, self.prior_sd = kind, weights, prior, prior_sd
         self.rank, self.hidden = rank, hidden
         self.axis: Axis | None = None
@@ -344,18 +344,6 @@ def _check_frozen(model: nn.Module, weights: Sequence[str]) -> None:
             f"weights that become a function of lambda must not be frozen, but {frozen[0]} has requires_grad=False; "
             "name its layer in skip."
         )
-
-
-def _check_tied(model: nn.Module) -> None:
-    names: dict[int, str] = {}
-    for name, value in model.named_parameters(remove_duplicate=False):
-        # A module that occurs twice has its parameters under two names, of which torch knows the first.
-        path = name.rpartition(".")[0]
-        first = names.setdefault(id(value), name)
-        if first != name and model.get_submodule(path) is not model.get_submodule(first.rpartition(".")[0]):
-            raise SpaceError(
-                f"every layer must have weights of its own, but {first} and {name} are one; use one layer twice instead"
-            )
 
 
 def _check(kind: str, weights: str, prior: str, lambda_range: tuple[float, float] | float, axis: str) -> None:

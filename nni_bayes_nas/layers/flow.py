@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
@@ -48,7 +49,9 @@ def before_normalization(model: nn.Module, is_layer: IsLayer) -> dict[int, Norma
         elif any(isinstance(child, NORMALIZATION) for child in module.children()):
             for chain in _chains(module):
                 found |= _of_chain(chain, is_layer)
-    return found
+    # A layer that is used elsewhere too has a scale there.
+    uses = Counter(id(m) for _, m in model.named_modules(remove_duplicate=False))
+    return {layer: behind for layer, behind in found.items() if uses[layer] == 1}
 
 
 def directly_normalized(model: nn.Module, is_layer: IsLayer) -> list[tuple[nn.Module, nn.Module]]:
@@ -79,13 +82,16 @@ def _of_chain(chain: Sequence[nn.Module], is_layer: IsLayer) -> dict[int, Normal
     found: dict[int, Normalized] = {}
     # What normalization there is behind the layer at hand: none, one directly, or one through other layers.
     behind: Normalized = None
+    channels = 0
     for layer in reversed(chain):
         if isinstance(layer, _OF_CHANNELS):
-            behind = "filters"
+            behind, channels = "filters", layer.num_features
         elif isinstance(layer, _OF_LAYERS):
             behind = "layer"
         elif is_layer(layer):
             unbiased = getattr(layer, "bias", None) is None
+            if behind == "filters" and getattr(layer, "out_features", channels) != channels:
+                behind = "layer"  # channels are others than its outputs: of (batch, channels, features)
             if behind == "filters" or (behind == "layer" and unbiased):
                 found[id(layer)] = behind
             behind = "layer" if behind is not None and (behind == "filters" or unbiased) else None

@@ -116,7 +116,7 @@ def to_variational(
         The model; another object only where it is itself one of these layers.
 
     Raises:
-        SpaceError: Layers with weights that cannot be converted; it names them.
+        SpaceError: Layers with weights that cannot be converted, or that are another layer's too; it names them.
         ConfigError: Options that cannot be, or a name in `skip` that is none of a module.
     """
     _check(prior, prior_sd, rho, estimator)
@@ -129,6 +129,7 @@ def to_variational(
             f"weights of Linear and Conv2d layers alone can be variational, but the model has {', '.join(others)}\n"
             "name these in skip, to keep them as they are"
         )
+    check_tied(model, {id(m.weight) for m in modules.values() if id(m) not in kept and _kind(m) is not None})
     normalized = before_normalization(model, lambda layer: _kind(layer) is not None)
 
     def converted(layer: nn.Module) -> nn.Module:
@@ -144,12 +145,37 @@ def to_variational(
     return _replaced(model, converted)
 
 
+def check_tied(model: nn.Module, weights: Collection[int] | None = None) -> None:
+    """Refuse parameters that two modules share, of some ids or all: each would have a posterior of its own.
+
+    Raises:
+        SpaceError: It names both.
+    """
+    names: dict[int, str] = {}
+    for name, value in model.named_parameters(remove_duplicate=False):
+        if weights is not None and id(value) not in weights:
+            continue
+        # A module that occurs twice has its parameters under two names, of which torch knows the first.
+        path = name.rpartition(".")[0]
+        first = names.setdefault(id(value), name)
+        if first != name and model.get_submodule(path) is not model.get_submodule(first.rpartition(".")[0]):
+            raise SpaceError(
+                f"every layer must have weights of its own, but {first} and {name} are one; use one layer twice instead"
+            )
+
+
 def to_deterministic(model: M) -> M:
-    """The inverse of `to_variational`: weights are the means; in place."""
+    """The inverse of `to_variational`: weights are the means; in place.
+
+    Raises:
+        ConfigError: Weights are left out by masks, which only `compression.mean_network` takes along.
+    """
 
     def converted(layer: nn.Module) -> nn.Module:
         if not isinstance(layer, Variational):
             return layer
+        if type(layer) not in _BACK:
+            raise ConfigError("to_deterministic takes networks without masks, got a pruned one; use mean_network.")
         new = _recast(layer, _BACK[type(layer)])
         del new._parameters["rho"]
         for name in ("prior", "prior_sd", "estimator", "normalized", "noisy"):
@@ -238,10 +264,14 @@ def weight_noise(model: nn.Module, on: bool, calibration: Sequence[Tensor] = ())
     for layer in layers:
         layer.noisy = on
     recalibrate = bool(calibration) and bool(batch_norms(model))
+    # torch's fast path of attention in evaluation reads weights, and calls no layers that hold them.
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(fast and not (on and layers))
     try:
         with recalibrated(model, model, calibration) if recalibrate else contextlib.nullcontext():
             yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
         for layer, noisy in zip(layers, before, strict=True):
             layer.noisy = noisy
 

@@ -1,5 +1,7 @@
 """Concrete and logistic-normal distributions: densities, divergences, limits."""
 
+import math
+
 import pytest
 import torch
 from torch.distributions import Categorical, ExpTransform, RelaxedOneHotCategorical, kl_divergence
@@ -60,6 +62,25 @@ def test_sampled_divergence_does_not_depend_on_the_temperature():
 
 
 SD, OTHER_SD = tensor([0.5, 1.2, 0.8]), tensor([1.0, 0.7, 1.1])
+
+
+@pytest.mark.parametrize(("small", "last"), [(1e-3, 3.0), (3e-4, 1.0), (3e-4, 3.0), (1e-4, 0.5)])
+def test_logistic_normal_divergence_of_deviations_far_apart(small, last):
+    """log det of diag(v) + v_n 11' is sum log v_k + log sum_k 1 / v_k over all k; the rest by Sherman and Morrison."""
+    sd = torch.tensor([small, small, small, last], requires_grad=True)
+    mean = torch.tensor([0.3, -0.2, 0.1, 0.0])
+    found = logistic_normal.kl(mean, sd)
+    v = sd.detach().double().square()
+    log_det = float(v.log().sum() + (1 / v).sum().log())
+    # The prior has 1 in the diagonal and 1 beside it: its inverse is I - 11' / n, its determinant n.
+    covariance = torch.diag(v[:3]) + v[3]
+    inverse = torch.eye(3, dtype=torch.float64) - 0.25
+    apart = (mean[:3] - mean[3]).double()
+    expected = 0.5 * (float((inverse @ covariance).trace() + apart @ inverse @ apart) - 3 + math.log(4) - log_det)
+    assert float(found.detach()) == pytest.approx(expected, rel=1e-5)
+    (gradient,) = torch.autograd.grad(found, sd)
+    assert gradient.dtype == torch.float32 and bool(torch.isfinite(gradient).all())
+    assert gradient[:3].tolist() == pytest.approx([float(gradient[0])] * 3, rel=1e-3)
 
 
 def test_logistic_normal_divergence_by_monte_carlo():

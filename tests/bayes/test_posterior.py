@@ -170,6 +170,13 @@ def test_files_hold_everything():
     assert read.units == q.units and all(torch.equal(a, b) for a, b in zip(read.probs, q.probs, strict=True))
 
 
+def test_files_know_options_that_are_tuples():
+    q = ArchitecturePosterior([law.Choice("k", ((3, 3), (5, 5)))], [torch.tensor([[0.3, 0.7]], dtype=torch.float64)])
+    read = ArchitecturePosterior.from_dict(json.loads(json.dumps(q.to_dict())))
+    assert read.units == q.units and read.log_prob({"k": (3, 3)}) == q.log_prob({"k": (3, 3)})
+    assert read.derived() == {"k": (5, 5)}
+
+
 @pytest.mark.parametrize(
     "read",
     [

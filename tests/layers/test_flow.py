@@ -105,6 +105,29 @@ CASES = {
 }
 
 
+def test_a_layer_that_is_used_elsewhere_too_keeps_its_scale():
+    layer, is_layer = nn.Linear(4, 4), lambda m: isinstance(m, nn.Linear)
+    assert before_normalization(nn.Sequential(layer, nn.BatchNorm1d(4), layer), is_layer) == {}
+    chains = nn.ModuleList([nn.Sequential(layer, nn.BatchNorm1d(4)), nn.Sequential(layer, nn.ReLU())])
+    assert before_normalization(chains, is_layer) == {}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_normalization_of_places_takes_no_scale_of_filters(bias):
+    """(batch, places, features): what is normalized holds all filters, and their biases."""
+    torch.manual_seed(0)
+    layer, norm = nn.Linear(8, 16, bias=bias).double(), nn.BatchNorm1d(5, eps=1e-14).double()
+    found = before_normalization(nn.Sequential(layer, norm), lambda m: isinstance(m, nn.Linear))
+    assert found == ({} if bias else {id(layer): "layer"})
+    x = torch.randn(3, 5, 8, dtype=torch.float64)
+    before, scales = norm(layer(x)).detach(), torch.logspace(-1, 1, 16, dtype=torch.float64)[:, None]
+    with torch.no_grad():
+        layer.weight.mul_(7)
+        assert torch.allclose(norm(layer(x)), before) != bias
+        layer.weight.mul_(scales)
+        assert not torch.allclose(norm(layer(x)), before, atol=0.1)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_layers_whose_scale_is_taken_away(name):
     make, expected = CASES[name]

@@ -206,6 +206,51 @@ def test_the_extreme_sees_into_nested_choices() -> None:
     assert extreme_architecture(cost, units, -1.0) == ({"outer": "nested", "inner": "small"}, 1.0)
 
 
+@pytest.mark.parametrize("kind", ["two choices", "one choice", "outside too"])
+def test_a_module_of_two_options_is_refused(kind: str) -> None:
+    """It is there by either of them, and costs what it costs once; those of one may be used twice."""
+
+    class Shared(ModelSpace):
+        def __init__(self) -> None:
+            super().__init__()
+            own = conv(3)
+            first = LayerChoice(
+                {"k": own, "i": nn.Sequential(own, nn.ReLU()) if kind == "one choice" else conv(1)}, label="a"
+            )
+            second = {"two choices": LayerChoice({"k": own, "i": nn.Identity()}, label="b"), "outside too": own}
+            self.layers = nn.Sequential(nn.Conv2d(2, 4, 1), first, second.get(kind, nn.Identity()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.layers(x)
+            return out.mean((-2, -1))
+
+    strategy = RegularizedDARTS(input_shape=SHAPE)
+    with pytest.raises(SpaceError, match=r"must have modules of its own.* a/k has those of"):
+        strategy.measure(strategy.mutate_model(Shared()), SHAPE)
+
+
+def test_what_is_used_twice_in_one_option_counts_once() -> None:
+    class Twice(ModelSpace):
+        def __init__(self) -> None:
+            super().__init__()
+            own, always = conv(3), conv(1)
+            self.layers = nn.Sequential(
+                nn.Conv2d(2, 4, 1),
+                always,
+                LayerChoice({"k": nn.Sequential(own, own, always), "i": nn.Identity()}, label="a"),
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.layers(x)
+            return out.mean((-2, -1))
+
+    strategy = RegularizedDARTS(input_shape=SHAPE)
+    supernet = strategy.mutate_model(Twice())
+    strategy.measure(supernet, SHAPE)
+    cost = cost_models(supernet, strategy._binding, SHAPE)["params"]
+    assert cost.constant == 12 + 20 and [term.cost for term in cost.terms] == [148]
+
+
 def test_thousands_of_terms_take_no_time() -> None:
     units = [law.Choice(f"c{i}", tuple(range(6))) for i in range(40)]
     parts = [

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+from nni.nas.nn.pytorch import LayerChoice, ModelSpace, Repeat
 from torch import nn
 
 from nni_bayes_nas.bayes import elbo, objective
@@ -197,6 +197,22 @@ def test_all_passes_share_the_divergence_of_the_weights(passes, tmp_path, monkey
     expected = terms["task"] + kl["weight_kl"] / 192 + kl["structure_kl"] / 192 / (1 + passes)
     torch.testing.assert_close(total, expected)
     assert factors["weight_kl"] == 1 and factors["structure_kl"] == 1 / (1 + passes)
+
+
+def test_blocks_of_a_repeat_cannot_be_scaled():
+    """One factor of the output at a depth is not the gates of the blocks up to it."""
+
+    class Deep(ModelSpace):
+        def __init__(self):
+            super().__init__()
+            self.layers = Repeat(lambda i: nn.Sequential(conv(False), nn.ReLU()), (1, 3), label="depth")
+
+        def forward(self, x):
+            return self.layers(x)
+
+    with pytest.raises(SpaceError, match=r"depth/block_1 \(it is there at several depths\)"):
+        strategy(Deep(), dependence="scaled").module_options()
+    assert strategy(Deep(), dependence="gated").module_options()["gates"]
 
 
 def test_gated_divergences_are_the_mean_of_those_of_the_passes():
