@@ -149,7 +149,7 @@ def intervals(table: Table) -> list[dict[str, Any]]:
     for group, arm in dict.fromkeys((row["group"], row["arm"]) for row in table.rows):
         base = f"{FULL}, augmented" if arm.endswith("augmented") else FULL
         base = arm.removesuffix(", selected") if group == "optimizers" else base
-        own = "criteria" if group == "zeroed" else group
+        own = "criteria" if group in ("zeroed", "both") else group
         lost = paired(table.values(own, base), table.values(group, arm)) if arm != base else None
         if lost is not None:
             found.append({"group": group, "arm": arm, **lost})

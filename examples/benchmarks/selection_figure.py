@@ -12,6 +12,7 @@ from selection_arms import (
     FROZEN,
     FULL,
     KEEP_BY,
+    OF_THE_CNN,
     OTHERS,
     OTHERS_FROZEN,
     PAPER_CRITERIA,
@@ -42,7 +43,7 @@ def draw(rows: list[dict[str, Any]], mean: Mean, path: Path) -> None:
     curves += [(f"criteria, {name}", "weight", f"{name}, weights") for name in OTHERS]
     for group, granularity, words in curves:
         axes, shares = next(panels), OTHERS_FROZEN.get(group.removeprefix("criteria, "), FROZEN)
-        for colour, criterion in zip(COLOURS, CRITERIA, strict=False):
+        for colour, criterion in zip(COLOURS, OF_THE_CNN if "cnn" in group else CRITERIA, strict=False):
             values = [mean(group, f"{granularity} {criterion} {share:g}") for share in shares]
             Line(criterion, _percent(shares), values, colour).draw(axes)
         _level(axes, mean(group, FULL))

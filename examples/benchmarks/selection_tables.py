@@ -129,18 +129,18 @@ def print_tables(table: Table) -> None:
     for group, granularity, shares in (*curves, *others):
         print(f"\n{group}: points lost, {granularity}s frozen (full training {_text(table.mean(group, FULL))})")
         print(f"{'':<26}" + "".join(f"{share:>18.0%}" for share in shares))
-        for criterion in CRITERIA:
+        for criterion in OF_THE_CNN if "cnn" in group else CRITERIA:
             _print_lost(table, group, criterion, [f"{granularity} {criterion} {share:g}" for share in shares])
+    last = table.difference("criteria", FULL, "output layer alone")
+    print(f"\n{'mlp: output layer alone':<40}{_text(last and last['mean']):>10}")
+    again = table.difference("criteria", FULL, "neuron gain 0.9, chosen anew")
+    print(f"{'mlp: neurons, 90 %, chosen anew every epoch':<44}{_text(again and again['mean']):>6}")
     print("\nwith the output layer active")
     for criterion in CRITERIA:
         _print_lost(table, "criteria", criterion, [f"weight {criterion} {ACTIVE_OUTPUT_FROZEN:g}{ACTIVE_OUTPUT}"])
     print(f"\ncriteria, cnn: neurons, {OF_THE_CNN_FROZEN:.0%}")
     for criterion in OF_THE_CNN:
         _print_lost(table, "criteria, cnn", criterion, [f"neuron {criterion} {OF_THE_CNN_FROZEN:g}"])
-    last = table.difference("criteria", FULL, "output layer alone")
-    print(f"{'output layer alone':<26}{_text(last and last['mean']):>10}")
-    again = table.difference("criteria", FULL, "neuron gain 0.9, chosen anew")
-    print(f"{'neurons, 90 %, chosen anew every epoch':<40}{_text(again and again['mean']):>10}")
     print("\nboth: points lost, and weights that are not zero")
     for active, kept, at in BOTH:
         name = both(active, kept, at)

@@ -30,6 +30,7 @@ from nni_bayes_nas.experiment.trial import KINDS, set_threads
 from nni_bayes_nas.registry import resolve
 
 Outcome = dict[str, Any]
+_MADE: Outcome = {}
 # Raised when a search or a training changes what it does: finished jobs of the old kind are then done again.
 _ALGORITHM = 1
 
@@ -79,6 +80,10 @@ class Job:
         if self.kind not in _PREDICT and not self.kind.startswith("prediction"):
             unused.add("predict")
         config = {name: _given(section) for name, section in config.items() if name not in unused}
+        config["data"] = _placeless(config["data"])
+        if "predict" in config:
+            sources = [_placeless(source) for source in config["predict"]["sources"]]
+            config["predict"] = {**config["predict"], "sources": sources}
         # The path of a bank neither: what is in it has a digest beside.
         parameters = {name: value for name, value in self.parameters.items() if name not in ("trial", "bank")}
         parts = json.dumps([_ALGORITHM, self.kind, config, parameters], sort_keys=True)
@@ -88,6 +93,11 @@ class Job:
 def _given(section: Any) -> Any:
     """A section without options that are None: a new one that is off makes no other job."""
     return {key: value for key, value in section.items() if value is not None} if isinstance(section, dict) else section
+
+
+def _placeless(data: dict[str, Any]) -> dict[str, Any]:
+    """A section of data without where they lie."""
+    return {key: value for key, value in data.items() if key not in ("root", "download")}
 
 
 class Store:
@@ -100,13 +110,11 @@ class Store:
         write_rows(self.path, rows)
         self.rows = {row["key"]: row for row in rows}
         self._run, self._started = f"{time.time():.0f}-{os.getpid()}", time.perf_counter()
-        # Of every job, for a benchmark may go on with other code on another machine.
-        self._made = {"commit": git_commit(Path(__file__).resolve().parent), "cpu": cpu_model()}
 
     def add(self, job: Job, outcome: Outcome) -> Outcome:
         """Keep an outcome."""
         elapsed = round(time.perf_counter() - self._started, 1)
-        row = {"key": job.key, "name": job.name, "run": self._run, "elapsed": elapsed, **self._made, **outcome}
+        row = {"key": job.key, "name": job.name, "run": self._run, "elapsed": elapsed, **outcome}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
@@ -248,6 +256,8 @@ def _prepare() -> None:
     from nni_bayes_nas.experiment.data import KEPT
 
     KEPT.set({})
+    # Of every job: a benchmark may go on with other code on another machine, and its later processes import anew.
+    _MADE.update(commit=git_commit(Path(__file__).resolve().parent), cpu=cpu_model())
     torch.set_num_threads(1)
     logging.getLogger("nni").setLevel(logging.ERROR)
 
@@ -262,6 +272,7 @@ def _work(job: Job, folder: str) -> Outcome:
     wall, cpu = time.perf_counter(), time.process_time()
     result = function(Config.from_dict(job.config), job.parameters, directory, lambda row: None)
     outcome = {
+        **_MADE,
         "seconds": round(time.perf_counter() - wall, 2),
         "cpu_seconds": round(time.process_time() - cpu, 2),
         "resumed": resumed,

@@ -112,6 +112,7 @@ def evaluate(
     result = {
         "schema": _SCHEMA,
         "settings": asdict(settings),
+        "images": data.test[:1][0].dim() == 4,
         "test_objects": len(y),
         "networks": networks,
         "ensembles": ensembles(pairs, log_probs, y, task_of(first.config.data).val_score),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import statistics
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -69,4 +70,18 @@ def by_layer(module: nn.Module, active: Mapping[str, Tensor]) -> dict[str, Any]:
             "active_rows": int(mask.flatten(1).any(1).sum()) if mask.dim() > 1 else int(mask.sum()),
         }
         for name, mask in active.items()
+    }
+
+
+def with_kept(layers: Mapping[str, Mapping[str, Any]], kept: Mapping[str, Tensor]) -> dict[str, Any]:
+    """`by_layer`, with how many are not made zero, "kept"; as it is where nothing is."""
+    return {name: {**row, **({"kept": int(kept[name].sum())} if name in kept else {})} for name, row in layers.items()}
+
+
+def times_of(seconds: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Medians in "milliseconds" and sums in "seconds", of what there is."""
+    known = {name: values for name, values in seconds.items() if values}
+    return {
+        "milliseconds": {name: 1e3 * statistics.median(values) for name, values in known.items()},
+        "seconds": {name: sum(values) for name, values in known.items()},
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,7 +15,7 @@ from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.optim import cache as caching
 from nni_bayes_nas.optim.amounts import epochs_left, planned_amounts, planned_steps, within
 from nni_bayes_nas.optim.cache import ActivationCache, BatchIndices, chain_of
-from nni_bayes_nas.optim.freeze_report import by_layer, multiply_accumulates, state_bytes
+from nni_bayes_nas.optim.freeze_report import by_layer, multiply_accumulates, state_bytes, times_of, with_kept
 from nni_bayes_nas.optim.holding import Holding, are_of_rows
 from nni_bayes_nas.optim.layer_cost import BACKWARD, LayerCosts, costs_of_groups, entries_behind_cut, share_saved
 from nni_bayes_nas.optim.moments import AdamMoments, fill_moments
@@ -269,7 +268,8 @@ class SelectiveOptimization(pl.Callback):
         """What was frozen and what it saves, of a training that has ended.
 
         Returns:
-            "layers", see `freeze_report.by_layer`; "macs" of an object "before" and "after" the choice, see there;
+            "layers", see `freeze_report.by_layer`, and how many are "kept" where some become zero; "macs" of an object
+            "before" and "after" the choice, see there;
             "state_bytes" of the optimizer before and after; "cache_bytes", and "no_cache", why nothing was kept;
             "milliseconds" of a step before and after, medians, and "seconds", sums, with what is done once and probes.
 
@@ -278,9 +278,7 @@ class SelectiveOptimization(pl.Callback):
         """
         if not self.has_ended:
             raise ConfigError("a freeze report needs a choice, but the training has made none; train past `start`.")
-        known = {name: values for name, values in self.seconds.items() if values}
-        times = {name: 1e3 * statistics.median(values) for name, values in known.items()}
-        return {**self._report, "milliseconds": times, "seconds": {name: sum(v) for name, v in known.items()}}
+        return {**self._report, "layers": with_kept(self._report["layers"], self.kept), **times_of(self.seconds)}
 
     # -- choices -----------------------------------------------------------------------------------------------------
 

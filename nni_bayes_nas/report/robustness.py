@@ -102,8 +102,8 @@ def notes(run: RunFolder) -> list[str]:
         "square": f"The black box sees outputs alone, with {settings.get('queries')} queries. ",
     }
     said = [
-        f"{_objects(run)} test objects, drawn at random; epsilon is the "
-        "largest change of a pixel, of 1 for all, or the sd of the noise. "
+        f"{_objects(run)} test objects, drawn at random; epsilon is the largest change {_of(run)}, or the sd of the "
+        "noise. "
         + "".join(text for name, text in what.items() if name in settings.get("attacks", _ATTACKS))
         + "Networks are trained without attacks: this compares architectures, and makes none of them safe."
     ]
@@ -114,6 +114,13 @@ def notes(run: RunFolder) -> list[str]:
             f"{', '.join(masked)}."
         )
     return said
+
+
+def _of(run: RunFolder, short: bool = False) -> str:
+    """What epsilon changes: evaluations from before this was written down are of images."""
+    if (run.evaluation or {}).get("images", True):
+        return "of a pixel" if short else "of a pixel, of 1 for all"
+    return "of a feature, in its sd"
 
 
 def attack_plot(run: RunFolder) -> Plot | None:
@@ -142,7 +149,7 @@ def attack_plot(run: RunFolder) -> Plot | None:
             line(axes, name, color=MUTED, linewidth=0.9, label="random" if i == 0 else None)
         for i, name in enumerate(searched[:_DRAWN]):
             line(axes, name, color=SERIES[i % len(SERIES)], linewidth=1.4, label=name)
-        axes.set_xlabel("epsilon, largest change of a pixel")
+        axes.set_xlabel(f"epsilon, largest change {_of(run, short=True)}")
         axes.set_ylabel("accuracy under PGD, %")
         axes.set_ylim(-3, 103)
         figure.legend(loc="outside upper left", ncols=2, columnspacing=1.2)

@@ -14,12 +14,13 @@ COLUMNS = [
     "Training",
     "Parameters",
     "Optimized to the end",
+    "Not zero",
     "ms a step",
     "MACs of a step",
     "Optimizer state",
     "Kept outputs",
 ]
-LAYER_COLUMNS = ["Parameter", "Entries", "Optimized", "Share", "Rows", "Optimized rows"]
+LAYER_COLUMNS = ["Parameter", "Entries", "Optimized", "Share", "Rows", "Optimized rows", "Not zero"]
 TEXT_COLUMNS = ("Training", "Parameter")
 
 
@@ -56,6 +57,7 @@ def table(run: RunFolder) -> list[list[str]]:
                 name,
                 count(total),
                 f"{count(active)} ({percent(active / max(total, 1), 1)})",
+                _kept([*(report.get("layers") or {}).values()]),
                 _change(report.get("milliseconds"), _rounded),
                 _change({when: (one or {}).get("total") for when, one in passes.items()}, macs),
                 _change(report.get("state_bytes"), _bytes),
@@ -81,6 +83,7 @@ def maps(run: RunFolder) -> list[FreezeMap]:
                 percent(row["active"] / max(row["parameters"], 1), 1),
                 count(row["rows"]),
                 count(row["active_rows"]),
+                _kept([row]),
             ]
             for layer, row in layers.items()
         ]
@@ -91,6 +94,12 @@ def maps(run: RunFolder) -> list[FreezeMap]:
 def _sums(report: Row) -> tuple[int, int]:
     layers = (report.get("layers") or {}).values()
     return sum(row["parameters"] for row in layers), sum(row["active"] for row in layers)
+
+
+def _kept(layers: list[Row]) -> str:
+    """How many were not made zero; nothing where none was to be."""
+    known = [row["kept"] for row in layers if "kept" in row]
+    return count(sum(known)) if known else DASH
 
 
 def _common(names: list[str]) -> str:

@@ -162,9 +162,6 @@ def test_finished_jobs_are_remembered(tmp_path: Path) -> None:
     again = workers.Store(tmp_path / "out.json")
     again.add(workers.Job("two", "search", {"seed": 2}, {"seed": 0}), {"seconds": 1.0})
     assert [row["name"] for row in workers.Store(tmp_path / "out.json").rows.values()] == ["one", "two"]
-    # By which code, on which machine.
-    (made,) = module("contract")._made(tmp_path / "out.json")
-    assert made == {"commit": git_commit(FOLDER), "cpu": cpu_model(), "jobs": 2}
     assert workers.Job("renamed", "search", {"seed": 1}, {"seed": 0}).key == job.key
     assert workers.Job("one", "search", {"seed": 1}, {"seed": 1}).key != job.key
     # A default that is spelled out changes nothing; another value does.
@@ -175,6 +172,21 @@ def test_finished_jobs_are_remembered(tmp_path: Path) -> None:
     assert workers.Job("two", "retrain", spelled, {"seed": 0, "trial": "two"}).key == trained
     assert workers.Job("two", "retrain", {**spelled, "retrain": {"epochs": 3}}, {"seed": 0}).key != trained
     assert workers.Job("one", "search", spelled, {"seed": 0}).key != job.key
+
+
+def test_where_the_data_lie_is_no_part_of_a_job() -> None:
+    """A benchmark goes on wherever it has them: jobs of one machine serve another."""
+    workers = module("workers")
+
+    def key(root: str, **more: Any) -> str:
+        section = {"name": "mnist", "root": root, **more}
+        config = {"data": section, "predict": {"sources": [section]}}
+        keys = [workers.Job("x", kind, config, {"seed": 0}).key for kind in ("search", "bank")]
+        return " ".join(keys)
+
+    assert key("/a") == key("/b", download=True)
+    one, other = key("/a").split(), key("/a", val_fraction=0.3).split()
+    assert one[0] != other[0] and one[1] != other[1]
 
 
 @pytest.mark.slow
@@ -208,6 +220,9 @@ def test_jobs_follow_fail_and_are_not_repeated(tmp_path: Path, monkeypatch: pyte
     second = run()
     assert set(second) == {"a", "bad", "follows"} and "error" not in second["bad"]
     assert sorted(log.read_text().split()) == ["a", "bad", "bad", "follows"]
+    # By which code, on which machine.
+    (made,) = module("contract")._made(tmp_path / "out.json")
+    assert made == {"commit": git_commit(FOLDER), "cpu": cpu_model(), "jobs": 3}
     assert not (tmp_path / "work").exists()
 
 

@@ -91,6 +91,16 @@ def test_optimizers_are_compared_with_themselves() -> None:
     assert ("optimizers, test_accuracy", "sgld, selected - sgld") not in found
 
 
+def test_both_choices_together_have_intervals() -> None:
+    """Against full training of the group of criteria, as what is zeroed has: their own group has none."""
+    script, arms = module("selection"), module("selection_arms")
+    name = arms.both(*arms.BOTH[0])
+    rows = [row(arms.FULL, seed, 0.98, group="criteria") for seed in range(3)]
+    rows += [row(name, seed, 0.97 - 0.01 * seed, group="both") for seed in range(3)]
+    (found,) = (one for one in script.intervals(script.Table(rows)) if one["group"] == "both")
+    assert found["arm"] == name and found["mean"] == pytest.approx(2.0)
+
+
 def test_what_was_named_is_tested() -> None:
     """Of every claim the difference and p; of ten that are sure and one that is not Holm's correction."""
     script, arms = module("selection"), module("selection_arms")

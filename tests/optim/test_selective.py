@@ -284,6 +284,8 @@ def test_fewer_may_be_kept_at_the_end_than_went_on():
     assert sum(int(mask.sum()) for mask in callback.active.values()) == 200
     assert sum(int(mask.sum()) for mask in callback.kept.values()) == 50
     left = sum(int((p != 0).sum()) for p in model.parameters())
+    layers = callback.freeze_report()["layers"]
+    assert {name: row["kept"] for name, row in layers.items()} == {k: int(v.sum()) for k, v in callback.kept.items()}
     assert left == 50 and sum(int((states[-1][name] != 0).sum()) for name, _ in model.net.named_parameters()) > 300
 
 

@@ -165,3 +165,7 @@ def test_what_was_evaluated(folder):
     assert "10 of 40 test objects" in notes[0] and "s0-lam-0.0001" in notes[1]
     page = write_report([folder])[0].read_text(encoding="utf-8")
     assert "Accuracy under attack" in page and "−0.0100 (−0.0200 … +0.0050)" in page
+    assert "the largest change of a pixel, of 1 for all," in page
+    (folder / "evaluation.json").write_text(json.dumps({**EVALUATION, "images": False}), encoding="utf-8")
+    of_vectors = write_report([folder])[0].read_text(encoding="utf-8")
+    assert "the largest change of a feature, in its sd," in of_vectors and "a pixel" not in of_vectors

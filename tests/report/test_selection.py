@@ -46,14 +46,25 @@ def test_what_was_frozen_and_what_it_saved(folder):
     search, retraining = selection.table(run)
     dash = selection.DASH
     moments = "4.7 KiB → 0.2 KiB"
-    assert search == ["search-s0", "1,200", "50 (4.2 %)", "12.3 → 8", dash, moments, dash]
-    assert retraining[4:] == ["2.5 M → 900", moments, "cache=False"]
+    assert search == ["search-s0", "1,200", "50 (4.2 %)", dash, "12.3 → 8", dash, moments, dash]
+    assert retraining[5:] == ["2.5 M → 900", moments, "cache=False"]
     assert len(search) == len(selection.COLUMNS)
     of_search, _ = selection.maps(run)
     assert of_search.sentence == "1 parameter of 2 frozen as a whole."
-    assert of_search.rows[1] == ["2.weight", "200", "50", "25.0 %", "20", "5"]
+    assert of_search.rows[1] == ["2.weight", "200", "50", "25.0 %", "20", "5", dash]
+    assert len(of_search.rows[1]) == len(selection.LAYER_COLUMNS)
     page = write_report([folder])[0].read_text(encoding="utf-8")
     assert "What was optimized to the end" in page and "2.weight" in page
+
+
+def test_what_was_not_made_zero(folder):
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    kept = {name: {**row, "kept": n} for (name, row), n in zip(LAYERS.items(), (30, 10), strict=True)}
+    summary["searches"][0]["selection"] = {**OF_A_SEARCH, "layers": kept}
+    path.write_text(json.dumps(summary), encoding="utf-8")
+    assert selection.table(read_run(folder))[0][3] == "40"
+    assert [row[-1] for row in selection.maps(read_run(folder))[0].rows] == ["30", "10"]
 
 
 def test_outputs_that_were_kept(folder):
