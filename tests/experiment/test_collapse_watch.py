@@ -110,5 +110,5 @@ def test_a_space_without_second_derivatives_has_the_other_signs(tmp_path, monkey
 
 @pytest.mark.parametrize("how", ["watch", "stop"])
 def test_searches_side_by_side_are_not_watched(how):
-    with pytest.raises(ConfigError, match=rf"search\.collapse '{how}' and search\.replicas 2"):
+    with pytest.raises(ConfigError, match=rf"search\.collapse '{how}', and search\.replicas has them"):
         settings(searches=2, replicas=2, collapse=how)

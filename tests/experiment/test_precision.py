@@ -117,10 +117,10 @@ def recorded(monkeypatch):
     [
         {"execution": "plain"},
         {"execution": "fused"},
-        {"execution": "fused", "normalize": True},
-        {"execution": "fused", "lambda_per": "object", "hypernet": "linear"},
+        pytest.param({"execution": "fused", "normalize": True}, marks=pytest.mark.slow),
+        pytest.param({"execution": "fused", "lambda_per": "object", "hypernet": "linear"}, marks=pytest.mark.slow),
         {"order": 2},
-        {"order": 2, "second_order": "finite_difference"},
+        pytest.param({"order": 2, "second_order": "finite_difference"}, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -132,6 +132,7 @@ def test_the_first_step_equals_that_of_a_single_search(tmp_path, monkeypatch, do
                     torch.testing.assert_close(b, a, atol=1e-10, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_whole_search_equals_a_single_one(tmp_path, double):
     seeds = {f"search-s{i}": i for i in range(2)}
     base = config(one_hot_passes=3)
