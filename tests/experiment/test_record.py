@@ -29,7 +29,7 @@ def test_create_and_refuse(tmp_path: Path) -> None:
 def test_a_folder_where_a_run_only_began(tmp_path: Path) -> None:
     """Or where files have such names: neither way of going on is offered, for there is none."""
     write_text(tmp_path / "config.yaml", "seed: 0\n")
-    with pytest.raises(ConfigError, match=r"the beginning of one(?s:.)*remove it"):
+    with pytest.raises(ConfigError, match=r"the first files of one(?s:.)*remove them"):
         refuse_other_run(tmp_path)
 
 
