@@ -83,7 +83,7 @@ def refuse_other_run(output: Path) -> None:
         raise ConfigError(f"the output must be a folder, got the file {output}\ngive another --output")
     if holds_run(output) and not (output / "state.json").exists():
         raise ConfigError(
-            f"the output folder must not hold another run, {output} holds the first files of one, or others of their names\n"
+            f"the output folder must not hold another run, {output} holds the first files of one, or of their names\n"
             "remove them if you do not need them, or give another --output"
         )
     if holds_run(output):
