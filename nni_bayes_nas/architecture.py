@@ -88,7 +88,7 @@ class Architecture:
             raise SpaceError(f"an architecture must choose every label of its space, but {missing[:3]} are missing.")
         if unknown := sorted(given - known):
             raise SpaceError(f"an architecture may choose labels of its space only, but {unknown[:3]} are unknown.")
-        error = space.check_contains(dict(self.choices))
+        error = space.check_contains(self._as_offered(space))
         if error is not None:
             raise SpaceError(f"an architecture must take choices that its space offers: {error}")
 
@@ -99,4 +99,26 @@ class Architecture:
             SpaceError: As `check`.
         """
         self.check(space)
-        return space.freeze(dict(self.choices))
+        return space.freeze(self._as_offered(space))
+
+    def _as_offered(self, space: Any) -> dict[str, Any]:
+        """The choices as the space has them: options that are tuples are lists in files."""
+        found = dict(self.choices)
+        for label, mutable in space.simplify().items():
+            options = {
+                json.dumps(value, default=str): value
+                for value in getattr(mutable, "values", ())
+                if isinstance(value, tuple)
+            }
+            if options and label in found:
+                choice, several = found[label], hasattr(mutable, "n_chosen")
+                if several and isinstance(choice, list):
+                    found[label] = [options.get(_text(value), value) for value in choice]
+                else:
+                    found[label] = options.get(_text(choice), choice)
+        return found
+
+
+def _text(choice: Any) -> str:
+    """That of a list, which files have in the place of a tuple; of others "", which is that of no option."""
+    return json.dumps(choice, default=str) if isinstance(choice, list) else ""
