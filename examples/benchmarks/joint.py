@@ -28,7 +28,7 @@ search sees the data as often as a compression does, of digits less often; the s
 it takes, where a cell that is found twice counts once. A figure is written beside FILE.json.
 
 Target (5): with at most .3 points lost, joint compression at least that of structure alone and that of weights alone.
-The preset `alone` has these arms only, with ten seeds.
+The preset `alone` has these three arms only, with ten seeds.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class Setting:
 
     What follows `fractions` but `references` is of Gaussian weights: `rate` of compressions and `joint_rate` of
     the joint search are Adam's, `tuning_rate` is that of what is cut. With `val_fraction`, of all that is not test
-    data, other objects validate with every seed. Without `beside` there are no arms `separate` and `random`.
+    data, other objects validate with every seed. Without `beside` there are no arms `separate` and `random`, and
+    nothing is trained on.
     """
 
     width: int
@@ -74,7 +75,7 @@ class Setting:
     joint_rate: float = 6e-3
     tuning_rate: float = 3e-3
     references: int = 1
-    trained_on_epochs: int = 1
+    trained_on_epochs: int | None = 1
     val_fraction: float | None = None
     beside: bool = True
 
@@ -97,7 +98,7 @@ PRESETS = {
     "smoke": Setting(2, 200, 100, 2, 2, 1, (0.0, 0.5)),
     "cpu": Setting(16, 20_000, 4_000, 5, 40, 40, _FRACTIONS, references=3, trained_on_epochs=10),
     # Of the target alone, of which few seeds on small data say little.
-    "alone": Setting(16, 20_000, 4_000, 5, 40, 40, _FRACTIONS, references=3, trained_on_epochs=10, beside=False),
+    "alone": Setting(16, 20_000, 4_000, 5, 40, 40, _FRACTIONS, references=3, beside=False),
     "gpu": Setting(16, None, 5_000, 50, 100, 100, _FRACTIONS, references=3, trained_on_epochs=30),
 }
 SEEDS = {"smoke": 1, "cpu": 3, "alone": 10, "gpu": 5}
@@ -106,7 +107,9 @@ SEEDS = {"smoke": 1, "cpu": 3, "alone": 10, "gpu": 5}
 def setting_of(options: argparse.Namespace) -> Setting:
     """Of a preset and its data."""
     found: Setting = PRESETS[options.preset]
-    return replace(found, **_DIGITS) if options.data == "digits" and options.preset != "smoke" else found
+    if options.data == "digits" and options.preset != "smoke":
+        found = replace(found, **_DIGITS)
+    return found if found.beside else replace(found, trained_on_epochs=None)
 
 
 def common(options: argparse.Namespace, seed: int) -> dict[str, Any]:
@@ -262,13 +265,15 @@ class Runs:
             every = outcome["result"]["compression"]
             if arm == "joint":
                 head["steps_after_search"] = outcome["result"]["search"]["optimizer_steps_after_search"]
-                further = sum(found["posterior_finetuned"]["seconds"] for found in every)
+                further = sum(
+                    found["posterior_finetuned"]["seconds"] for found in every if "posterior_finetuned" in found
+                )
                 after = {**head, "arm": FURTHER}
                 head["seconds"] = round(head["seconds"] - further, 2)
             for found in every:
                 total = found.get("params") or sizes.get((arm, seed, i))
                 rows += _curve(head, found, total)
-                if arm == "joint":
+                if "posterior_finetuned" in found:
                     rows += _curve(after, {"lambda": found["lambda"], **found["posterior_finetuned"]}, total)
         return rows
 

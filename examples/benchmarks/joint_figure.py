@@ -38,6 +38,8 @@ def draw(
     lost, left = panels[0]
     for arm, mine in points.items():
         front = [point for point in chosen(mine) if point["test"] <= _MOST]
+        if not front:
+            continue
         x, y = [point["compression"] for point in front], [point["test"] for point in front]
         lost.errorbar(x, y, [point["test_se"] for point in front], fmt="none", ecolor=_COLOURS[arm], alpha=0.4)
         Line(arm, x, y, _COLOURS[arm]).draw(lost)
