@@ -71,7 +71,7 @@ class CompressConfig:
         batch_size: Of a step.
         learning_rate: Of means and points at the first step.
         rho_learning_rate: Of the logarithms of the standard deviations.
-        lambdas_per_step: Values of lambda that share a mini-batch.
+        lambdas_per_step: Values of lambda that share a mini-batch; direct runs have one.
         divide_batch: Whether each of them sees a part of its own of it.
         warmup: Share of the steps until the divergence counts in full.
         shared_until: Share of the steps, at the beginning, in which of a piecewise linear hypernetwork only the part is
@@ -84,7 +84,7 @@ class CompressConfig:
         inputs: "raw" takes the standardization of the data back; "standardized" does not.
         fractions: Shares of the weights that are left out.
         scope: Of all layers together ("global"), or of each ("layer").
-        structured: Whether whole neurons and filters go.
+        structured: Whether whole neurons and filters go, of a network that is a chain, which becomes a smaller one.
         finetune_epochs: What is pruned is trained on for so many, by plain cross-entropy.
         finetune_learning_rate: At their first step.
         posterior_finetune_epochs: What is read off is also trained on at its lambda by the bound, before it is pruned,

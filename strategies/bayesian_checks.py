@@ -58,6 +58,11 @@ def check_bayes(family: str, bayes: BayesOptions, lambda_range: Any, complexity:
         raise ConfigError(f"kl_warmup must lie in [0, 1], got {bayes.kl_warmup}; it is a share of the search.")
     if not 0 < bayes.weight_prior_sd < float("inf"):
         raise ConfigError(f"weight_prior_sd must be above 0, got {bayes.weight_prior_sd}; 1 is usual.")
+    if bayes.weight_prior != "fixed" and bayes.weights != "point" and bayes.weight_prior_sd != 1:
+        raise ConfigError(
+            f"weight_prior_sd is of weight_prior 'fixed', got {bayes.weight_prior_sd} with {bayes.weight_prior!r}; "
+            "leave it out."
+        )
     if bayes.weights == "point":
         for name in ("dependence", "kl_weights", "weight_prior", "weight_prior_sd", "rho", "estimator"):
             value, usual = getattr(bayes, name), getattr(BayesOptions, name)

@@ -59,7 +59,7 @@ class RelativeDensityPruner(LevelPruner):  # type: ignore[misc]
                 have = {key: tuple(value.shape) for key, value in deviations.items()}
                 raise ConfigError(
                     f"sd must hold the standard deviations of every layer that is pruned, but {name!r} has weights of "
-                    f"shape {tuple(shape)}, and there are {have}."
+                    f"shape {tuple(shape)}, and there are {have}; add it."
                 )
 
     def pruned(self) -> nn.Module:

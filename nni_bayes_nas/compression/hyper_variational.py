@@ -15,7 +15,7 @@ from nni_bayes_nas.bayes import normal
 from nni_bayes_nas.coercion import require
 from nni_bayes_nas.complexity.axis import Axis, LambdaAxis, LiteralAxis
 from nni_bayes_nas.compression.lambda_weights import LambdaWeights, refuse_others, settle
-from nni_bayes_nas.compression.weight_hypernet import Kind
+from nni_bayes_nas.compression.weight_hypernet import Kind, unused_option
 from nni_bayes_nas.errors import ConfigError, SpaceError
 from nni_bayes_nas.layers.gaussian_output import Estimator
 from nni_bayes_nas.layers.normalization import recalibrate
@@ -24,6 +24,8 @@ from nni_bayes_nas.layers.variational import check_tied, divergence, to_variatio
 Weights = Literal["variational", "point"]
 Prior = Literal["fixed", "scaled", "empirical_bayes", "ard", "log_uniform"]
 PRIORS: tuple[Prior, ...] = ("fixed", "scaled", "empirical_bayes", "ard", "log_uniform")
+WITH_SD: tuple[Prior, ...] = ("fixed", "scaled")
+"""Priors that are of a standard deviation."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,13 @@ class HyperVariational(nn.Module):
         super().__init__()
         prior = prior or ("fixed" if weights == "point" else "ard")
         _check(kind, weights, prior, lambda_range, axis)
+        options = {"knots": knots, "rank": rank, "hidden": hidden, "shared_knots": shared_knots}
+        if (name := unused_option([kind], options)) is not None:
+            raise ConfigError(f"{name} is none of kind {kind!r}, got {options[name]}; leave it out.")
+        if prior not in WITH_SD and prior_sd != 1:
+            raise ConfigError(
+                f"prior_sd is of the priors fixed and scaled, got {prior_sd} with {prior!r}; leave it out."
+            )
         check_tied(model)
         self.kind, self.weights, self.prior, self.prior_sd = kind, weights, prior, prior_sd
         self.rank, self.hidden = rank, hidden
@@ -146,7 +155,8 @@ class HyperVariational(nn.Module):
         converted = variational_layers(network)
         if not converted:
             raise SpaceError(
-                f"a network must have linear or convolutional layers, {type(model).__name__} has none left"
+                f"a network must have linear or convolutional layers, {type(model).__name__} has none left; shorten "
+                "skip."
             )
         self.prunable = [_of(name, "weight") for name in converted]
         _check_frozen(model, self.prunable)
@@ -354,7 +364,7 @@ def _check(kind: str, weights: str, prior: str, lambda_range: tuple[float, float
     ):
         if value not in known:
             raise ConfigError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
-    if weights == "point" and prior not in ("fixed", "scaled"):
+    if weights == "point" and prior not in WITH_SD:
         raise ConfigError(f"prior must be fixed or scaled for weights that are points, got {prior!r}; or leave it out.")
     single = isinstance(lambda_range, (int, float))
     if not isinstance(lambda_range, (int, float)) and len(lambda_range) != 2:

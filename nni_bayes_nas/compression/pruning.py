@@ -46,7 +46,9 @@ def last_layer(model: nn.Module) -> str:
     """
     names = list(prunable(model))
     if not names:
-        raise SpaceError(f"a network must have linear or convolutional layers, {type(model).__name__} has none.")
+        raise SpaceError(
+            f"a network must have linear or convolutional layers, {type(model).__name__} has none; prune another."
+        )
     return last_called(model, _is_layer) or names[-1]
 
 

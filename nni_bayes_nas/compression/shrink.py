@@ -57,7 +57,7 @@ def shrink(network: nn.Module) -> nn.Sequential:
         if how or not isinstance(module, known):
             raise SpaceError(
                 f"what is made smaller must be a chain of linear layers, convolutions, normalization, activations and "
-                f"pooling, but {name or 'the network'} is {type(module).__name__}{how}."
+                f"pooling, but {name or 'the network'} is {type(module).__name__}{how}; `pack` stores any network."
             )
     image = ""
     for name, module in chain:
@@ -70,7 +70,7 @@ def shrink(network: nn.Module) -> nn.Sequential:
         if isinstance(module, _BatchNorm) and module.running_mean is None:
             raise SpaceError(
                 f"normalization must have running statistics, by which a constant channel stays one, but {name} has "
-                "track_running_stats=False."
+                "track_running_stats=False; leave it out."
             )
     last = max((i for i, (_, m) in enumerate(chain) if isinstance(m, (nn.Linear, nn.Conv2d))), default=-1)
     made: list[nn.Module] = []

@@ -42,7 +42,7 @@ class HyperVariationalModule(pl.LightningModule):
         n_objects: m, of the training set.
         learning_rate: Of means and points.
         rho_learning_rate: Of the logarithms of the standard deviations.
-        lambdas_per_step: Values of lambda for a mini-batch.
+        lambdas_per_step: Values of lambda for a mini-batch; of a model of one lambda there is one.
         divide_batch: Whether every lambda sees a part of the mini-batch of its own, instead of all of it.
         warmup: Share of the steps until the divergence counts in full.
         shared_until: Share of the steps in which a piecewise linear hypernetwork learns what its knots share alone;
@@ -85,7 +85,8 @@ class HyperVariationalModule(pl.LightningModule):
         self.model = model.train()
         self.n_objects = n_objects
         self.rates = learning_rate, rho_learning_rate
-        self.lambdas_per_step, self.divide_batch = lambdas_per_step, divide_batch
+        self.lambdas_per_step = lambdas_per_step if model.axis is not None else 1
+        self.divide_batch = divide_batch
         self.warmup, self.shared_until = warmup, shared_until
         self.optimizer, self.schedule = optimizer, schedule
         self.seed = seed
@@ -134,10 +135,14 @@ class HyperVariationalModule(pl.LightningModule):
 
     def on_train_end(self) -> None:
         """A last step that failed is seen here: no loss comes after it."""
+        step = self.trainer.global_step
         with torch.no_grad():
             for lam in self._grid():
                 for name, value in self.model.at(lam).values.items():
-                    objective.check_finite(f"{name} at lambda {lam:g}", value, step=self.trainer.global_step)
+                    objective.check_finite(f"{name} at lambda {lam:g}", value, step=step)
+        # Knots between these.
+        for name, value in self.model.hyper.named_parameters():
+            objective.check_finite(f"{name} of the hypernetwork", value, step=step)
 
     def lambdas_at(self, step: int) -> list[float]:
         """Those of a step, by seed and step alone, so that a run that goes on draws the same."""

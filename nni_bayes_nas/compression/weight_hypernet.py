@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import bisect
+import inspect
 import itertools
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from nni_bayes_nas.coercion import require
 from nni_bayes_nas.errors import ConfigError
 
 Kind = Literal["constant", "linear", "piecewise_linear", "low_rank", "mlp"]
 KINDS: tuple[Kind, ...] = ("constant", "linear", "piecewise_linear", "low_rank", "mlp")
 _SMALL = 1e-2
+_OPTIONS = {"piecewise_linear": ("knots", "shared_knots"), "low_rank": ("rank", "hidden"), "mlp": ("rank", "hidden")}
 
 
 class WeightHypernet(nn.Module):
@@ -62,8 +65,8 @@ class WeightHypernet(nn.Module):
         super().__init__()
         if kind not in KINDS:
             raise ConfigError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
-        if rank < 1 or hidden < 1:
-            raise ConfigError(f"rank and hidden must be at least 1, got {rank} and {hidden}.")
+        for name, size, usual in (("rank", rank, 4), ("hidden", hidden, 32)):
+            require(size >= 1, name, "must be at least 1", size, f"{usual} is the default")
         self.kind = kind
         self.alone = False
         self.shapes = [tuple(x.shape) for x in initial]
@@ -155,10 +158,22 @@ def _like(flat: Tensor, n: int, generator: torch.Generator) -> Tensor:
 def _places(knots: int | Sequence[float]) -> list[float]:
     if isinstance(knots, int):
         if knots < 2:
-            raise ConfigError(f"knots must be at least 2, got {knots}.")
+            raise ConfigError(f"knots must be at least 2, got {knots}; 5 is the default.")
         return [i / (knots - 1) for i in range(knots)]
     places = [float(knot) for knot in knots]
     rising = all(a < b for a, b in itertools.pairwise(places))
     if len(places) < 2 or not rising or (places[0], places[-1]) != (0.0, 1.0):
         raise ConfigError(f"knots must rise from 0 to 1, got {places}; or give their number.")
     return places
+
+
+def options_of(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of some options of `WeightHypernet` that a kind has."""
+    return {name: value for name, value in options.items() if name in _OPTIONS.get(kind, ())}
+
+
+def unused_option(kinds: Iterable[str], options: Mapping[str, Any]) -> str | None:
+    """The first option that none of the kinds has and that is not what it is by default."""
+    usual = inspect.signature(WeightHypernet).parameters
+    taken = {name for kind in kinds for name in _OPTIONS.get(kind, ())}
+    return next((name for name, value in options.items() if name not in taken and value != usual[name].default), None)

@@ -14,12 +14,14 @@ from torch import nn
 from nni_bayes_nas import registry
 from nni_bayes_nas.architecture import Architecture
 from nni_bayes_nas.coercion import closest
-from nni_bayes_nas.compression.hyper_variational import HyperVariational
+from nni_bayes_nas.compression.hyper_variational import WITH_SD, HyperVariational
 from nni_bayes_nas.compression.networks import Stored
 from nni_bayes_nas.compression.pruning import last_layer, prunable
+from nni_bayes_nas.compression.shrink import shrink
 from nni_bayes_nas.compression.training import HyperVariationalModule
+from nni_bayes_nas.compression.weight_hypernet import options_of, unused_option
 from nni_bayes_nas.config import CompressConfig, Config
-from nni_bayes_nas.errors import ConfigError, NniBayesNasError
+from nni_bayes_nas.errors import ConfigError, NniBayesNasError, SpaceError
 from nni_bayes_nas.experiment import evaluator as evaluation
 from nni_bayes_nas.experiment.build import build_space, call_user, drop_training_parts
 from nni_bayes_nas.experiment.callbacks import EpochLog, SeedEpochs
@@ -117,22 +119,24 @@ def build_model(config: Config, data: DataSplits, parameters: dict[str, Any]) ->
         names = [name.removeprefix(_STANDARDIZED) if raw else name for name in inside if name]
         given = unknown[0].removeprefix(_STANDARDIZED)
         raise ConfigError(f"`compress.skip` must name modules of the network, {closest(given, names)}")
+    kind, prior = parameters["hypernet"], parameters.get("prior", settings.priors[0])
     return HyperVariational(
         network,
-        kind=parameters["hypernet"],
+        kind=kind,
         weights=settings.weights,
-        prior=parameters.get("prior", settings.priors[0]),
-        prior_sd=settings.prior_sd,
+        prior=prior,
+        prior_sd=settings.prior_sd if prior in WITH_SD else 1.0,
         lambda_range=settings.lambda_range if direct is None else float(direct),
         axis=settings.axis,
         rho=settings.rho,
         skip=skip,
-        knots=settings.knots,
-        rank=settings.rank,
-        hidden=settings.hidden,
         seed=int(parameters["seed"]),
-        shared_knots=settings.shared_knots,
+        **options_of(kind, _hypernet_options(settings)),
     )
+
+
+def _hypernet_options(settings: CompressConfig) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in ("knots", "shared_knots", "rank", "hidden")}
 
 
 def build_network(config: Config, data: DataSplits, seed: int) -> nn.Module:
@@ -185,6 +189,7 @@ def check(config: Config, data: DataSplits) -> None:
         SpaceError: Layers that cannot be treated.
     """
     settings = config.compress
+    _check_used(settings)
     runs: list[dict[str, Any]] = [{"hypernet": kind, "lambda": None} for kind in settings.kinds]
     runs += [{"hypernet": "constant", "lambda": lam} for lam in settings.direct]
     for prior, parameters in itertools.product(settings.priors, runs):
@@ -195,6 +200,11 @@ def check(config: Config, data: DataSplits) -> None:
                 "`compress.structured` must have a layer before the last one whose neurons can go, but there is none\n"
                 "set it to false, or leave compress.skip out"
             )
+        if settings.structured:
+            try:
+                shrink(model.network)
+            except SpaceError as error:
+                raise ConfigError(f"`compress.structured` must have a chain: {error}\nset it to false") from error
         HyperVariationalModule(model, n_objects=len(data.train), **module_options(settings))
         outputs = _passed(model, data, 2)
         if not isinstance(outputs, torch.Tensor) or outputs.shape != (2, data.num_classes):
@@ -203,12 +213,32 @@ def check(config: Config, data: DataSplits) -> None:
                 f"`compress.network` must give {data.num_classes} outputs for one object, `{settings.network}` gives "
                 f"{given}\nend it in a layer with one output per class"
             )
-        share = settings.lambdas_per_step if settings.divide_batch else 1
+        share = settings.lambdas_per_step if settings.divide_batch and model.axis is not None else 1
         _passed(model.train(), data, min(2, settings.batch_size // share))
     if settings.batch_size > len(data.train):
         raise ConfigError(
             f"`compress.batch_size` must be at most the {len(data.train)} training objects, got {settings.batch_size}\n"
             "lower it"
+        )
+
+
+def _check_used(settings: CompressConfig) -> None:
+    """Refuse options that no run of the plan has."""
+    options = _hypernet_options(settings)
+    if (name := unused_option(settings.kinds, options)) is not None:
+        raise ConfigError(
+            f"`compress.{name}` must be left out of kinds that have none, {list(settings.kinds)}, got {options[name]}\n"
+            "see compress.kinds"
+        )
+    if settings.prior_sd != 1 and not {*settings.priors} & {*WITH_SD}:
+        raise ConfigError(
+            f"`compress.prior_sd` is of the priors {' and '.join(WITH_SD)}, got {settings.prior_sd} with priors "
+            f"{list(settings.priors)}\nleave it out, or name one"
+        )
+    if settings.lambdas_per_step > 1 and not settings.kinds:
+        raise ConfigError(
+            f"`compress.lambdas_per_step` is of hypernetworks, got {settings.lambdas_per_step} and no kinds\n"
+            "leave it out: a direct run has one lambda"
         )
 
 

@@ -221,7 +221,8 @@ def test_every_lambda_begins_as_the_given_network(weights):
 @pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize("lam", [0.5, 2.0])
 def test_what_weights_cost(prior, lam):
-    model = HyperVariational(network(), prior=prior, prior_sd=0.3, rho=-2.0)
+    width = {"prior_sd": 0.3} if prior in ("fixed", "scaled") else {}
+    model = HyperVariational(network(), prior=prior, rho=-2.0, **width)
     given = "fixed" if prior == "scaled" else prior
     plain = to_variational(network(), prior=given, prior_sd=0.3 * (lam**-0.5 if prior == "scaled" else 1), rho=-2.0)
     expected = sum(layer.kl() for layer in plain.modules() if isinstance(layer, Variational))
@@ -365,7 +366,11 @@ def test_the_objective_of_a_linear_model_is_exact():
         ({"lambda_range": 1.0}, "kind must be 'constant' for one lambda, got 'piecewise_linear'"),
         ({"prior": "scaled", "axis": "literal", "lambda_range": (0.0, 1.0)}, "lambda must be above 0 with the prior"),
         ({"knots": 1}, "knots must be at least 2"),
-        ({"prior_sd": 0.0}, "prior_sd is a standard deviation"),
+        ({"prior": "fixed", "prior_sd": 0.0}, "prior_sd is a standard deviation"),
+        ({"prior_sd": 0.3}, "prior_sd is of the priors fixed and scaled, got 0.3 with 'ard'; leave it out"),
+        ({"kind": "linear", "knots": 3}, "knots is none of kind 'linear', got 3; leave it out"),
+        ({"rank": 9}, "rank is none of kind 'piecewise_linear', got 9"),
+        ({"kind": "mlp", "shared_knots": False}, "shared_knots is none of kind 'mlp', got False"),
     ],
 )
 def test_models_that_cannot_be(options, match):

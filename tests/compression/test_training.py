@@ -31,7 +31,8 @@ def data(batch_size=32):
 def model(**options):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 2))
-    return HyperVariational(net, **{"lambda_range": (0.1, 3.0), "knots": 3, **options})
+    knots = {} if "kind" in options else {"knots": 3}
+    return HyperVariational(net, **{"lambda_range": (0.1, 3.0), **knots, **options})
 
 
 def trained(net, epochs=2, callbacks=(), batch_size=32, **options):
@@ -240,6 +241,9 @@ def test_one_lambda_and_points(weights):
     net = model(kind="constant", lambda_range=1.0, weights=weights)
     module = trained(net, epochs=10, optimizer="sgd" if weights == "point" else "adam")
     assert float(module.trainer.callback_metrics["val_accuracy/1"]) > 0.85
+    # Several values of lambda are of hypernetworks: one lambda is one pass.
+    several = HyperVariationalModule(net, n_objects=N, lambdas_per_step=5, divide_batch=True)
+    assert several.lambdas_at(3) == [1.0]
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -289,7 +293,8 @@ def kl_to_prior(network, prior, lam, sd=0.7):
 @pytest.mark.parametrize("prior", ["fixed", "scaled", "ard"])
 def test_the_loss_of_a_step_is_the_bound_per_object(prior):
     """Mean cross-entropy of the batch, and lambda KL over the objects of the training set, not over the batch."""
-    net = model(prior=prior, prior_sd=0.7, rho=-2.0)
+    width = {"prior_sd": 0.7} if prior in ("fixed", "scaled") else {}
+    net = model(prior=prior, rho=-2.0, **width)
     module = HyperVariationalModule(net, n_objects=N, lambdas_per_step=3)
     x, y = next(iter(data(32)))
     with weight_noise(net.network, False):
@@ -318,10 +323,19 @@ class Spoil(pl.Callback):
         next(p for p in module.parameters() if p.grad is not None).grad.fill_(float("nan"))
 
 
+class SpoilBetween(pl.Callback):
+    """A knot between the three places that are looked at is no number."""
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        module.model.hyper.means.vectors[1].data.fill_(float("nan"))
+
+
 def test_what_the_last_step_spoils_is_named():
     """No loss comes after it that could say so."""
     with pytest.raises(NumericsError, match=r"`0.weight at lambda 0.1` is nan at step 1"):
         trained(model(), epochs=1, batch_size=N, callbacks=[Spoil()])
+    with pytest.raises(NumericsError, match=r"`means.vectors.1 of the hypernetwork` is nan at step 1"):
+        trained(model(knots=5, shared_knots=False), epochs=1, batch_size=N, callbacks=[SpoilBetween()])
     plain = nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 2))
     plain[2].weight.register_hook(lambda gradient: gradient * math.nan)
     with pytest.raises(NumericsError, match=r"`2.weight` is nan at step 1"):

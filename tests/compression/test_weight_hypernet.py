@@ -108,7 +108,7 @@ def test_mlp_moves_along_as_many_directions():
     ("options", "match"),
     [
         ({"kind": "spline"}, "kind must be one of constant, linear, piecewise_linear, low_rank, mlp, got 'spline'"),
-        ({"kind": "mlp", "rank": 0}, "rank and hidden must be at least 1"),
+        ({"kind": "mlp", "rank": 0}, "`rank` must be at least 1, got 0; 4 is the default"),
         ({"kind": "piecewise_linear", "knots": 1}, "knots must be at least 2, got 1"),
         ({"kind": "piecewise_linear", "knots": [0.0, 0.5, 0.5, 1.0]}, "must rise from 0 to 1"),
         ({"kind": "piecewise_linear", "knots": [0.1, 1.0]}, "must rise from 0 to 1"),

@@ -38,6 +38,8 @@ def test_a_trial_for_every_kind_lambda_and_repeat():
     ]
     assert {spec.kind for spec in specs} == {"compress"}
     assert specs[-1].parameters == {"hypernet": "constant", "lambda": 1.0, "prior": "ard", "seed": 1}
+    near = Compression(config(kinds=[], direct=[1, 1.0000001])).trials({}, set())
+    assert [spec.name for spec in near] == [f"compress-direct-lam{lam}-seed0" for lam in ("1", "1.0000001")]
     several = Compression(config(priors=["ard", "fixed"])).trials({}, set())
     assert [spec.name for spec in several] == [f"compress-piecewise_linear-{p}-seed0" for p in ("ard", "fixed")]
     for spec in specs[1:]:
@@ -221,6 +223,16 @@ def test_networks_by_name_and_from_a_search(tmp_path):
         ({"gradient_clip_value": 0.0}, "compress.gradient_clip_value` must be positive"),
         ({"skip": ["9"]}, r"`compress.skip` must name modules of the network, known: 0, 1, 2, 3$"),
         ({"skip": ["1"], "structured": True}, "compress.structured` must have a layer before the last one"),
+        (
+            {"kinds": ["linear"], "knots": 3},
+            r"compress.knots` must be left out of kinds that have none, \['linear'\], got 3",
+        ),
+        ({"hidden": 3}, r"compress.hidden` must be left out of kinds that have none"),
+        ({"prior_sd": 0.1}, r"compress.prior_sd` is of the priors fixed and scaled, got 0.1 with priors \['ard'\]"),
+        (
+            {"kinds": [], "direct": [1.0], "lambdas_per_step": 2},
+            "compress.lambdas_per_step` is of hypernetworks, got 2",
+        ),
         ({"skip": ["3"], "weights": "point", "priors": ["fixed"]}, "compress.skip` must be left out for weights that"),
     ],
 )
@@ -257,6 +269,17 @@ def frozen(shape, num_classes):
     net[1].requires_grad_(False)
     return net
 
+class Forked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.other, self.last = nn.Linear(64, 8), nn.Linear(64, 8), nn.Linear(8, 10)
+
+    def forward(self, x):
+        return self.last(self.one(x.flatten(1)) + self.other(x.flatten(1)))
+
+def forked(shape, num_classes):
+    return Forked()
+
 def normalized(shape, num_classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, num_classes))
 """
@@ -270,6 +293,7 @@ def normalized(shape, num_classes):
         ("several", {}, r"`compress.network` must give 10 outputs for one object, .* gives a tuple"),
         ("frozen", {}, r"must have weights that learn, but those of 1 are frozen\nname it in compress.skip"),
         ("narrow", {"network_args": {"num_classes": 5}}, r"`compress.network_args.num_classes` comes from the data"),
+        ("forked", {"structured": True}, r"`compress.structured` must have a chain: .*Forked.*\nset it to false"),
         ("nothing", {}, r"`compress.network` must name what gives a torch.nn.Module, .* gives a NoneType"),
         ("normalized", {"divide_batch": True, "lambdas_per_step": 40}, "but a pass of 1 object of shape .* failed: "),
     ],

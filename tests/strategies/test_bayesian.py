@@ -270,6 +270,7 @@ def test_layers_that_cannot_be_gaussian_are_named():
         ({"weight_prior": "flat"}, "weight_prior must be one of fixed, empirical_bayes, ard"),
         ({"weight_prior_sd": 0.0}, "weight_prior_sd must be above 0"),
         ({"weight_prior_sd": float("inf")}, "weight_prior_sd must be above 0"),
+        ({"weights": "variational", "weight_prior_sd": 0.1}, "of weight_prior 'fixed', got 0.1 with 'empirical_bayes'"),
         ({"estimator": "mean"}, "estimator must be one of local, flipout"),
         ({"lambda_range": (0.1, 1.0)}, "complexity and lambda_range belong together"),
         ({"complexity": "target"}, "complexity and lambda_range belong together"),

@@ -18,7 +18,7 @@ class Compression:
         settings = config.compress
         seeds = range(config.seed, config.seed + settings.repeats)
         runs: list[tuple[str, dict[str, Any]]] = [(kind, {"hypernet": kind, "lambda": None}) for kind in settings.kinds]
-        runs += [(f"direct-lam{lam:g}", {"hypernet": "constant", "lambda": lam}) for lam in settings.direct]
+        runs += [(f"direct-lam{_name(lam)}", {"hypernet": "constant", "lambda": lam}) for lam in settings.direct]
         several = len(settings.priors) > 1
         self.specs = [
             TrialSpec(
@@ -48,3 +48,8 @@ class Compression:
                 row["rows"] = result["compression"]
                 rows.append({**row, **{key: result[key] for key in ("training_seconds", "seconds")}})
         return {"searches": [], "architectures": [], "curves": {}, "compression": rows}
+
+
+def _name(lam: float) -> str:
+    """Short where that says which it is."""
+    return f"{lam:g}" if float(f"{lam:g}") == lam else repr(lam)
