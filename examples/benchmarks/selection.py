@@ -9,11 +9,12 @@ Groups of arms; all with the same seeds, compared seed by seed, with Student's 9
     criteria, NAME   of the other networks (CNNs: 2 epochs) 80 and 96 % of single weights; 80 to 98 % are zero; of the
                      CNN neurons too; of that with normalization 80 %, and 90 and 95 % zero
     mlp-200, mlp-300-100, cnn, cnn-normalized
-                     how fast: 12 (CNNs: 6) epochs; of the MLPs a tenth of the rows goes on, of the CNNs what the
-                     measured time of layers and their gain say ("auto"); "equal time" is full training with so many
-                     steps fewer that it takes as long; all of them, and rows at random, at the rate of three, and one
-                     more beyond the edge, that validation data prefer (of three seeds); CNNs with augmented images
-                     too, where nothing can be kept (three seeds, the usual rate)
+                     how fast: 12 (CNNs: 6) epochs; of the MLPs a tenth of the parameters goes on, in whole rows, of
+                     the CNNs what the measured time of layers and their gain say ("auto"); "equal time" is full
+                     training with so many steps fewer that it takes as long, which is looked at too; all of them, and
+                     rows at random, at the rate of three, and one more beyond the edge, that validation data prefer
+                     (of three seeds); CNNs with augmented images too, where nothing can be kept (three seeds, the
+                     usual rate)
     paper            784-200-10 with tanh, pixels standardized, SGD, batches of 512, 600 steps, the choice after 100;
                      by the gradient of all data and the variances of all steps, without pixels that are constant;
                      shares are of every layer, as there; beside its own curves; and by the last ten steps alone
@@ -24,7 +25,8 @@ Groups of arms; all with the same seeds, compared seed by seed, with Student's 9
 
 Criteria are those of the hundred steps before the choice where nothing else is said. Times are process seconds of the
 whole training, the making of what is kept included; what is timed runs alone, one training after the other, a seed's
-arms side by side, the equal-time controls after all others. A figure is written beside FILE.json.
+arms side by side, the equal-time controls after all others. What is not timed is trained first; FILE.json and a figure
+beside it are written after every stage.
 
 Targets: 2a CNN: loss <= .2 points at >= 2.5 x, and >= .5 above equal
 time; 2b MLP: loss <= .3 at >= 1.6 x; 2c: the criterion that validation prefers is above random by >= .3 at 80 % of
@@ -42,6 +44,7 @@ import argparse
 import itertools
 import statistics
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -65,12 +68,20 @@ from selection_arms import (
     job,
 )
 from selection_figure import draw
-from selection_tables import Table, paired, paper_difference, paper_means, preferred, preferred_elsewhere, print_tables
+from selection_tables import (
+    EQUAL,
+    Table,
+    equal_times,
+    paired,
+    paper_difference,
+    paper_means,
+    preferred,
+    preferred_elsewhere,
+    print_tables,
+)
 from workers import Job, Outcome, Store, Workers
 
 NAME = "selection"
-# Full training of so many steps fewer that it takes as long as the arm whose time is compared.
-EQUAL = "full, equal time"
 # How often one more rate is tried beyond an edge.
 _BEYOND = 3
 # Seeds of arms with augmented images, whose figures are given and not tested; and of those that choose a rate.
@@ -165,6 +176,7 @@ def intervals(table: Table) -> list[dict[str, Any]]:
         pairs[f"{best} - weight random 0.8{end}"] = paired(of_best, values("criteria", f"weight random 0.8{end}"))
     kept, of_kept = of_zeroed(table)
     pairs[f"zeroed by {kept} - {FULL}"] = paired(of_kept, values("criteria", FULL))
+    found += equal_times(table)
     found += [{"group": "tested", "arm": what, **gap} for what, gap in pairs.items() if gap is not None]
     for name, figure in itertools.product(RATES, ("accuracy", "nll", "ece")):
         # Of samplers the averaged draws: rates were chosen for these.
@@ -230,11 +242,11 @@ class Runs:
         with Workers(self.store, self.options.output.with_suffix(".work"), 1) as workers:
             done = workers.run([replace(timed[0], name="first", parameters=short, order=(-1,)), *timed])
         self.outcomes |= {key: done[one.name] for key, one in jobs.items()}
-        self.check()
+        self.check(jobs)
 
-    def check(self) -> None:
+    def check(self, keys: Iterable[tuple[str, str, int]]) -> None:
         """Raise Failed where a job failed: later ones are chosen by its figures, and would be others without them."""
-        if failed := ["-".join(map(str, key)) for key, outcome in self.outcomes.items() if "error" in outcome]:
+        if failed := ["-".join(map(str, key)) for key in keys if "error" in self.outcomes[key]]:
             raise Failed(f"{', '.join(failed)} failed: run it again")
 
     def with_rates(self, trainings: dict[tuple[str, str], dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
@@ -262,7 +274,7 @@ class Runs:
                 parameters = {**training, "rate": factor * training["rate"], "test": False}
                 jobs[group, name, seed] = job(self.options, group, name, seed, parameters)
         self.run({key: one for key, one in jobs.items() if key not in self.outcomes})
-        self.check()
+        self.check(jobs)
         table, found = self.table(), dict[tuple[str, str], float]()
         for key in trainings:
             of_factor = {names[(*key, factor)]: factor for factor in factors[key]}
@@ -303,41 +315,56 @@ def compare(options: argparse.Namespace) -> int:
     """
     store, every = Store(options.output), arms(options.preset)
     runs = Runs(options, store)
-    # With full training, and the control of chance of the same form; augmented arms, and what they are compared with,
-    # have the usual rate.
-    tried = [(group, name) for group, arm in TIMED.items() for name in (FULL, arm, arm.replace("gain", "random"))]
-    every |= runs.with_rates({key: every[key] for key in dict.fromkeys(tried)})
     jobs = {
         (g, a, seed): job(options, g, a, seed, p)
         for seed in range(options.seeds)
         for (g, a), p in every.items()
-        if seed < _AUGMENTED or not a.endswith("augmented")
+        if not is_timed(g, a)
+    }
+    runs.run(jobs)
+    written(options, runs, complete=False)
+    # With full training, and the control of chance of the same form; augmented arms, and what they are compared with,
+    # have the usual rate.
+    tried = [(group, name) for group, arm in TIMED.items() for name in (FULL, arm, arm.replace("gain", "random"))]
+    every |= runs.with_rates({key: every[key] for key in dict.fromkeys(tried)})
+    timed = {
+        (g, a, seed): job(options, g, a, seed, p)
+        for seed in range(options.seeds)
+        for (g, a), p in every.items()
+        if is_timed(g, a) and (seed < _AUGMENTED or not a.endswith("augmented"))
     }
     # What is timed needs the machine for itself.
-    runs.alone({key: one for key, one in jobs.items() if is_timed(*key[:2])})
+    runs.alone(timed)
+    written(options, runs, complete=False)
     shorter = runs.with_rates(equal_time(runs.table(), arms(options.preset)))
     controls = {
         (g, a, seed): job(options, g, a, seed, p) for seed in range(options.seeds) for (g, a), p in shorter.items()
     }
     if controls:
         runs.alone(controls)
-    runs.run({key: one for key, one in jobs.items() if not is_timed(*key[:2])})
-    rows, table = rows_of(runs.outcomes), runs.table()
-    found, tested = targets(table), tests(table)
-    complete = all("error" not in row for row in rows)
-    more: dict[str, Any] = {
-        "seconds": store.seconds,
-        "workers": options.workers,
-        "complete": complete,
-        "intervals": intervals(table),
-    }
-    write_result(options, NAME, [*rows, *tested], found, **more)
-    print_tables(table)
-    draw(rows, table.mean, options.output.with_suffix(".png"))
+    rows, tested, found = written(options, runs, complete=True)
+    print_tables(runs.table())
     for row in tested:
         print(f"{row['test']:<36}{row['difference']:>8.3f}  p {row['p']:.2g}, Holm {row['p_holm']:.2g}")
     print(*found, sep="\n")
-    return 0 if complete else 1
+    return 0 if all("error" not in row for row in rows) else 1
+
+
+def written(
+    options: argparse.Namespace, runs: Runs, *, complete: bool
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[Target]]:
+    """Write the result of what has been run, and its figure: rows, tests and targets."""
+    rows, table = rows_of(runs.outcomes), runs.table()
+    found, tested = targets(table), tests(table)
+    more: dict[str, Any] = {
+        "seconds": runs.store.seconds,
+        "workers": options.workers,
+        "complete": complete and all("error" not in row for row in rows),
+        "intervals": intervals(table),
+    }
+    write_result(options, NAME, [*rows, *tested], found, **more)
+    draw(rows, table.mean, options.output.with_suffix(".png"))
+    return rows, tested, found
 
 
 if __name__ == "__main__":

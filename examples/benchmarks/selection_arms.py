@@ -79,7 +79,7 @@ class Setting:
 
 
 PRESETS = {
-    "smoke": Setting(1_000, 1, 1, 1, 1, 20, 1_000),
+    "smoke": Setting(1_024, 1, 1, 1, 1, 20, 1_024),
     "cpu": Setting(None, 5, 12, 2, 6, 600, 55_000),
 }
 SEEDS = {"smoke": 1, "cpu": 10}
@@ -89,7 +89,7 @@ Parameters = dict[str, Any]
 def arms(preset: str) -> dict[tuple[str, str], Parameters]:
     """Parameters of a training by group and arm."""
     setting = PRESETS[preset]
-    each = -(-setting.objects // 128)
+    each = setting.objects // 128  # of an epoch: a last batch that is not full is left out
     adam = {"optimizer": "adam", "rate": 3e-3, "falls": True, "batch_size": 128}
     mlp = {**adam, "network": "mlp-200", "steps": setting.epochs * each}
     found: dict[tuple[str, str], Parameters] = {("criteria", FULL): mlp}

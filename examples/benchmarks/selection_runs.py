@@ -158,18 +158,18 @@ class Draws(pl.Callback):
 
 
 class Clock(pl.Callback):
-    """Process time of a training, all that is done for it included."""
+    """Process time of a training, all that is done for it included, and what a wall clock says."""
 
     def __init__(self) -> None:
-        self.seconds = 0.0
+        self.seconds = self.wall = 0.0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """It begins."""
-        self.began = time.process_time()
+        self.began, self.wall_began = time.process_time(), time.perf_counter()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """It ends."""
-        self.seconds = time.process_time() - self.began
+        self.seconds, self.wall = time.process_time() - self.began, time.perf_counter() - self.wall_began
 
 
 @torch.no_grad()
@@ -273,7 +273,7 @@ def run_selection(
         found |= _scores(module, data, "averaged_", parts, draws.states)
     report({"default": found["val_accuracy"], "epoch": trainer.current_epoch})
     result = {"default": found["val_accuracy"], **found, "process_seconds": clock.seconds, "seed": seed}
-    result |= {"rate": float(parameters["rate"]), "steps": steps}
+    result |= {"wall_seconds": clock.wall, "rate": float(parameters["rate"]), "steps": steps}
     for optimizer in trainer.optimizers:
         if isinstance(optimizer, ConstantSGD):
             result["share_at_max_lr"] = optimizer.share_at_max_lr()

@@ -33,6 +33,8 @@ from selection_arms import (
     of_others,
 )
 
+# Full training of so many steps fewer that it takes as long as the arm whose time is compared.
+EQUAL = "full, equal time"
 # Mean accuracies of the paper, over its shares, in %.
 PUBLISHED = {"preconditioner": 96.38, "gradient": 96.28, "random": 96.11}
 
@@ -69,11 +71,29 @@ class Table:
         speeds = self.speeds(group, arm, full)
         return statistics.median(speeds) if speeds else None
 
+    def waited(self) -> tuple[float, float] | None:
+        """Process seconds over wall seconds of what is timed, least and mean: 1 where nothing ran beside it."""
+        mine = [row for row in self.rows if "process_seconds" in row and is_timed(row["group"], row["arm"])]
+        shares = [row["process_seconds"] / row["wall_seconds"] for row in mine]
+        return (min(shares), statistics.fmean(shares)) if shares else None
+
     def speeds(self, group: str, arm: str, full: str = FULL) -> list[float]:
         """Of every seed whose two trainings ran in one go."""
         mine, theirs = self.values(group, arm, "process_seconds"), self.values(group, full, "process_seconds")
         runs = {(row["arm"], row["seed"]): row.get("run") for row in self.rows if row["group"] == group}
         return [theirs[s] / mine[s] for s in mine if s in theirs and runs[arm, s] == runs[full, s]]
+
+
+def equal_times(table: Table) -> list[dict[str, Any]]:
+    """By network how equal equal times are: process seconds of the control over those of the arm, by seed."""
+    found = []
+    for group, arm in TIMED.items():
+        mine, theirs = (table.values(group, name, "process_seconds") for name in (EQUAL, arm))
+        shares = [mine[seed] / theirs[seed] for seed in mine if seed in theirs]
+        if shares:
+            numbers = {"mean": statistics.fmean(shares), "least": min(shares), "most": max(shares), "n": len(shares)}
+            found.append({"group": "equal time", "arm": f"{group}: seconds of {EQUAL} over those of {arm}", **numbers})
+    return found
 
 
 def paired(a: dict[int, float], b: dict[int, float]) -> dict[str, Any] | None:
@@ -165,6 +185,10 @@ def print_tables(table: Table) -> None:
             numbers = f"{cells[0]:>10}{cells[1]:>8}{cells[2]:>7}{_text(seconds, 1):>8}{_text(speed):>8}"
             numbers += f"{_text(rate, 5):>9}{_text(steps, 0):>7}"
             print(f"{group + ', ' + arm:<40}{numbers}{between}  {frozen}")
+    for row in equal_times(table):
+        print(f"{row['arm']}: {row['mean']:.3f} ({row['least']:.3f} to {row['most']:.3f})")
+    if waited := table.waited():
+        print(f"processor time over wall time of what is timed: {waited[0]:.2f} at least, {waited[1]:.2f} in the mean")
     _print_paper(table)
     for one, other in itertools.pairwise(PAPER_CRITERIA):
         gap = paper_difference(table, one, other)

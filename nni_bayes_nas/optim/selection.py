@@ -39,11 +39,14 @@ _LEAST_VARIANCE = 1e-3
 
 
 def scores(
-    criterion: Criterion, statistics: GradientStatistics | AdamMoments, generator: torch.Generator
+    criterion: Criterion,
+    statistics: GradientStatistics | AdamMoments,
+    generator: torch.Generator,
+    together: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """How much is to be expected of optimizing each single parameter further; larger: go on.
 
-    - `random`: uniform numbers;
+    - `random`: uniform numbers, one for each group, so that large and small ones have the same chance;
     - `gradient`: mean |g| over the steps that were counted;
     - `preconditioner`: |E g| / Var(g), the step of the optimal preconditioner (`ConstantSGD`), of variances of at least
       a thousandth of the mean of all, as H has a largest entry there;
@@ -57,13 +60,18 @@ def scores(
         statistics: Of some steps; or Adam's own moments, of which there is neither `gradient` nor
             `effective_perturbation`.
         generator: Of `random`.
+        together: Of `groups`; None: every entry by itself.
 
     Raises:
         ConfigError: An unknown criterion, or statistics that were not gathered.
     """
     check_criterion(criterion)
     if criterion == "random":
-        return {n: torch.rand(p.shape, generator=generator).to(p) for n, p in statistics.parameters.items()}
+        if together is None:
+            return {n: torch.rand(p.shape, generator=generator).to(p) for n, p in statistics.parameters.items()}
+        number = 1 + max((int(ids.max()) for ids in together.values() if ids.numel()), default=-1)
+        drawn = torch.rand(number, generator=generator)
+        return {n: drawn[together[n].cpu()].to(p) for n, p in statistics.parameters.items()}
     if criterion in ("effective_perturbation", "gradient"):
         if isinstance(statistics, AdamMoments):
             raise ConfigError(f"{criterion} is none of moments of gradients; give statistics of steps.")

@@ -318,8 +318,8 @@ class SelectiveOptimization(pl.Callback):
         source: GradientStatistics | AdamMoments = found
         if self.gradients == "optimizer":
             source = AdamMoments(self._optimizers, self._parameters, self.batch_size)
-        values = scores(self.criterion, source, generator)
         ids = groups(pl_module, self.granularity)
+        values = scores(self.criterion, source, generator, ids)
         self._costs.remove()
         if self.share == "auto":
             chain = chain_of(pl_module)

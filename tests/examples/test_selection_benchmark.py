@@ -75,7 +75,7 @@ def test_rates_are_chosen_by_validation_data(monkeypatch: pytest.MonkeyPatch, tm
     assert not any(job.parameters["test"] for job in started)
     runs.outcomes["cnn", "a, 2 x rate", 1] = {"error": "out of memory"}
     with pytest.raises(script.Failed, match="cnn-a, 2 x rate-1 failed: run it again"):
-        runs.check()
+        runs.check(runs.outcomes)
 
 
 def test_optimizers_are_compared_with_themselves() -> None:
@@ -213,6 +213,21 @@ def test_what_is_timed_runs_alone() -> None:
     assert not arms.is_timed("cnn", "automatic, 0.5 x rate")
 
 
+def test_how_equal_equal_times_are() -> None:
+    """Of seeds that have both; and what waited for a processor, of what is timed alone."""
+    tables = module("selection_tables")
+    seconds = [("automatic", 0, 10.0), ("automatic", 1, 20.0), ("full, equal time", 0, 11.0)]
+    rows = [
+        {"group": "cnn", "arm": arm, "seed": seed, "process_seconds": s, "wall_seconds": s + seed}
+        for arm, seed, s in seconds
+    ]
+    beside = {"group": "criteria", "arm": "full", "seed": 0, "process_seconds": 1.0, "wall_seconds": 9.0}
+    table = tables.Table([*rows, beside])
+    (found,) = tables.equal_times(table)
+    assert (found["mean"], found["n"], table.waited()) == (1.1, 1, (20 / 21, pytest.approx((2 + 20 / 21) / 3)))
+    assert tables.equal_times(tables.Table([])) == [] and tables.Table([]).waited() is None
+
+
 def test_arms_take_turns() -> None:
     script, jobs = module("selection"), module("workers").Job
     named = [(g, s, jobs(f"{g}{a}{s}", "", {}, {})) for s in (0, 1) for g in "xy" for a in "abc"]
@@ -250,6 +265,8 @@ def test_selection(tmp_path: Path) -> None:
         (row["group"], row["arm"]) == ("criteria, cnn", "neuron gain_per_flop 0.9") for row in rows if "group" in row
     )
     assert "points lost, neurons frozen" in said and "optimizer" in said
+    assert result["complete"] and sum(row["group"] == "equal time" for row in result["intervals"]) == 4
+    assert "processor time over wall time of what is timed" in said
     assert (tmp_path / "selection.png").is_file()
 
 

@@ -158,6 +158,18 @@ def test_chance_is_the_generators():
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
 
 
+def test_chance_knows_no_sizes():
+    """Of rows of 2 and of 50 entries as many are the best half; a mean of numbers of their own would sort them."""
+    layers = torch.nn.Sequential(*(torch.nn.Linear(n, 50, bias=False) for n in (2, 50)))
+    statistics, ids, small = GradientStatistics(layers.named_parameters(), batch_size=1), groups(layers, "neuron"), 0
+    for seed in range(20):
+        drawn = scores("random", statistics, torch.Generator().manual_seed(seed), ids)
+        rows = torch.cat([drawn["0.weight"][:, 0], drawn["1.weight"][:, 0]])
+        assert torch.equal(drawn["1.weight"], rows[50:, None].expand(50, 50)) and len(set(rows.tolist())) == 100
+        small += int((rows.argsort(descending=True)[:10] < 50).sum())
+    assert 80 <= small <= 120  # of 200; by means of two numbers 199 or so
+
+
 def test_what_is_kept():
     best = torch.tensor([2.0, -1.0, 0.3, 0.0])
     statistics = trained(best, best, torch.ones(4), torch.tensor([5.0, 0.1, 0.1, 0.1]), 200, ("chain",))
