@@ -1,17 +1,19 @@
 """Whether networks for a data set can be predicted from searches on small parts of other data sets.
 
     python examples/benchmarks/prediction.py --preset cpu --output FILE.json
+    python examples/benchmarks/prediction.py --preset cpu --data mnist --root DATA --output FILE.json
 
-Data sets: digits, wine, breast cancer and four made-up tables, all embedded; `--data mnist --root DATA` adds MNIST. The
-bank: searches on parts of all of them, with the same budgets (n: features). Each data set in turn is left out, the
-made-up ones, which one generator draws, together: a meta-model learns from the parts of the others alone, and predicts
-networks for all of its data at n, 5 n and a tenth of the connections of the dense network. The three best-ranked are
-trained on all training data, validation data choose one, test data are read once. Beside it, chosen in the same way:
-connections at random, of three tries and as many connections; SNIP and magnitude likewise, which keep all units, of the
-three dense networks that are best by validation data of that data set and budget, of all widths, activations and (of
-magnitude) rates; AdaNet-style growth and low rank, of three tries and as many parameters as the largest network within
-the budget, their rates and penalties chosen in the same way; the dense network, at three rates; and the inner search of
-the bank, on all data. Networks of a job are trained side by side.
+Data sets: digits, wine, breast cancer and four made-up tables, all embedded; with `--data mnist` MNIST of 8x8 points in
+place of one of these. The bank: searches on parts of all of them, with the same budgets (n: features). Each data set in
+turn is left out, the made-up ones, which one generator draws, together, and the two of handwritten digits: a meta-model
+learns from the parts of the others alone, and predicts networks for all of its data at n, 5 n and a tenth of the
+connections of the dense network. The three best-ranked are trained on all training data, validation data choose one,
+test data are read once. Beside it, chosen in the same way: connections at random, of three tries and as many
+connections; SNIP and magnitude likewise, which keep all units, of the three dense networks that are best by validation
+data of that data set and budget, of all widths, activations and (of magnitude) rates; AdaNet-style growth and low rank,
+of three tries and at most as many parameters as the largest network within the budget, their rates and penalties chosen
+in the same way; the dense network, at three rates; and the inner search of the bank, on all data. Networks of a job are
+trained side by side.
 
 Controls: "relevance", networks at random of the features that come first in their order; random, relevance, SNIP and
 magnitude networks of which as many are drawn as of a decoder and the same ranker picks three ("ranked"; of AdaNet and
@@ -24,17 +26,19 @@ Tests, named before the first run, of "ours": for every data set the decoder wit
 units of that of networks at random, on those that were not left out with it; these were predicted by meta-models that
 have seen its parts. One-sided paired t-tests over seeds, in test accuracy. First that it is above random, above random
 networks of which as many are drawn and ranked, and above itself shown other objects, for every data set in the mean
-over the budgets, with Holm's correction over these; then that it is above each baseline but the dense network and each
-control but "relevance", for every data set and budget, with Holm's correction over those; to the dense network and the
-search on all data, and of one decoder to the other, intervals. Seeds are of the fit, the draws and all trainings; bank
-and splits of the data are the same for all of them, so that p tells of chance in these alone.
+over the budgets, with Holm's correction over the data sets of each of these three; then that it is above each baseline
+but the dense network and each control but "relevance", for every data set and budget, with Holm's correction over
+those; to the dense network and the search on all data, and of one decoder to the other, intervals. Seeds are of the
+fit, the draws and all trainings; bank and splits of the data are the same for all of them, so that p tells of chance in
+these alone.
 
 Targets: 2: on 80 % of the parts the small network that is best by some validation objects is by others within a
 standard error of the dense one of three layers of 32; 3: above random on every data set; not below SNIP in the mean at
 n and 10 %; both also where as many are drawn and ranked; above what it predicts when it is shown other objects; at 10 %
 at most 1 % of the dense network's accuracy lost on three quarters of the data sets; Kendall's tau of the ranker on the
 data set that was left out >= .6, on all of it, with the mean validation loss of two seeds, within the networks of one
-baseline too, and on its parts in the bank; a prediction takes <= 1 s; the bank <= 60 minutes on two cores.
+baseline too, and on its parts in the bank; a prediction takes <= 1 s, in the mean over seeds of the slowest data set
+and budget; the bank <= 60 minutes on two cores.
 
 How the ranker weighs what it measures, and how decoders draw and fill networks, was chosen on other seeds, by
 validation objects of digits, wine, breast cancer and made-up tables other than these: the tau of these, which chose
@@ -54,15 +58,16 @@ from pathlib import Path
 from typing import Any
 
 from contract import correct, parse, write_result
-from prediction_jobs import BESIDE_BY, LEFT_OUT_BY, RANKED, SAME_SHAPE, SHUFFLED, TUNED_BY
-from prediction_results import DECODERS, OURS, SEARCH, Figures, ours_of, pays_after, print_tables, targets
+from prediction_jobs import BESIDE_BY, LEFT_OUT_BY, RANKED, SAME_SHAPE, SHUFFLED
+from prediction_results import DECODERS, OURS, SEARCH, Figures, kin, ours_of, pays_after, print_tables, targets
+from prediction_tuning import TUNED_BY
 from workers import Job, Outcome, Store, Workers
 
 from nni_bayes_nas.experiment.record import read_rows
 
-NAME, JOBS = "prediction", "prediction_jobs"
+NAME, JOBS, TUNING = "prediction", "prediction_jobs", "prediction_tuning"
 FIRST_SEED = 301
-MADE_UP = "nni_bayes_nas.experiment.data_tables:synthetic"
+MADE_UP, MNIST_8X8 = "nni_bayes_nas.experiment.data_tables:synthetic", "prediction_data:mnist_8x8"
 # What the decoder is tested against first, and then by budget.
 FIRST = ("random", "random, ranked", f"{OURS}, {SHUFFLED}")
 BELOW = (
@@ -126,12 +131,9 @@ def sources(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {name: {"name": name} for name in ("digits", "wine", "breast_cancer")}
     found |= {f"synthetic-{name}": {"name": MADE_UP, "args": args} for name, args in tables.items()}
     if options.data == "mnist":
-        found["mnist"] = {
-            "name": "mnist",
-            "root": str(Path(options.root).resolve()),
-            "limit": 10_000,
-            "val_limit": 2_000,
-        }
+        del found["synthetic-linear"]
+        args = {"root": str(Path(options.root).resolve())}
+        found["mnist_8x8"] = {"name": MNIST_8X8, "args": args, "limit": 10_000, "val_limit": 2_000}
     return found
 
 
@@ -165,7 +167,7 @@ def tuning_jobs(options: argparse.Namespace) -> dict[str, Job]:
     return {
         target: Job(
             f"tuned-{target}",
-            f"{JOBS}:tuned",
+            f"{TUNING}:tuned",
             common(options, target),
             {"trial": f"tuned-{target}", "seed": TUNING_SEED, **TUNED_BY},
             (0, 0),
@@ -175,10 +177,11 @@ def tuning_jobs(options: argparse.Namespace) -> dict[str, Job]:
 
 
 def left_out_together(options: argparse.Namespace) -> list[list[str]]:
-    """Data sets that are left out at once: those of one generator."""
-    names = list(sources(options))
-    made_up = [name for name in names if name.startswith("synthetic")]
-    return [*([name] for name in names if name not in made_up), made_up]
+    """Data sets that are left out at once: those of one generator, and of handwritten digits."""
+    found: dict[str, list[str]] = {}
+    for name in sources(options):
+        found.setdefault(kin(name), []).append(name)
+    return list(found.values())
 
 
 def later_jobs(
@@ -186,7 +189,7 @@ def later_jobs(
 ) -> dict[tuple[str, int, str], Job]:
     """By the first of the data sets, seed, and decoder or "beside"."""
     # Seconds are no part of what is learned.
-    entries = [{name: value for name, value in row.items() if name != "seconds"} for row in read_rows(bank)]
+    entries = [_placeless({k: v for k, v in row.items() if k != "seconds"}) for row in read_rows(bank)]
     digest, found = hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16], {}
     for seed in seeds:
         for targets_ in left_out_together(options):
@@ -211,6 +214,13 @@ def later_jobs(
                 config = common(options, target)
                 found[target, seed, "beside"] = Job(name, f"{JOBS}:beside", config, parameters, (1, seed))
     return found
+
+
+def _placeless(value: Any) -> Any:
+    """Without where data lie, wherever that is said."""
+    if isinstance(value, dict):
+        return {key: _placeless(one) for key, one in value.items() if key != "root"}
+    return [_placeless(one) for one in value] if isinstance(value, list) else value
 
 
 def rows_of(target: str, seed: int, what: str, outcome: Outcome) -> list[dict[str, Any]]:
@@ -267,6 +277,11 @@ def shares_by_budget(bank: Path) -> list[float]:
     return [round(statistics.fmean(good[place]), 3) for place in sorted(good)]
 
 
+def _best(budgets: dict[str, Any]) -> dict[str, Any]:
+    """Of what was chosen, without the losses of all that was tried: with these keys of later jobs would change."""
+    return {budget: {name: {"at": one["at"]} for name, one in names.items()} for budget, names in budgets.items()}
+
+
 def main() -> int:
     """Run what the file of finished jobs does not hold yet."""
     options = parse(__doc__, PRESETS, SEEDS, data_sets=("digits", "mnist"), usual="digits")
@@ -287,7 +302,8 @@ def main() -> int:
             print(f"{', '.join(failed)} failed: run it again")
             return 1
         tuned = {target: chosen[job.name]["result"]["budgets"] for target, job in tuning.items()}
-        jobs = later_jobs(options, file, seeds, tuned)
+        best = {target: _best(budgets) for target, budgets in tuned.items()}
+        jobs = later_jobs(options, file, seeds, best)
         outcomes = workers.run(jobs.values())
     rows = [row for key, job in jobs.items() for row in rows_of(*key, outcomes[job.name])]
     tasks = PRESETS[options.preset].tasks
@@ -305,11 +321,11 @@ def main() -> int:
     }
     bank["ours"], own = ours_of(Figures(rows))
     figures = Figures([*rows, *own])
-    first = [row for other in FIRST for row in figures.above(OURS, other, together=True)]
-    second = [row for other in BELOW for row in figures.above(OURS, other)]
-    correct(first)
-    correct(second)
-    tests = [*first, *second]
+    families = [figures.above(OURS, other, together=True) for other in FIRST]
+    families.append([row for other in BELOW for row in figures.above(OURS, other)])
+    for family in families:
+        correct(family)
+    tests = [row for family in families for row in family]
     if (pays := pays_after(figures, bank)) is not None:
         bank |= {"search_seconds": pays[0], "pays_after": pays[1]}
     complete = all("error" not in row for row in rows)

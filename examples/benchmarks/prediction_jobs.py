@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import math
+import functools
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 from prediction_results import DECODERS, SEARCH
+from prediction_tuning import OF_OTHER_FORM, PRUNED, finite, of_other_form, pruned
 
 from nni_bayes_nas.errors import NumericsError
-from nni_bayes_nas.prediction.sparse_architecture import ACTIVATIONS
 from nni_bayes_nas.prediction.training import RATES as DENSE_RATES
 
 RANKED = ("random", "relevance", "snip", "magnitude")
 BASELINES = ("random", "relevance", "snip", "magnitude")
-# Not of sparse layers, and so not side by side with others.
-OF_OTHER_FORM = ("adanet", "low_rank")
-# Whose widths, activations and, of the dense training of magnitude, rates validation chooses too.
-PRUNED = ("snip", "magnitude")
-# Shares of the rate, and penalties, of which validation chooses for a data set and budget.
-RATES, PENALTIES = (1.0, 0.3, 0.1), (1e-3, 1e-4, 1e-2)
 # What the outcomes of jobs depend on beside their configuration, for their keys.
-TUNED_BY = {"rates": RATES, "penalties": PENALTIES, "activations": ACTIVATIONS}
 LEFT_OUT_BY = {"ranked": RANKED, "dense": DENSE_RATES}
 BESIDE_BY = {"baselines": BASELINES, "other": OF_OTHER_FORM, "dense": DENSE_RATES}
 SHUFFLED, SAME_SHAPE = "shuffled", "same shape"
@@ -35,6 +28,7 @@ def searched(config: Any, parameters: dict[str, Any], directory: Path, report: A
     from nni_bayes_nas.experiment.bank import FILE, run_bank
     from nni_bayes_nas.experiment.record import read_rows
 
+    warm()
     return {**run_bank(config, parameters, directory, report), "bank": read_rows(directory / FILE)}
 
 
@@ -49,6 +43,7 @@ def left_out(config: Any, parameters: dict[str, Any], directory: Path, report: A
 
     from nni_bayes_nas.experiment.parts import sources_of
 
+    warm()
     if parameters["first"]:
         forget()
     of_rest = dataclasses.replace(config.predict, tasks=0, bank=parameters["bank"])
@@ -83,10 +78,12 @@ def _left_out(
     arms: dict[tuple[str, int], list[Any]] = {}
     seeds: dict[tuple[str, int], list[int]] = {}
     budgets, taus = [one["budget"] for one in found["predictions"]], dict[str, dict[str, float]]()
+    own: dict[int, list[Any]] = {}
     for budget in budgets:
         drawn = predicted(directory, budget)
         # The objects of another data set in place of its own.
         shuffled = predictor.predict(data.parts, budget, data.n_classes, n=settings.draws, seed=seed, seen=other)
+        own[budget] = drawn
         arms |= {
             ("", budget): drawn[: settings.verify],
             (SHUFFLED, budget): [one.net for one in shuffled[: settings.verify]],
@@ -94,7 +91,7 @@ def _left_out(
         }
     # The ranker knows nothing of the decoder.
     if decoder == DECODERS[0]:
-        ranked, seeds, taus = _ranked(config, predictor, budgets, data, seed, with_tau=first)
+        ranked, seeds, taus = _ranked(config, predictor, own, data, seed, with_tau=first)
         arms |= ranked
     trained, rows = together(arms, data, settings, seed, seeds), dict[str, dict[str, Any]]()
     for (arm, budget), one in trained.items():
@@ -127,6 +124,16 @@ def beside_dense(nets: dict[int, Any], data: Any, settings: Any, seed: int) -> d
         found[str(budget)] = {"alone_seconds": own, "dense_seconds": (before + behind) / 2}
         before = behind
     return found
+
+
+@functools.cache
+def warm() -> None:
+    """The first optimizer of a process takes seconds, which are of no job's work."""
+    import torch
+
+    one = torch.nn.Parameter(torch.zeros(1))
+    one.grad = torch.ones(1)
+    torch.optim.Adam([one]).step()
 
 
 def forget() -> None:
@@ -174,14 +181,16 @@ def together(
     """The best of each arm and budget by validation, all trained side by side, with the same seeds in every arm but
     those that have their own: what was found by its initial weights keeps them."""
     from nni_bayes_nas.prediction.many import Training
-    from nni_bayes_nas.prediction.training import best, seeds_of, train_together
+    from nni_bayes_nas.prediction.training import best, seeds_of
 
     nets = [net for each in arms.values() for net in each]
     own_of = seeds_by_arm or {}
     seeds = [own for key, each in arms.items() for own in own_of.get(key, seeds_of(seed, len(each)))]
-    trained, found, at = train_together(nets, seeds, data, Training(settings.train_steps)), {}, 0
+    trained, found, at = finite(nets, seeds, data, Training(settings.train_steps)), {}, 0
     for key, each in arms.items():
-        found[key], at = best(trained[at : at + len(each)]), at + len(each)
+        done, at = [one for one in trained[at : at + len(each)] if one is not None], at + len(each)
+        if done:
+            found[key] = best(done)
     return found
 
 
@@ -194,14 +203,15 @@ def alone(module: Any, data: Any, settings: Any, seed: int) -> float:
 
 
 def _ranked(
-    config: Any, predictor: Any, budgets: list[int], data: Any, seed: int, *, with_tau: bool
+    config: Any, predictor: Any, predicted: dict[int, list[Any]], data: Any, seed: int, *, with_tau: bool
 ) -> tuple[dict[tuple[str, int], list[Any]], dict[tuple[str, int], list[int]], dict[str, dict[str, float]]]:
     """As many networks of a baseline as a decoder draws, of which its ranker picks, by arm and budget; seeds of those
     that were found by their initial weights; and by budget, `with_tau`, how well it orders every third of them, trained
     on all data.
 
     Kendall's tau with the mean validation loss of two seeds, of all together and within each baseline, by its trees
-    alone and by short trainings alone, and that of the two seeds.
+    alone and by short trainings alone, and that of the two seeds; and of every second of those that are `predicted`, by
+    budget, among themselves.
     """
     import random
 
@@ -220,7 +230,7 @@ def _ranked(
     order = order_of_features(data.parts.x, data.parts.y)
     parts, arms, seeds = data.parts.in_order(order), dict[Any, list[Any]](), dict[Any, list[int]]()
     mixed, within, own = dict[int, list[Any]](), dict[int, list[Any]](), seeds_of(seed, settings.draws)
-    for budget in budgets:
+    for budget in predicted:
         for name in RANKED:
             shared = (data.n_classes, budget, how, vocabulary_of(settings), random.Random(f"{seed} {budget} {name}"))
             key, by_weights = (f"{name}, ranked", budget), name in ("snip", "magnitude")
@@ -254,92 +264,14 @@ def _ranked(
             ),
             "between_seeds": kendall(one, two),
         }
+    for budget, nets in predicted.items():
+        nets = [of_columns(net, order.argsort().tolist()) for net in nets[::2]]
+        both = [0.0] * len(nets)
+        for repeat in (0, 1):
+            found = train_all(nets, seeds_of(seed * 1009 + repeat + 1, len(nets)), parts, how)
+            both = [a + b for a, (b, _) in zip(both, found, strict=True)]
+        taus[str(budget)]["own_tau"] = kendall(predictor.ranked(nets, parts, seed), both)
     return arms, seeds, taus
-
-
-def tuned(config: Any, parameters: dict[str, Any], directory: Path, report: Any) -> dict[str, Any]:
-    """A kind of job: for every budget of a data set the rate of networks of other form, and the penalty of AdaNet at
-    that rate, at which the best of the tries has the least validation loss; the dense networks that SNIP and magnitude
-    prune, and magnitude's rate, of all widths that are the same in every layer; with a seed that nothing else has."""
-    from nni_bayes_nas.experiment.data import load_data
-    from nni_bayes_nas.experiment.parts import whole
-    from nni_bayes_nas.experiment.predict import budgets_for
-
-    settings, seed, data = config.predict, int(parameters["seed"]), whole(load_data(config.data))
-    found: dict[str, dict[str, Any]] = {}
-    for budget in budgets_for(config, data.n_features, data.n_classes):
-        own = found.setdefault(str(budget), {})
-        for name in OF_OTHER_FORM:
-            losses = {}
-            for rate in RATES:
-                losses[rate, PENALTIES[0]] = loss_of_other_form(
-                    name, settings, data, budget, seed, (rate, PENALTIES[0])
-                )
-            rate = min(losses, key=losses.__getitem__)[0]
-            for penalty in PENALTIES[1:] if name == "adanet" else ():
-                losses[rate, penalty] = loss_of_other_form(name, settings, data, budget, seed, (rate, penalty))
-            tried = [[*at, loss] for at, loss in losses.items()]
-            own[name] = {"at": list(min(losses, key=losses.__getitem__)), "tried": tried}
-        for name in PRUNED:
-            own[name] = tuned_pruning(name, settings, data, budget, seed)
-    return {"default": 0.0, "budgets": found}
-
-
-def tuned_pruning(name: str, settings: Any, data: Any, budget: int, seed: int) -> dict[str, Any]:
-    """The widths, activation and rate of as many dense networks as there are tries, whose pruned ones are best."""
-    from nni_bayes_nas.prediction.many import Training
-    from nni_bayes_nas.prediction.sparse_architecture import fewest_connections
-    from nni_bayes_nas.prediction.training import seeds_of, train_together
-
-    shapes = {(w,) * depth for depth in range(1, settings.max_depth + 1) for w in settings.widths}
-    shapes |= {tuple(settings.deepest)}
-    fits = sorted(shape for shape in shapes if fewest_connections(shape, data.n_classes) <= budget)
-    rates = RATES if name == "magnitude" else RATES[:1]
-    every = [(shape, activation, rate) for shape in fits for activation in ACTIVATIONS for rate in rates]
-    seeds = seeds_of(seed, len(every))
-    nets = pruned(name, settings, data, budget, seeds, every)
-    losses = [one.val_loss for one in train_together(nets, seeds, data, Training(settings.train_steps))]
-    order = sorted(range(len(every)), key=losses.__getitem__)
-    tried = [[*every[i], losses[i]] for i in order]
-    return {"at": [list(every[i]) for i in order[: settings.verify]], "tried": tried}
-
-
-def pruned(name: str, settings: Any, data: Any, budget: int, seeds: list[int], every: Any) -> list[Any]:
-    """Networks that SNIP or magnitude makes of dense ones of some widths, activations and rates."""
-    from nni_bayes_nas.prediction.inner_search import strongest
-    from nni_bayes_nas.prediction.many import Training
-    from nni_bayes_nas.prediction.sparse_net import dense
-
-    wholes = [dense(data.n_features, data.n_classes, tuple(shape), activation) for shape, activation, _ in every]
-    found: dict[int, Any] = {}
-    for rate in dict.fromkeys(rate for _, _, rate in every):
-        places = [i for i, one in enumerate(every) if one[2] == rate]
-        how = Training(settings.train_steps, learning_rate=rate * Training().learning_rate)
-        some, own = [wholes[i] for i in places], [seeds[i] for i in places]
-        nets = strongest(some, data.parts, budget, own, how if name == "magnitude" else None)
-        found |= dict(zip(places, nets, strict=True))
-    return [found[i] for i in range(len(wholes))]
-
-
-def loss_of_other_form(*about: Any) -> float:
-    """Of `of_other_form`: of what diverges there is none to choose."""
-    try:
-        return float(of_other_form(*about).val_loss)
-    except NumericsError:
-        return math.inf
-
-
-def of_other_form(name: Any, settings: Any, data: Any, budget: int, seed: int, at: tuple[float, float]) -> Any:
-    """The best by validation of the tries of AdaNet or low rank, of a rate and a penalty."""
-    from nni_bayes_nas.experiment.bank import vocabulary_of
-    from nni_bayes_nas.prediction.baselines import baseline
-    from nni_bayes_nas.prediction.many import Training
-    from nni_bayes_nas.prediction.training import best
-
-    rate, penalty = at
-    options = {"tries": settings.verify, "vocabulary": vocabulary_of(settings), "deepest": tuple(settings.deepest)}
-    how = Training(settings.train_steps, learning_rate=rate * Training().learning_rate)
-    return best(baseline(name, data, budget, how, **options, seed=seed, penalty=penalty))
 
 
 def beside(config: Any, parameters: dict[str, Any], directory: Path, report: Any) -> dict[str, Any]:
@@ -357,6 +289,7 @@ def beside(config: Any, parameters: dict[str, Any], directory: Path, report: Any
     from nni_bayes_nas.prediction.many import Training
     from nni_bayes_nas.prediction.training import best, seeds_of
 
+    warm()
     settings, seed, data = config.predict, int(parameters["seed"]), whole(load_data(config.data))
     how, rows, arms = Training(settings.train_steps), dict[str, dict[str, Any]](), dict[tuple[str, int], list[Any]]()
     options = {"tries": settings.verify, "vocabulary": vocabulary_of(settings), "deepest": tuple(settings.deepest)}

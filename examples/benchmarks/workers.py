@@ -97,7 +97,8 @@ def _given(section: Any) -> Any:
 
 def _placeless(data: dict[str, Any]) -> dict[str, Any]:
     """A section of data without where they lie."""
-    return {key: value for key, value in data.items() if key not in ("root", "download")}
+    kept = {key: value for key, value in data.items() if key not in ("root", "download")}
+    return {**kept, "args": {key: value for key, value in (kept.get("args") or {}).items() if key != "root"}}
 
 
 class Store:
