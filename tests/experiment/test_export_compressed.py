@@ -26,6 +26,7 @@ from nni_bayes_nas.experiment.plans.compression import Compression
 from nni_bayes_nas.experiment.program import write_program
 from nni_bayes_nas.experiment.record import read_json, write_json
 from nni_bayes_nas.layers.variational import to_variational
+from nni_bayes_nas.report.tables import measure, percent
 
 NAMES = ("compress-piecewise_linear-seed0", "compress-direct-lam1-seed0")
 onnx = pytest.mark.skipif(importlib.util.find_spec("onnxscript") is None, reason="needs the extra `export`")
@@ -268,4 +269,8 @@ def test_what_a_search_has_found_with_its_weights(tmp_path, capsys):
                 assert accuracy == pytest.approx(point["test_accuracy"], abs=1e-9)
     between = find_compressed(run, "search-s0", 0.5, 0.8)
     assert not between.measured and rebuild(between)[0](x[:3]).shape == (3, 10)
-    assert "search-s0" in (run / "report.html").read_text() or "joint" in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    section = page[page.index('<section id="compression">') :].partition("</section>")[0]
+    assert "Test accuracy by compression" in section and section.count(row["hypernet"]) >= 2
+    for one in row["rows"]:
+        assert percent(measure([one["curve"][1]["test_accuracy"]])) in section
