@@ -222,23 +222,24 @@ class Trainings:
 def rows_of(trainings: Trainings, outcomes: dict[str, Outcome]) -> list[dict[str, Any]]:
     """Of every data set, seed, arm and lambda the training that validation data choose."""
     best: dict[tuple[str, int, str, float], dict[str, Any]] = {}
+    failed: list[dict[str, Any]] = []
     tried: Counter[tuple[str, int, str, float]] = Counter()
     for name, key in trainings.of.items():
         target, seed, arm, lam = key
         head = {"data": target, "seed": seed, "arm": arm, "lambda": lam}
         if "error" in outcomes[name]:
-            best[key] = {**head, "error": outcomes[name]["error"]}
+            failed.append({**head, "error": outcomes[name]["error"]})
             continue
         result = outcomes[name]["result"]
         tried[key] += 1
         numbers = {k: result[k] for k in ("params", "macs", "val_accuracy", "test_accuracy")}
-        if key not in best or numbers["val_accuracy"] > best[key].get("val_accuracy", 2.0):
+        if key not in best or numbers["val_accuracy"] > best[key]["val_accuracy"]:
             best[key] = {**head, **numbers}
-    return [{**row, "tried": tried[key]} for key, row in best.items()]
+    return [*({**row, "tried": tried[key]} for key, row in best.items()), *failed]
 
 
 def gaps(rows: list[dict[str, Any]], target: str, other: str) -> list[float]:
-    """Predicted less another arm, in points of test accuracy: the mean over lambda, by seed."""
+    """Predicted less another arm, in points of test accuracy: the mean over lambda, by seed that has all of them."""
     by_arm: dict[str, dict[tuple[int, float], float]] = {"predicted": {}, other: {}}
     for row in rows:
         if row["data"] == target and row["arm"] in by_arm and "error" not in row:
@@ -247,7 +248,8 @@ def gaps(rows: list[dict[str, Any]], target: str, other: str) -> list[float]:
     for key, value in by_arm["predicted"].items():
         if key in by_arm[other]:
             by_seed[key[0]].append(value - by_arm[other][key])
-    return [statistics.fmean(values) for values in by_seed.values()]
+    most = len({lam for _, lam in by_arm["predicted"]})
+    return [statistics.fmean(values) for values in by_seed.values() if len(values) == most]
 
 
 def main() -> int:

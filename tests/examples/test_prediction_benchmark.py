@@ -278,7 +278,7 @@ def test_prediction(tmp_path: Path) -> None:
 
 
 def test_gaps_of_cells_by_hand() -> None:
-    """The mean over lambda, by seed; what has no counterpart does not count."""
+    """The mean over lambda, by seed; a seed in which one has no counterpart does not count."""
     script = module("prediction_cells")
     head = {"data": "a", "val_accuracy": 0.5}
     found = [
@@ -287,7 +287,13 @@ def test_gaps_of_cells_by_hand() -> None:
         for arm, lam, accuracy in (("predicted", 0.1, 0.9), ("predicted", 1.0, 0.7), ("random", 0.1, 0.8))
     ]
     found += [{**head, "seed": 0, "arm": "random", "lambda": 1.0, "test_accuracy": 0.72}, {"data": "a", "arm": "x"}]
-    assert script.gaps(found, "a", "random") == pytest.approx([(10 - 2) / 2, 9])
+    assert script.gaps(found, "a", "random") == pytest.approx([(10 - 2) / 2])
+    of = {f"try {i}": ("a", 0, "predicted", 0.1) for i in range(3)}
+    numbers = {"params": 1, "macs": 1, "test_accuracy": 0.5}
+    outcomes = {f"try {i}": {"result": {**numbers, "val_accuracy": v}} for i, v in ((0, 0.6), (2, 0.7))}
+    outcomes["try 1"] = {"error": "out of memory"}
+    best, failed = script.rows_of(SimpleNamespace(of=of), outcomes)
+    assert (best["val_accuracy"], best["tried"], failed["error"]) == (0.7, 2, "out of memory")
     assert script.gaps(found, "b", "random") == []
 
 
