@@ -70,7 +70,7 @@ class AtLambda:
 
 
 class HyperVariational(nn.Module):
-    """Any network of linear and convolutional layers, with weights q_lambda(w) = N(mu(lambda), sigma(lambda)^2).
+    """Any network of linear layers and 2d convolutions, with weights q_lambda(w) = N(mu(lambda), sigma(lambda)^2).
 
     Trained for all lambda of a range at once, they maximize the mean over lambda of
 
