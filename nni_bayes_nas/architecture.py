@@ -88,7 +88,7 @@ class Architecture:
             raise SpaceError(f"an architecture must choose every label of its space, but {missing[:3]} are missing.")
         if unknown := sorted(given - known):
             raise SpaceError(f"an architecture may choose labels of its space only, but {unknown[:3]} are unknown.")
-        error = space.check_contains(self._as_offered(space))
+        error = space.check_contains(self.as_offered(space))
         if error is not None:
             raise SpaceError(f"an architecture must take choices that its space offers: {error}")
 
@@ -99,9 +99,9 @@ class Architecture:
             SpaceError: As `check`.
         """
         self.check(space)
-        return space.freeze(self._as_offered(space))
+        return space.freeze(self.as_offered(space))
 
-    def _as_offered(self, space: Any) -> dict[str, Any]:
+    def as_offered(self, space: Any) -> dict[str, Any]:
         """The choices as the space has them: options that are tuples are lists in files."""
         found = dict(self.choices)
         for label, mutable in space.simplify().items():

@@ -215,13 +215,9 @@ def _ranked(
     """
     import random
 
-    import numpy as np
-
     from nni_bayes_nas.experiment.bank import vocabulary_of
     from nni_bayes_nas.prediction.baselines import draw_nets
-    from nni_bayes_nas.prediction.inner_search import train_all
     from nni_bayes_nas.prediction.many import Training
-    from nni_bayes_nas.prediction.ranker import describe, kendall, short_losses
     from nni_bayes_nas.prediction.relevance import order_of_features
     from nni_bayes_nas.prediction.sparse_architecture import of_columns
     from nni_bayes_nas.prediction.training import seeds_of
@@ -246,10 +242,27 @@ def _ranked(
             within.setdefault(budget, []).append(scores[::3])
     if not with_tau:
         return arms, seeds, {}
+    taus: dict[str, dict[str, float]] = {}
+    with contextlib.suppress(NumericsError):  # what diverges has no loss to be ordered by
+        taus = _taus(predictor, mixed, within, predicted, parts, order, how, seed)
+    return arms, seeds, taus
+
+
+def _taus(
+    predictor: Any, mixed: Any, within: Any, predicted: Any, parts: Any, order: Any, how: Any, seed: int
+) -> dict[str, dict[str, float]]:
+    """See `_ranked`."""
+    import numpy as np
+
+    from nni_bayes_nas.prediction.inner_search import train_all
+    from nni_bayes_nas.prediction.ranker import describe, kendall, short_losses
+    from nni_bayes_nas.prediction.sparse_architecture import of_columns
+    from nni_bayes_nas.prediction.training import seeds_of
+
     every = [net for nets in mixed.values() for net in nets]
     again = [[seed * 1009 + 10_007 * (repeat + 1) + i for i in range(len(every))] for repeat in (0, 1)]
     losses = [[loss for loss, _ in train_all(every, each, parts, how)] for each in again]
-    taus, at = {}, 0
+    taus, at = dict[str, dict[str, float]](), 0
     for budget, nets in mixed.items():
         one, two = (each[at : at + len(nets)] for each in losses)
         both, n, at = [(a + b) / 2 for a, b in zip(one, two, strict=True)], len(within[budget][0]), at + len(nets)
@@ -271,7 +284,7 @@ def _ranked(
             found = train_all(nets, seeds_of(seed * 1009 + repeat + 1, len(nets)), parts, how)
             both = [a + b for a, (b, _) in zip(both, found, strict=True)]
         taus[str(budget)]["own_tau"] = kendall(predictor.ranked(nets, parts, seed), both)
-    return arms, seeds, taus
+    return taus
 
 
 def beside(config: Any, parameters: dict[str, Any], directory: Path, report: Any) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def tuned_pruning(name: str, settings: Any, data: Any, budget: int, seed: int) -
 
 
 def pruned(name: str, settings: Any, data: Any, budget: int, seeds: list[int], every: Any) -> list[Any]:
-    """Networks that SNIP or magnitude makes of dense ones of some widths, activations and rates."""
+    """Networks that SNIP or magnitude makes of dense ones of some widths, activations and rates; None if it diverges."""
     from nni_bayes_nas.prediction.inner_search import strongest
     from nni_bayes_nas.prediction.many import Training
     from nni_bayes_nas.prediction.sparse_net import dense
@@ -80,9 +80,21 @@ def pruned(name: str, settings: Any, data: Any, budget: int, seeds: list[int], e
         places = [i for i, one in enumerate(every) if one[2] == rate]
         how = Training(settings.train_steps, learning_rate=rate * Training().learning_rate)
         some, own = [wholes[i] for i in places], [seeds[i] for i in places]
-        nets = strongest(some, data.parts, budget, own, how if name == "magnitude" else None)
+        trained = how if name == "magnitude" else None
+        try:
+            nets = strongest(some, data.parts, budget, own, trained)
+        except NumericsError:  # of one; the others are trained by themselves
+            nets = [_alone(*each, data.parts, budget, trained) for each in zip(some, own, strict=True)]
         found |= dict(zip(places, nets, strict=True))
     return [found[i] for i in range(len(wholes))]
+
+
+def _alone(whole: Any, seed: int, parts: Any, budget: int, how: Any) -> Any:
+    from nni_bayes_nas.prediction.inner_search import strongest
+
+    with contextlib.suppress(NumericsError):
+        return strongest([whole], parts, budget, [seed], how)[0]
+    return None
 
 
 def loss_of_other_form(*about: Any) -> float:
@@ -107,15 +119,22 @@ def of_other_form(name: Any, settings: Any, data: Any, budget: int, seed: int, a
 
 
 def finite(nets: list[Any], seeds: list[int], data: Any, how: Any) -> list[Any]:
-    """All side by side; where one diverges, which stops them all, one by one, and None in its place."""
+    """All side by side, or where one diverges, which stops them all, one by one: then the objects of each have an order
+    of their own. None in the place of what diverges, and of what is none already.
+    """
     from nni_bayes_nas.prediction.training import train_together
 
-    with contextlib.suppress(NumericsError):
-        return train_together(nets, seeds, data, how)
-    found: list[Any] = []
-    for net, seed in zip(nets, seeds, strict=True):
-        try:
-            found += train_together([net], [seed], data, how)
-        except NumericsError:
-            found.append(None)
+    there = [i for i, net in enumerate(nets) if net is not None]
+    found: list[Any] = [None] * len(nets)
+    try:
+        done = train_together([nets[i] for i in there], [seeds[i] for i in there], data, how)
+    except NumericsError:
+        done = []
+        for i in there:
+            try:
+                done += train_together([nets[i]], [seeds[i]], data, how)
+            except NumericsError:
+                done.append(None)
+    for i, one in zip(there, done, strict=True):
+        found[i] = one
     return found

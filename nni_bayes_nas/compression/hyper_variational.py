@@ -155,8 +155,8 @@ class HyperVariational(nn.Module):
         converted = variational_layers(network)
         if not converted:
             raise SpaceError(
-                f"a network must have linear or convolutional layers, {type(model).__name__} has none left; shorten "
-                "skip."
+                f"a network must have linear layers or 2d convolutions, {type(model).__name__} has none"
+                f"{' left; shorten skip' if skip else '; give another'}."
             )
         self.prunable = [_of(name, "weight") for name in converted]
         _check_frozen(model, self.prunable)
@@ -280,7 +280,8 @@ class HyperVariational(nn.Module):
     def get_extra_state(self) -> dict[str, Any]:
         """What the numbers mean: saved with them."""
         axis = None if self.axis is None else [type(self.axis).__name__, self.axis.low, self.axis.high]
-        options = {"kind": self.kind, "weights": self.weights, "prior": self.prior, "prior_sd": self.prior_sd}
+        options: dict[str, Any] = {"kind": self.kind, "weights": self.weights, "prior": self.prior}
+        options |= {"prior_sd": self.prior_sd} if self.prior in WITH_SD else {}
         shapes = {name: list(value.shape) for name, value in self.network.named_parameters()}
         sizes = {"rank": self.rank, "hidden": self.hidden} if self.kind in ("low_rank", "mlp") else {}
         knots = list(self.hyper.means.knots)

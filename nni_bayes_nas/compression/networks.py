@@ -85,4 +85,4 @@ def cnn(
 
 def _check_sizes(name: str, sizes: Sequence[int]) -> None:
     if any(size < 1 for size in sizes):
-        raise ConfigError(f"{name} must be at least 1 each, got {list(sizes)}; they are numbers of units.")
+        raise ConfigError(f"{name} must be at least 1 each, got {list(sizes)}; they are numbers of units or channels.")

@@ -200,11 +200,6 @@ def check(config: Config, data: DataSplits) -> None:
                 "`compress.structured` must have a layer before the last one whose neurons can go, but there is none\n"
                 "set it to false, or leave compress.skip out"
             )
-        if settings.structured:
-            try:
-                shrink(model.network)
-            except SpaceError as error:
-                raise ConfigError(f"`compress.structured` must have a chain: {error}\nset it to false") from error
         HyperVariationalModule(model, n_objects=len(data.train), **module_options(settings))
         outputs = _passed(model, data, 2)
         if not isinstance(outputs, torch.Tensor) or outputs.shape != (2, data.num_classes):
@@ -215,11 +210,20 @@ def check(config: Config, data: DataSplits) -> None:
             )
         share = settings.lambdas_per_step if settings.divide_batch and model.axis is not None else 1
         _passed(model.train(), data, min(2, settings.batch_size // share))
+        if settings.structured:
+            _check_chain(model.network.get_submodule("" if settings.inputs == "standardized" else _STANDARDIZED[:-1]))
     if settings.batch_size > len(data.train):
         raise ConfigError(
             f"`compress.batch_size` must be at most the {len(data.train)} training objects, got {settings.batch_size}\n"
             "lower it"
         )
+
+
+def _check_chain(network: nn.Module) -> None:
+    try:
+        shrink(network)
+    except SpaceError as error:
+        raise ConfigError(f"`compress.structured` must have a chain: {error}\nset it to false") from error
 
 
 def _check_used(settings: CompressConfig) -> None:

@@ -36,6 +36,8 @@ KEEPING: dict[Keeping, tuple[Part, ...]] = {"magnitude": (), "z": ("chain",), "r
 _TINY = 1e-30
 # Of variances, in units of their mean.
 _LEAST_VARIANCE = 1e-3
+# What tells entries of a group apart that have one random number, and groups never.
+_TIE = 1e-9
 
 
 def scores(
@@ -70,8 +72,10 @@ def scores(
         if together is None:
             return {n: torch.rand(p.shape, generator=generator).to(p) for n, p in statistics.parameters.items()}
         number = 1 + max((int(ids.max()) for ids in together.values() if ids.numel()), default=-1)
-        drawn = torch.rand(number, generator=generator)
-        return {n: drawn[together[n].cpu()].to(p) for n, p in statistics.parameters.items()}
+        drawn = torch.rand(number, generator=generator, dtype=torch.float64)
+        # Of the group that fits in part, entries at random too.
+        own = {n: _TIE * torch.rand(p.shape, generator=generator) for n, p in statistics.parameters.items()}
+        return {n: (drawn[together[n].cpu()] + own[n]).to(p.device) for n, p in statistics.parameters.items()}
     if criterion in ("effective_perturbation", "gradient"):
         if isinstance(statistics, AdamMoments):
             raise ConfigError(f"{criterion} is none of moments of gradients; give statistics of steps.")

@@ -84,6 +84,8 @@ def test_presets_are_configurations(preset: str) -> None:
     if preset != "smoke":  # other validation objects with every seed, the same ones in all arms
         assert all(f"s{job.config['data']['val_split']}-" in job.name for job in runs.first)
     for job in runs.first:
+        trained_on = (job.config.get("compress") or {}).get("posterior_finetune_epochs")
+        assert (trained_on is not None) == (job.name.endswith("-joint") and preset != "alone")
         assert Config.from_dict(job.config).experiment.device == ("gpu" if preset == "gpu" else "cpu")
 
 

@@ -239,6 +239,7 @@ def test_what_diverges_takes_nothing_with_it(monkeypatch: pytest.MonkeyPatch) ->
     finite = module("prediction_tuning").finite
     assert finite([1, 2], [7, 8], None, None) == [(1, 7), (2, 8)]
     assert finite([1, 3, 2], [7, 8, 9], None, None) == [(1, 7), None, (2, 9)]
+    assert finite([1, None, 2], [7, 8, 9], None, None) == [(1, 7), None, (2, 9)]
 
 
 def test_mnist_of_as_many_points_as_the_digits(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The benchmark of selection: what it compares and how, its arms, and the whole at its smallest size."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -277,6 +278,8 @@ def test_a_search_is_judged_by_the_arm_that_was_named() -> None:
         for seed in (0, 1, 2)
         for arm, accuracy, seconds in (("full", 90.0, 12.0), ("full, shorter", 88.0, 10.0), ("prefix 0.5", 90.5, 10.0))
     ]
+    assert script.arms_of(SimpleNamespace(data="mnist")) == ["full", "prefix 0.5"]
+    assert len(script.arms_of(SimpleNamespace(data="digits"))) == 6
     failed = {"arm": "prefix 0.5", "seed": 3, "error": "out of memory"}
     assert [target.value for target in script.targets([*found, failed])] == pytest.approx([1.2, 0.5, 2.5])
     assert [target.value for target in script.targets([failed])] == [None] * 3

@@ -39,7 +39,7 @@ def test_a_trial_for_every_kind_lambda_and_repeat():
     assert {spec.kind for spec in specs} == {"compress"}
     assert specs[-1].parameters == {"hypernet": "constant", "lambda": 1.0, "prior": "ard", "seed": 1}
     near = Compression(config(kinds=[], direct=[1, 1.0000001])).trials({}, set())
-    assert [spec.name for spec in near] == [f"compress-direct-lam{lam}-seed0" for lam in ("1", "1.0000001")]
+    assert [spec.name for spec in near] == [f"compress-direct-lam{lam}-seed0" for lam in ("1.0", "1.0000001")]
     several = Compression(config(priors=["ard", "fixed"])).trials({}, set())
     assert [spec.name for spec in several] == [f"compress-piecewise_linear-{p}-seed0" for p in ("ard", "fixed")]
     for spec in specs[1:]:
@@ -247,6 +247,9 @@ from torch import nn
 def narrow(shape, num_classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(63, num_classes))
 
+def bent(shape, num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(9, num_classes))
+
 def no_classes(shape):
     return nn.Linear(64, 10)
 
@@ -289,6 +292,7 @@ def normalized(shape, num_classes):
     ("name", "more", "match"),
     [
         ("narrow", {}, r"`compress.network` must take the data, but a pass of 2 objects of shape .* failed: "),
+        ("bent", {"structured": True}, r"`compress.network` must take the data, but a pass of 2 objects"),
         ("no_classes", {}, r"network `own_networks:no_classes` must accept its arguments, .*num_classes"),
         ("several", {}, r"`compress.network` must give 10 outputs for one object, .* gives a tuple"),
         ("frozen", {}, r"must have weights that learn, but those of 1 are frozen\nname it in compress.skip"),

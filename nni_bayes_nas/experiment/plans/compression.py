@@ -1,5 +1,6 @@
 """Hypernetworks of weights over lambda, and direct runs at single lambda beside them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from nni_bayes_nas.config import Config
@@ -18,7 +19,8 @@ class Compression:
         settings = config.compress
         seeds = range(config.seed, config.seed + settings.repeats)
         runs: list[tuple[str, dict[str, Any]]] = [(kind, {"hypernet": kind, "lambda": None}) for kind in settings.kinds]
-        runs += [(f"direct-lam{_name(lam)}", {"hypernet": "constant", "lambda": lam}) for lam in settings.direct]
+        direct = {_name(lam, settings.direct): lam for lam in settings.direct}
+        runs += [(f"direct-lam{name}", {"hypernet": "constant", "lambda": lam}) for name, lam in direct.items()]
         several = len(settings.priors) > 1
         self.specs = [
             TrialSpec(
@@ -50,6 +52,7 @@ class Compression:
         return {"searches": [], "architectures": [], "curves": {}, "compression": rows}
 
 
-def _name(lam: float) -> str:
-    """Short where that says which it is."""
-    return f"{lam:g}" if float(f"{lam:g}") == lam else repr(lam)
+def _name(lam: float, every: Sequence[float]) -> str:
+    """Short where that is no other's."""
+    short = f"{lam:g}"
+    return short if sum(f"{one:g}" == short for one in every) == 1 else repr(lam)
