@@ -69,7 +69,7 @@ def tuned_pruning(name: str, settings: Any, data: Any, budget: int, seed: int) -
 
 
 def pruned(name: str, settings: Any, data: Any, budget: int, seeds: list[int], every: Any) -> list[Any]:
-    """Networks that SNIP or magnitude makes of dense ones of some widths, activations and rates; None if it diverges."""
+    """Networks that SNIP or magnitude makes of dense ones of such widths, activations and rates; or None."""
     from nni_bayes_nas.prediction.inner_search import strongest
     from nni_bayes_nas.prediction.many import Training
     from nni_bayes_nas.prediction.sparse_net import dense
