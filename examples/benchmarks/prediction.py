@@ -61,7 +61,7 @@ from contract import correct, parse, write_result
 from prediction_jobs import BESIDE_BY, LEFT_OUT_BY, RANKED, SAME_SHAPE, SHUFFLED
 from prediction_results import DECODERS, OURS, SEARCH, Figures, kin, ours_of, pays_after, print_tables, targets
 from prediction_tuning import TUNED_BY
-from workers import Job, Outcome, Store, Workers
+from workers import Job, Outcome, Store, Workers, placeless
 
 from nni_bayes_nas.experiment.record import read_rows
 
@@ -189,7 +189,7 @@ def later_jobs(
 ) -> dict[tuple[str, int, str], Job]:
     """By the first of the data sets, seed, and decoder or "beside"."""
     # Seconds are no part of what is learned.
-    entries = [_placeless({k: v for k, v in row.items() if k != "seconds"}) for row in read_rows(bank)]
+    entries = [placeless({k: v for k, v in row.items() if k != "seconds"}) for row in read_rows(bank)]
     digest, found = hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16], {}
     for seed in seeds:
         for targets_ in left_out_together(options):
@@ -214,13 +214,6 @@ def later_jobs(
                 config = common(options, target)
                 found[target, seed, "beside"] = Job(name, f"{JOBS}:beside", config, parameters, (1, seed))
     return found
-
-
-def _placeless(value: Any) -> Any:
-    """Without where data lie, wherever that is said."""
-    if isinstance(value, dict):
-        return {key: _placeless(one) for key, one in value.items() if key != "root"}
-    return [_placeless(one) for one in value] if isinstance(value, list) else value
 
 
 def rows_of(target: str, seed: int, what: str, outcome: Outcome) -> list[dict[str, Any]]:

@@ -80,10 +80,9 @@ class Job:
         if self.kind not in _PREDICT and not self.kind.startswith("prediction"):
             unused.add("predict")
         config = {name: _given(section) for name, section in config.items() if name not in unused}
-        config["data"] = _placeless(config["data"])
+        config["data"] = placeless(config["data"])
         if "predict" in config:
-            sources = [_placeless(source) for source in config["predict"]["sources"]]
-            config["predict"] = {**config["predict"], "sources": sources}
+            config["predict"] = {**config["predict"], "sources": placeless(config["predict"]["sources"])}
         # The path of a bank neither: what is in it has a digest beside.
         parameters = {name: value for name, value in self.parameters.items() if name not in ("trial", "bank")}
         parts = json.dumps([_ALGORITHM, self.kind, config, parameters], sort_keys=True)
@@ -95,10 +94,11 @@ def _given(section: Any) -> Any:
     return {key: value for key, value in section.items() if value is not None} if isinstance(section, dict) else section
 
 
-def _placeless(data: dict[str, Any]) -> dict[str, Any]:
-    """A section of data without where they lie."""
-    kept = {key: value for key, value in data.items() if key not in ("root", "download")}
-    return {**kept, "args": {key: value for key, value in (kept.get("args") or {}).items() if key != "root"}}
+def placeless(value: Any) -> Any:
+    """Sections of data, or what holds them, without where the data lie."""
+    if isinstance(value, dict):
+        return {key: placeless(one) for key, one in value.items() if key not in ("root", "download")}
+    return [placeless(one) for one in value] if isinstance(value, list) else value
 
 
 class Store:

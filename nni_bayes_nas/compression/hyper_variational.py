@@ -15,7 +15,7 @@ from nni_bayes_nas.bayes import normal
 from nni_bayes_nas.coercion import require
 from nni_bayes_nas.complexity.axis import Axis, LambdaAxis, LiteralAxis
 from nni_bayes_nas.compression.lambda_weights import LambdaWeights, refuse_others, settle
-from nni_bayes_nas.compression.weight_hypernet import Kind, unused_option
+from nni_bayes_nas.compression.weight_hypernet import Kind, options_of, unused_option
 from nni_bayes_nas.errors import ConfigError, SpaceError
 from nni_bayes_nas.layers.gaussian_output import Estimator
 from nni_bayes_nas.layers.normalization import recalibrate
@@ -283,7 +283,7 @@ class HyperVariational(nn.Module):
         options: dict[str, Any] = {"kind": self.kind, "weights": self.weights, "prior": self.prior}
         options |= {"prior_sd": self.prior_sd} if self.prior in WITH_SD else {}
         shapes = {name: list(value.shape) for name, value in self.network.named_parameters()}
-        sizes = {"rank": self.rank, "hidden": self.hidden} if self.kind in ("low_rank", "mlp") else {}
+        sizes = options_of(self.kind, {"rank": self.rank, "hidden": self.hidden})
         knots = list(self.hyper.means.knots)
         return {**options, "axis": axis, "single": self.single, "knots": knots, **sizes, "shapes": shapes}
 

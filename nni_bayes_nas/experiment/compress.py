@@ -200,7 +200,7 @@ def check(config: Config, data: DataSplits) -> None:
                 "`compress.structured` must have a layer before the last one whose neurons can go, but there is none\n"
                 "set it to false, or leave compress.skip out"
             )
-        HyperVariationalModule(model, n_objects=len(data.train), **module_options(settings))
+        module = HyperVariationalModule(model, n_objects=len(data.train), **module_options(settings))
         outputs = _passed(model, data, 2)
         if not isinstance(outputs, torch.Tensor) or outputs.shape != (2, data.num_classes):
             given = tuple(outputs.shape[1:]) if isinstance(outputs, torch.Tensor) else f"a {type(outputs).__name__}"
@@ -208,7 +208,7 @@ def check(config: Config, data: DataSplits) -> None:
                 f"`compress.network` must give {data.num_classes} outputs for one object, `{settings.network}` gives "
                 f"{given}\nend it in a layer with one output per class"
             )
-        share = settings.lambdas_per_step if settings.divide_batch and model.axis is not None else 1
+        share = module.lambdas_per_step if settings.divide_batch else 1
         _passed(model.train(), data, min(2, settings.batch_size // share))
         if settings.structured:
             _check_chain(model.network.get_submodule("" if settings.inputs == "standardized" else _STANDARDIZED[:-1]))
