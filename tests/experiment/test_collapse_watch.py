@@ -29,7 +29,9 @@ def searched(folder, config):
     return run_search(config, {"trial": "search-s0", "seed": 0}, folder, lambda row: None)
 
 
-@pytest.mark.parametrize("strategy", ["regularized_darts", "dirichlet_darts", "hyper_darts"])
+@pytest.mark.parametrize(
+    "strategy", ["regularized_darts", "dirichlet_darts", pytest.param("hyper_darts", marks=pytest.mark.slow)]
+)
 def test_signs_are_logged_and_change_nothing(tmp_path, strategy):
     plain = searched(tmp_path / "plain", settings(strategy))
     watched = searched(tmp_path / "watched", settings(strategy, collapse="watch"))

@@ -119,7 +119,7 @@ def recorded(monkeypatch):
         {"execution": "fused"},
         pytest.param({"execution": "fused", "normalize": True}, marks=pytest.mark.slow),
         pytest.param({"execution": "fused", "lambda_per": "object", "hypernet": "linear"}, marks=pytest.mark.slow),
-        {"order": 2},
+        pytest.param({"order": 2}, marks=pytest.mark.slow),
         pytest.param({"order": 2, "second_order": "finite_difference"}, marks=pytest.mark.slow),
     ],
     ids=str,

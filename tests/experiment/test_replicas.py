@@ -183,6 +183,7 @@ def test_one_that_fails_ends_alone(tmp_path, monkeypatch, where):
         run_searches(config(), {"trial": "t", "seeds": {"search-s9": 1, "search-s8": 1}}, tmp_path / "t", print)
 
 
+@pytest.mark.slow
 def test_a_stopped_meeting_goes_on(tmp_path, monkeypatch):
     parameters = {"trial": "t", "seeds": {f"search-s{i}": i for i in range(2)}}
     whole = run_searches(config(), parameters, tmp_path / "whole" / "t", lambda row: None)
