@@ -90,7 +90,7 @@ def seconds(rows: list[dict[str, Any]], arm: str) -> float:
 def print_tables(rows: list[dict[str, Any]]) -> None:
     """The smallest networks that are good enough; and what is read off the joint search and the separate ones."""
     print(f"\nlargest compression with at most {LOSS} points lost on validation data")
-    for arm in ARMS:
+    for arm in (arm for arm in ARMS if any(row["arm"] == arm for row in rows)):
         point = best(rows, arm)
         said = "none"
         if point is not None:
