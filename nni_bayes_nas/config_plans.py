@@ -87,6 +87,7 @@ class CompressConfig:
         structured: Whether whole neurons and filters go, of a network that is a chain, which becomes a smaller one.
         finetune_epochs: What is pruned is trained on for so many, by plain cross-entropy.
         finetune_learning_rate: At their first step.
+        finetune_batch_size: Of their steps; null: `batch_size`.
         posterior_finetune_epochs: What is read off is also trained on at its lambda by the bound, before it is pruned,
             at the rates of this section, of searches too.
         draws: Of the weights, for the predictive distribution.
@@ -128,6 +129,7 @@ class CompressConfig:
     structured: bool = False
     finetune_epochs: int = 0
     finetune_learning_rate: float = 1e-3
+    finetune_batch_size: int | None = None
     posterior_finetune_epochs: int | None = None
     draws: int = 10
     repeats: int = 1
@@ -136,6 +138,8 @@ class CompressConfig:
         for name in ("epochs", "batch_size", "lambdas_per_step", "draws", "repeats", "rank", "hidden"):
             require_at_least(f"compress.{name}", getattr(self, name), 1)
         require_at_least("compress.finetune_epochs", self.finetune_epochs, 0)
+        if self.finetune_batch_size is not None:
+            require_at_least("compress.finetune_batch_size", self.finetune_batch_size, 1)
         if self.posterior_finetune_epochs is not None:
             require_at_least("compress.posterior_finetune_epochs", self.posterior_finetune_epochs, 1)
             rule = "must be left out where compress.weights is point: points have no bound"

@@ -212,11 +212,11 @@ def check(config: Config, data: DataSplits) -> None:
         _passed(model.train(), data, min(2, settings.batch_size // share))
         if settings.structured:
             _check_chain(model.network.get_submodule("" if settings.inputs == "standardized" else _STANDARDIZED[:-1]))
-    if settings.batch_size > len(data.train):
-        raise ConfigError(
-            f"`compress.batch_size` must be at most the {len(data.train)} training objects, got {settings.batch_size}\n"
-            "lower it"
-        )
+    for name, size in (("batch_size", settings.batch_size), ("finetune_batch_size", settings.finetune_batch_size or 1)):
+        if size > len(data.train):
+            raise ConfigError(
+                f"`compress.{name}` must be at most the {len(data.train)} training objects, got {size}\nlower it"
+            )
 
 
 def _check_chain(network: nn.Module) -> None:

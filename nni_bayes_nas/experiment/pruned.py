@@ -177,6 +177,6 @@ def _finetune(
 ) -> None:
     """Some epochs on what is left."""
     evaluation.quiet_lightning()
-    loader = batches(data.train, settings.batch_size, seed=seed)
+    loader = batches(data.train, settings.finetune_batch_size or settings.batch_size, seed=seed)
     with tuning():
         finetune(network, loader, settings.finetune_epochs, settings.finetune_learning_rate)

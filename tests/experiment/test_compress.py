@@ -8,6 +8,7 @@ import torch
 from nni_bayes_nas.compression import kept
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.experiment import pruned
 from nni_bayes_nas.experiment.build import validate
 from nni_bayes_nas.experiment.compress import build_model, build_network, run_compress
 from nni_bayes_nas.experiment.data import load_data
@@ -77,6 +78,17 @@ def test_what_a_trial_gives(result):
     assert [row["epoch"] for row in seen] == [0, 1, 2, 3] and all(0 <= row["default"] <= 1 for row in seen)
     assert found["training_seconds"] <= found["seconds"]
     assert {"model.pt", "data.json", "metrics.jsonl"} <= {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(("size", "of_a_step"), [(None, 64), (16, 16)])
+def test_batches_of_what_is_pruned(tmp_path, monkeypatch, size, of_a_step):
+    """Of the training, unless they are given."""
+    seen = []
+    monkeypatch.setattr(pruned, "finetune", lambda network, loader, *rest: seen.append(len(next(iter(loader))[1])))
+    parameters = {"trial": "x", "hypernet": "constant", "lambda": 1.0, "seed": 0}
+    settings = config(finetune_epochs=1, finetune_batch_size=size, epochs=1, fractions=[0.9], kinds=[], direct=[1.0])
+    run_compress(settings, parameters, tmp_path, lambda row: None)
+    assert seen == [of_a_step]
 
 
 def test_the_hypernetwork_is_kept(result):
@@ -196,6 +208,8 @@ def test_networks_by_name_and_from_a_search(tmp_path):
         ({"network_args": {"hidden": [0]}}, r"hidden must be at least 1 each, got \[0\]"),
         ({"network": "cnn", "network_args": {"channels": [4, 4, 4, 4]}}, "needs images of at least 16 pixels"),
         ({"batch_size": 4000}, "compress.batch_size` must be at most the"),
+        ({"finetune_batch_size": 4000}, "compress.finetune_batch_size` must be at most the"),
+        ({"finetune_batch_size": 0}, "compress.finetune_batch_size` must be at least 1"),
         ({"lambda_range": [0.0, 1.0], "lambdas": [0.5]}, "0 < low < high"),
         ({"knots": 1}, "knots must be at least 2"),
         ({"fractions": [1.0]}, r"compress.fractions` must be shares that are left out, in \[0, 1\), got 1"),
