@@ -25,7 +25,7 @@ WIDE = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 DENSE = {"weights": "point", "priors": ["fixed"]}
 COMPRESSIONS = (1, 10, 20, 50, 68, 100)
 SHARES = (0.0, 0.5, 0.7, 0.8, 0.9)
-# Of LeNet-300-100, chosen by 9,000 validation images on another seed, of batches of 32 to 256 and rates of .0005 to .016.
+# Of LeNet-300-100: by 9,000 validation images, another seed, of batches of 32 to 256 and rates of .0005 to .016.
 FINETUNING = {"finetune_batch_size": 64, "finetune_learning_rate": 8e-3}
 
 
