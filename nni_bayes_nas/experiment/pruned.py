@@ -6,7 +6,6 @@ import contextlib
 import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,11 +17,11 @@ from nni_bayes_nas.complexity.measure import count_parameters
 from nni_bayes_nas.compression.curve import accuracy_pruning_curve, description_length
 from nni_bayes_nas.compression.hyper_variational import expected_log_likelihood
 from nni_bayes_nas.compression.packing import pack
-from nni_bayes_nas.compression.pruning import kept, mean_network, prune
+from nni_bayes_nas.compression.pruning import kept, mean_network, prune, silence
 from nni_bayes_nas.compression.shrink import shrink
 from nni_bayes_nas.compression.training import finetune
 from nni_bayes_nas.config import CompressConfig
-from nni_bayes_nas.errors import SpaceError
+from nni_bayes_nas.errors import NumericsError, SpaceError
 from nni_bayes_nas.experiment import evaluator as evaluation
 from nni_bayes_nas.experiment.data import DataSplits, batches, first_batches
 from nni_bayes_nas.experiment.uncertainty import ensemble, scores
@@ -65,7 +64,7 @@ def look_at(
         "test_ece"); of Gaussian layers those of the predictive distribution ("predictive"), "z_above_1", weights above
         one standard deviation, and "bits", see `description_length`; "curve": by fraction, on validation and test data,
         with the file of the network and its length ("file", "bytes") and the parameters of the smaller dense one
-        ("params") where whole neurons go and the network is a chain.
+        ("params") where whole neurons go and the network is a chain; "finetuned" with its "learning_rate".
     """
     inputs = calibration(data, next(network.parameters()).device)
     plain = mean_network(network).eval()
@@ -82,9 +81,10 @@ def look_at(
         row["z_above_1"] = kept(cut)
         row["bits"] = {name: round(value) for name, value in description_length(cut).items()}
     parts = {"val": data.val, "test": data.test}
-    tune = (
-        partial(_finetune, data=data, settings=settings, seed=seed, tuning=tuning) if settings.finetune_epochs else None
-    )
+    rates = list[float]()
+
+    def tune(pruned: nn.Module) -> None:
+        rates.append(_finetune(pruned, data, settings, seed, inputs, tuning))
 
     def evaluate(pruned: nn.Module) -> dict[str, float]:
         found = {f"{name}_accuracy": _accuracy(pruned, part) for name, part in parts.items()}
@@ -94,6 +94,8 @@ def look_at(
         return found
 
     def keep(point: dict[str, Any], pruned: nn.Module) -> None:
+        if rates:
+            point["finetuned"]["learning_rate"] = rates[-1]
         point["file"] = f"{stem}-fraction{point['fraction']}.pt"
         packed = pack(pruned).eval()
         torch.save(packed.cpu().state_dict(), folder / point["file"])
@@ -107,7 +109,7 @@ def look_at(
         scope=settings.scope,
         structured=settings.structured,
         calibration=inputs,
-        finetune=tune,
+        finetune=tune if settings.finetune_epochs else None,
         keep=keep,
     )
     return row
@@ -169,14 +171,34 @@ def _accuracy(network: nn.Module, objects: Any) -> float:
 
 def _finetune(
     network: nn.Module,
-    *,
     data: DataSplits,
     settings: CompressConfig,
     seed: int,
+    inputs: list[Tensor],
     tuning: Callable[[], AbstractContextManager[None]],
-) -> None:
-    """Some epochs on what is left."""
+) -> float:
+    """Some epochs on what is left, at the rate that validation data prefer, the first of equals; which it gives."""
     evaluation.quiet_lightning()
-    loader = batches(data.train, settings.finetune_batch_size or settings.batch_size, seed=seed)
-    with tuning():
-        finetune(network, loader, settings.finetune_epochs, settings.finetune_learning_rate)
+    rates, before, best = settings.finetune_learning_rates, copy.deepcopy(network.state_dict()), -1.0
+    found, state = rates[0], before
+    for rate in rates:
+        network.load_state_dict(before)
+        # Of its own: a loader goes on from the epoch that it is in.
+        loader = batches(data.train, settings.finetune_batch_size or settings.batch_size, seed=seed)
+        try:
+            with tuning():
+                finetune(network, loader, settings.finetune_epochs, rate)
+        except NumericsError:
+            if rate == rates[-1] and best < 0:
+                raise
+            continue  # too large a rate is not preferred
+        if len(rates) == 1:
+            return rate
+        if settings.structured:
+            silence(network)
+        recalibrate(network, inputs)
+        accuracy = _accuracy(network.eval(), data.val)
+        if accuracy > best:
+            found, best, state = rate, accuracy, copy.deepcopy(network.state_dict())
+    network.load_state_dict(state)
+    return found

@@ -91,6 +91,23 @@ def test_batches_of_what_is_pruned(tmp_path, monkeypatch, size, of_a_step):
     assert seen == [of_a_step]
 
 
+def test_validation_data_prefer_a_rate(tmp_path):
+    """Of two; a rate at which it diverges is none, and what is kept is what was trained at the one preferred."""
+    parameters = {"trial": "x", "hypernet": "constant", "lambda": 1.0, "seed": 0}
+
+    def tuned(name, rates):
+        (tmp_path / name).mkdir()
+        settings = config(finetune_epochs=2, finetune_learning_rate=rates, epochs=2, kinds=[], direct=[1.0])
+        return run_compress(settings, parameters, tmp_path / name, lambda row: None)["compression"][0]["curve"]
+
+    small, large, both = tuned("small", 1e-6), tuned("large", 0.03), tuned("both", [1e-6, 0.03])
+    for one, other, found in zip(small, large, both, strict=True):
+        assert found["finetuned"] == max(one, other, key=lambda point: point["finetuned"]["val_accuracy"])["finetuned"]
+    assert large[1]["finetuned"]["val_accuracy"] > small[1]["finetuned"]["val_accuracy"]
+    diverging = tuned("diverging", [1e30, 0.03])
+    assert [point["finetuned"] for point in diverging] == [point["finetuned"] for point in large]
+
+
 def test_the_hypernetwork_is_kept(result):
     """Any lambda can be read off later."""
     found, folder, _ = result
@@ -218,6 +235,11 @@ def test_networks_by_name_and_from_a_search(tmp_path):
         ({"lambdas": []}, "compress.lambdas` must name what is read off"),
         ({"lambdas": [0.1, 0.1]}, "compress.lambdas` must be distinct"),
         ({"finetune_learning_rate": 0.0}, "compress.finetune_learning_rate` must be positive"),
+        (
+            {"finetune_learning_rate": [0.1, 0.1]},
+            r"finetune_learning_rate` must be a rate, or distinct ones, got \[0.1",
+        ),
+        ({"finetune_learning_rate": []}, r"finetune_learning_rate` must be a rate, or distinct ones, got \[\]"),
         ({"divide_batch": True, "lambdas_per_step": 65}, "compress.lambdas_per_step` must leave an object"),
         ({"direct": [1.0, 0.0], "priors": ["ard", "scaled"]}, "lambda must be above 0 with the prior 'scaled'"),
         ({"direct": [-1.0]}, "compress.direct` must not be negative"),
