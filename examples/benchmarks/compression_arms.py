@@ -25,8 +25,8 @@ WIDE = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 DENSE = {"weights": "point", "priors": ["fixed"]}
 COMPRESSIONS = (1, 10, 20, 50, 68, 100)
 SHARES = (0.0, 0.5, 0.7, 0.8, 0.9)
-# Of LeNet-300-100, by 9,000 validation images and another seed, of batches of 32 to 256 and rates of .0005 to .016. Where
-# little is cut a small rate is best, where much is a large one; validation images choose, for every network that is cut.
+# Of LeNet-300-100, by 9,000 validation images and another seed, of batches of 32 to 256, rates of .0005 to .016: where
+# little is cut a small rate is best, where much is a large one. Validation images choose, for every network.
 FINETUNING = {"finetune_batch_size": 128, "finetune_learning_rate": [0.001, 0.016]}
 
 
