@@ -31,6 +31,7 @@ def run_rows(arm: str, job: Job, outcome: Outcome) -> list[dict[str, Any]]:
                     for part in ("val", "test")
                     if "finetuned" in point
                 },
+                "tuned_at": point.get("finetuned", {}).get("learning_rate"),
             }
             for point in found["curve"]
         ]

@@ -272,8 +272,10 @@ def finetune(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, loader)
-    network.to(device).train(mode)  # Lightning has moved it back
+    try:
+        trainer.fit(module, loader)
+    finally:
+        network.to(device).train(mode)  # Lightning has moved it back
 
 
 class _Finetuning(pl.LightningModule):

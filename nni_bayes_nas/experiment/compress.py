@@ -209,7 +209,10 @@ def check(config: Config, data: DataSplits) -> None:
                 f"{given}\nend it in a layer with one output per class"
             )
         share = module.lambdas_per_step if settings.divide_batch else 1
-        _passed(model.train(), data, min(2, settings.batch_size // share))
+        smallest = [settings.batch_size // share]
+        if settings.finetune_epochs and settings.finetune_batch_size is not None:
+            smallest.append(settings.finetune_batch_size)
+        _passed(model.train(), data, min(2, *smallest))
         if settings.structured:
             _check_chain(model.network.get_submodule("" if settings.inputs == "standardized" else _STANDARDIZED[:-1]))
     for name, size in (("batch_size", settings.batch_size), ("finetune_batch_size", settings.finetune_batch_size or 1)):

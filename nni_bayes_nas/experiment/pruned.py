@@ -186,7 +186,9 @@ def _finetune(
         # Of its own: a loader goes on from the epoch that it is in.
         loader = batches(data.train, settings.finetune_batch_size or settings.batch_size, seed=seed)
         try:
-            with tuning():
+            # The same random numbers for every rate, and for what comes after them.
+            with tuning(), torch.random.fork_rng():
+                torch.manual_seed(seed)
                 finetune(network, loader, settings.finetune_epochs, rate)
         except NumericsError:
             if rate == rates[-1] and best < 0:

@@ -104,8 +104,8 @@ def test_validation_data_prefer_a_rate(tmp_path):
     for one, other, found in zip(small, large, both, strict=True):
         assert found["finetuned"] == max(one, other, key=lambda point: point["finetuned"]["val_accuracy"])["finetuned"]
     assert large[1]["finetuned"]["val_accuracy"] > small[1]["finetuned"]["val_accuracy"]
-    diverging = tuned("diverging", [1e30, 0.03])
-    assert [point["finetuned"] for point in diverging] == [point["finetuned"] for point in large]
+    for name, rates in (("turned", [0.03, 1e-6]), ("diverging", [1e30, 0.03]), ("diverging-last", [0.03, 1e30])):
+        assert [point["finetuned"] for point in tuned(name, rates)] == [point["finetuned"] for point in large], name
 
 
 def test_the_hypernetwork_is_kept(result):
