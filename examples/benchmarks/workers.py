@@ -26,7 +26,7 @@ from nni_bayes_nas.config import Config
 from nni_bayes_nas.experiment import processes
 from nni_bayes_nas.experiment.environment import cpu_model, git_commit
 from nni_bayes_nas.experiment.record import read_rows, write_rows
-from nni_bayes_nas.experiment.trial import KINDS, set_threads
+from nni_bayes_nas.experiment.trial import KINDS, set_threads, set_torch
 from nni_bayes_nas.registry import resolve
 
 Outcome = dict[str, Any]
@@ -252,14 +252,13 @@ def _prepare() -> None:
 
     processes.die_with_parent()
     warnings.filterwarnings("ignore")
-    import torch
 
     from nni_bayes_nas.experiment.data import KEPT
 
     KEPT.set({})
     # Of every job: a benchmark may go on with other code on another machine, and its later processes import anew.
     _MADE.update(commit=git_commit(Path(__file__).resolve().parent), cpu=cpu_model())
-    torch.set_num_threads(1)
+    set_torch(1)
     logging.getLogger("nni").setLevel(logging.ERROR)
 
 

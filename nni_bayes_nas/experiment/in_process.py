@@ -23,6 +23,7 @@ from nni_bayes_nas.experiment.search import run_search
 from nni_bayes_nas.experiment.stopwatch import RunClock, process_age
 from nni_bayes_nas.experiment.summary import summarize
 from nni_bayes_nas.experiment.tasks import task_of
+from nni_bayes_nas.experiment.trial import set_torch
 
 _SEARCHES = {"search": run_search, "searches": run_searches}
 
@@ -53,7 +54,7 @@ def search_in_process(config: Config, output: Path, resume: bool, command: str) 
     resources = Resources.choose(config.experiment)
     require_cuda(config)
     config = validate(config)
-    torch.set_num_threads(resources.threads * resources.concurrency)
+    set_torch(resources.threads * resources.concurrency)
     with processes.sole(output):
         _search(config, output, resume, command, resources)
 
