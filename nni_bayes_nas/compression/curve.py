@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nni_bayes_nas.coercion import require
 from nni_bayes_nas.compression.pruning import (
     Scope,
     apply_masks,
@@ -20,7 +22,7 @@ from nni_bayes_nas.compression.pruning import (
     scores,
     silence,
 )
-from nni_bayes_nas.errors import ConfigError, SpaceError
+from nni_bayes_nas.errors import ConfigError, NumericsError, SpaceError
 from nni_bayes_nas.layers.normalization import recalibrate
 from nni_bayes_nas.layers.variational import collect_kl, variational_layers
 
@@ -33,7 +35,9 @@ def accuracy_pruning_curve(
     scope: Scope = "global",
     structured: bool = False,
     calibration: Iterable[Tensor] = (),
-    finetune: Callable[[nn.Module], None] | None = None,
+    finetune: Callable[[nn.Module, float], None] | None = None,
+    learning_rates: Sequence[float] = (1e-3,),
+    prefer: Callable[[nn.Module], float] | None = None,
     keep: Callable[[dict[str, Any], nn.Module], None] | None = None,
 ) -> list[dict[str, Any]]:
     """What `evaluate` says of the network of the means with shares of its weights left out.
@@ -45,17 +49,26 @@ def accuracy_pruning_curve(
         scope: See `masks`.
         structured: Whole neurons and filters; the last layer, whose rows are outputs, then stays whole.
         calibration: Batches of inputs for batch normalization, whose statistics change with what is left out.
-        finetune: Trains a pruned network further, in place; None for none.
+        finetune: Trains a pruned network further, in place, at a rate; None for none.
+        learning_rates: For `finetune`. Of several, every network that is cut takes the one that is worth most after it,
+            the first of equals, without those whose training fails by its numbers.
+        prefer: What a network in evaluation mode is worth, by data that are neither training nor test data.
         keep: Called with every row and its network, as it is in the end.
 
     Returns:
         Rows "fraction", "kept" (weights), "compression" (weights / kept), what `evaluate` gives, and with `finetune`
-        the same after it as "finetuned".
+        the same after it, and its "learning_rate", as "finetuned".
 
     Raises:
-        ConfigError: As `masks`.
+        ConfigError: As `masks`, no rate, or several and nothing that prefers one.
         SpaceError: Whole neurons, of a network of one layer.
+        NumericsError: Training failed at every rate.
     """
+    require(len(learning_rates) > 0, "learning_rates", "must name at least one", learning_rates, "0.001 is usual")
+    if len(learning_rates) > 1 and finetune is not None and prefer is None:
+        raise ConfigError(
+            f"prefer must be given to choose among {len(learning_rates)} learning rates; pass one of them."
+        )
     found, inputs = scores(network), list(calibration)
     total = sum(layer.weight.numel() for layer in prunable(network).values())
     if structured:
@@ -66,26 +79,52 @@ def accuracy_pruning_curve(
             )
     # All of them before any time is spent.
     left_in = [masks(found, fraction=fraction, scope=scope, structured=structured) for fraction in fractions]
+
+    def ready(pruned: nn.Module) -> nn.Module:
+        if structured:  # constants of filters that are gone may have learned, behind other activations than ReLU
+            silence(pruned)
+        recalibrate(pruned, inputs)
+        return pruned.eval()
+
     rows = []
     for fraction, stays in zip(fractions, left_in, strict=True):
         pruned = mean_network(network)
         apply_masks(pruned, stays)
-        if structured:
-            silence(pruned)
-        recalibrate(pruned, inputs)
+        ready(pruned)
         left = kept(pruned)
         row: dict[str, Any] = {"fraction": fraction, "kept": left, "compression": total / max(1, left)}
-        row |= evaluate(pruned.eval())
+        row |= evaluate(pruned)
         if finetune is not None:
-            finetune(pruned)
-            if structured:  # constants of filters that are gone may have learned, behind other activations than ReLU
-                silence(pruned)
-            recalibrate(pruned, inputs)
-            row["finetuned"] = evaluate(pruned.eval())
+            pruned, rate = _preferred(pruned, finetune, learning_rates, ready, prefer or (lambda network: 0.0))
+            row["finetuned"] = {**evaluate(pruned), "learning_rate": rate}
         if keep is not None:
             keep(row, pruned)
         rows.append(row)
     return rows
+
+
+def _preferred(
+    network: nn.Module,
+    finetune: Callable[[nn.Module, float], None],
+    learning_rates: Sequence[float],
+    ready: Callable[[nn.Module], nn.Module],
+    worth: Callable[[nn.Module], float],
+) -> tuple[nn.Module, float]:
+    """The copy that is worth most after its training, and its rate; the network is left alone."""
+    found: list[tuple[float, nn.Module, float]] = []
+    failed: NumericsError | None = None
+    for rate in learning_rates:
+        one = copy.deepcopy(network)
+        try:
+            finetune(one, rate)
+        except NumericsError as error:  # too large a rate is not preferred
+            failed = error
+            continue
+        found.append((worth(ready(one)), one, rate))
+    if failed is not None and not found:
+        raise failed
+    _, best, rate = max(found, key=lambda item: item[0])
+    return best, rate
 
 
 def description_length(network: nn.Module, precision: int = 32) -> dict[str, float]:

@@ -17,11 +17,11 @@ from nni_bayes_nas.complexity.measure import count_parameters
 from nni_bayes_nas.compression.curve import accuracy_pruning_curve, description_length
 from nni_bayes_nas.compression.hyper_variational import expected_log_likelihood
 from nni_bayes_nas.compression.packing import pack
-from nni_bayes_nas.compression.pruning import kept, mean_network, prune, silence
+from nni_bayes_nas.compression.pruning import kept, mean_network, prune
 from nni_bayes_nas.compression.shrink import shrink
 from nni_bayes_nas.compression.training import finetune
 from nni_bayes_nas.config import CompressConfig
-from nni_bayes_nas.errors import NumericsError, SpaceError
+from nni_bayes_nas.errors import SpaceError
 from nni_bayes_nas.experiment import evaluator as evaluation
 from nni_bayes_nas.experiment.data import DataSplits, batches, first_batches
 from nni_bayes_nas.experiment.uncertainty import ensemble, scores
@@ -81,10 +81,15 @@ def look_at(
         row["z_above_1"] = kept(cut)
         row["bits"] = {name: round(value) for name, value in description_length(cut).items()}
     parts = {"val": data.val, "test": data.test}
-    rates = list[float]()
 
-    def tune(pruned: nn.Module) -> None:
-        rates.append(_finetune(pruned, data, settings, seed, inputs, tuning))
+    def tune(pruned: nn.Module, rate: float) -> None:
+        evaluation.quiet_lightning()
+        # Of its own: a loader goes on from the epoch that it is in.
+        loader = batches(data.train, settings.finetune_batch_size or settings.batch_size, seed=seed)
+        # The same random numbers for every rate, and for what comes after them.
+        with tuning(), torch.random.fork_rng():
+            torch.manual_seed(seed)
+            finetune(pruned, loader, settings.finetune_epochs, rate)
 
     def evaluate(pruned: nn.Module) -> dict[str, float]:
         found = {f"{name}_accuracy": _accuracy(pruned, part) for name, part in parts.items()}
@@ -94,8 +99,6 @@ def look_at(
         return found
 
     def keep(point: dict[str, Any], pruned: nn.Module) -> None:
-        if rates:
-            point["finetuned"]["learning_rate"] = rates[-1]
         point["file"] = f"{stem}-fraction{point['fraction']}.pt"
         packed = pack(pruned).eval()
         torch.save(packed.cpu().state_dict(), folder / point["file"])
@@ -110,6 +113,8 @@ def look_at(
         structured=settings.structured,
         calibration=inputs,
         finetune=tune if settings.finetune_epochs else None,
+        learning_rates=settings.finetune_learning_rates,
+        prefer=lambda pruned: _accuracy(pruned, data.val),
         keep=keep,
     )
     return row
@@ -167,40 +172,3 @@ def _predicted(network: nn.Module, objects: Any) -> tuple[Tensor, Tensor]:
 def _accuracy(network: nn.Module, objects: Any) -> float:
     log_probs, y = _predicted(network, objects)
     return float((log_probs.argmax(-1) == y).double().mean())
-
-
-def _finetune(
-    network: nn.Module,
-    data: DataSplits,
-    settings: CompressConfig,
-    seed: int,
-    inputs: list[Tensor],
-    tuning: Callable[[], AbstractContextManager[None]],
-) -> float:
-    """Some epochs on what is left, at the rate that validation data prefer, the first of equals; which it gives."""
-    evaluation.quiet_lightning()
-    rates, before, best = settings.finetune_learning_rates, copy.deepcopy(network.state_dict()), -1.0
-    found, state = rates[0], before
-    for rate in rates:
-        network.load_state_dict(before)
-        # Of its own: a loader goes on from the epoch that it is in.
-        loader = batches(data.train, settings.finetune_batch_size or settings.batch_size, seed=seed)
-        try:
-            # The same random numbers for every rate, and for what comes after them.
-            with tuning(), torch.random.fork_rng():
-                torch.manual_seed(seed)
-                finetune(network, loader, settings.finetune_epochs, rate)
-        except NumericsError:
-            if rate == rates[-1] and best < 0:
-                raise
-            continue  # too large a rate is not preferred
-        if len(rates) == 1:
-            return rate
-        if settings.structured:
-            silence(network)
-        recalibrate(network, inputs)
-        accuracy = _accuracy(network.eval(), data.val)
-        if accuracy > best:
-            found, best, state = rate, accuracy, copy.deepcopy(network.state_dict())
-    network.load_state_dict(state)
-    return found

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from nni_bayes_nas.compression import accuracy_pruning_curve, description_length, kept, mean_network, pack, prune
-from nni_bayes_nas.errors import ConfigError, SpaceError
+from nni_bayes_nas.errors import ConfigError, NumericsError, SpaceError
 from nni_bayes_nas.layers.normalization import batch_norms
 from nni_bayes_nas.layers.variational import collect_kl, to_variational, variational_layers
 
@@ -31,7 +31,7 @@ def test_a_curve(gaussian):
         seen.append([norm.running_mean.clone() for norm in batch_norms(pruned)])
         return {"square": float(pruned(X).detach().square().mean())}
 
-    def finetune(pruned):
+    def finetune(pruned, rate):
         nn.functional.mse_loss(pruned(X), torch.zeros(64, 3, dtype=torch.float64)).backward()
         torch.optim.SGD(pruned.parameters(), lr=0.01).step()
 
@@ -42,6 +42,49 @@ def test_a_curve(gaussian):
     assert kept(net) == 360 and not torch.equal(seen[0][0], seen[2][0])
     (again,) = accuracy_pruning_curve(net, [0.5], evaluate)
     assert "finetuned" not in again and again["square"] != rows[1]["square"]
+
+
+def test_every_network_takes_the_rate_that_is_worth_most():
+    """The first of equals; a rate that fails is none, and an error where all do."""
+
+    def finetune(pruned, rate):
+        if rate > 1:
+            raise NumericsError(f"loss is nan at {rate:g}")
+        torch.nn.init.constant_(pruned[3].bias, rate)
+
+    def worth(pruned):
+        assert not pruned.training
+        # More than .2 is as good where all is there, and worse where half of it is.
+        bias = float(pruned[3].bias[0].detach())
+        return min(bias, 0.2) if kept(pruned) == 360 else -abs(bias - 0.2)
+
+    looked = []
+
+    def curve(rates, fractions=(0.0, 0.5), **options):
+        looked.clear()
+        rows = accuracy_pruning_curve(
+            network(False),
+            fractions,
+            lambda pruned: looked.append(0) or {"bias": float(pruned[3].bias[0].detach())},
+            finetune=finetune,
+            learning_rates=rates,
+            keep=lambda row, pruned: looked.append(float(pruned[3].bias[0].detach())),
+            **options,
+        )
+        return [row["finetuned"] for row in rows]
+
+    found = curve((2.0, 0.1, 0.5, 0.2, 3.0), prefer=worth)
+    assert found == [{"bias": 0.5, "learning_rate": 0.5}, {"bias": pytest.approx(0.2), "learning_rate": 0.2}]
+    # What is preferred alone is looked at, and kept.
+    assert looked == [0, 0, 0.5, 0, 0, pytest.approx(0.2)]
+    assert curve((0.3,)) == 2 * [{"bias": pytest.approx(0.3), "learning_rate": 0.3}]
+    for rates in ((2.0,), (2.0, 3.0)):
+        with pytest.raises(NumericsError, match=f"loss is nan at {rates[-1]:g}"):
+            curve(rates, prefer=worth)
+    with pytest.raises(ConfigError, match="prefer must be given to choose among 2 learning rates; pass one of them"):
+        curve((0.1, 0.2), (0.5,))
+    with pytest.raises(ConfigError, match="`learning_rates` must name at least one"):
+        curve((), prefer=worth)
 
 
 def test_shares_are_looked_at_before_any_network_is_trained():

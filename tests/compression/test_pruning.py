@@ -171,7 +171,7 @@ def test_filters_that_are_gone_stay_gone_behind_any_activation():
     ).double()
     learned, kept = [], []
 
-    def finetune(pruned):
+    def finetune(pruned, rate):
         pruned.train()
         optimizer = torch.optim.SGD(pruned.parameters(), 0.1)
         for _ in range(3):
