@@ -252,6 +252,7 @@ def _prepare() -> None:
 
     processes.die_with_parent()
     warnings.filterwarnings("ignore")
+    import pytorch_lightning  # noqa: F401 (see `set_torch`)
 
     from nni_bayes_nas.experiment.data import KEPT
 

@@ -79,6 +79,27 @@ def test_subnormal_numbers_are_zero_in_a_trial_and_its_threads(tmp_path: Path, k
     assert trial.run(parameters(tmp_path, kind(function)), tmp_path)["default"] == 0.0
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_without_a_gpu_steps_look_for_no_library(tmp_path: Path, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step of an optimizer asks whether there is one, by NVML, whose library is looked for on every path."""
+    monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    looked: list[Any] = []
+
+    def missing(self: Any, name: str, *_: Any, **__: Any) -> None:
+        looked.append(name)
+        raise OSError
+
+    monkeypatch.setattr("ctypes.CDLL.__init__", missing)
+
+    def function(*_: Any) -> dict[str, Any]:
+        looked.clear()
+        torch.optim.Adam([torch.nn.Parameter(torch.ones(1))]).step()
+        return {"default": float(len(looked))}
+
+    assert function()["default"] > 0 and "nvidia-ml" in looked[0]
+    assert trial.run(parameters(tmp_path, kind(function)), tmp_path)["default"] == 0.0
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_nan_is_named(tmp_path: Path, kind: Any, bad: float) -> None:
     with pytest.raises(NumericsError, match=r"t\.terms\[1\]\.loss"):
