@@ -183,6 +183,11 @@ class CompressConfig:
         distinct = bool(rates) and len(set(rates)) == len(rates)
         rule = "must be a rate, or distinct ones"
         require(distinct, "compress.finetune_learning_rate", rule, list(rates), "[0.001, 0.008], say")
+        if not self.finetune_epochs:
+            rule = "must be left out without compress.finetune_epochs, which are none"
+            size = self.finetune_batch_size
+            require(size is None, "compress.finetune_batch_size", rule, size, "3 epochs are usual")
+            require(len(rates) == 1, "compress.finetune_learning_rate", rule, list(rates), "3 epochs are usual")
         if self.divide_batch:
             rule = "must leave an object of the batch for every lambda"
             n = self.lambdas_per_step

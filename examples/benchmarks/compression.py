@@ -97,7 +97,7 @@ def seed_targets(rows: list[dict[str, Any]]) -> list[Target]:
 
 
 def cnn_targets(rows: list[dict[str, Any]]) -> list[Target]:
-    """Nothing is asked of them but the curves."""
+    """What 20 x costs, and how long its file is."""
     found = []
     for arm in ("cnn, direct", "cnn, hypernetwork"):
         best, dense = Curves(rows, arm).best(1 - 1 / 20, tuned=True), Curves(rows, "cnn, dense").best(0.0)

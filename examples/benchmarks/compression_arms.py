@@ -73,18 +73,16 @@ def lenet(epochs: int, hyper_epochs: int, compressions: tuple[int, ...] = COMPRE
         "network": "mlp",
         "network_args": {"hidden": [300, 100]},
         "fractions": _fractions(compressions),
-        "finetune_epochs": 3,
-        **FINETUNING,
         "rho_learning_rate": 6e-3,
         "lambda_range": list(RANGE),
         "lambdas": list(LAMBDAS),
     }
-    hyper = {**shared, "epochs": hyper_epochs}
-    wide = {"lambda_range": [min(WIDE), max(WIDE)], "lambdas": list(WIDE), "fractions": [0.0], "finetune_epochs": 0}
-    dense = {**shared, **DENSE, "epochs": epochs}
+    tuned = {**shared, "finetune_epochs": 3, **FINETUNING}
+    wide = {"lambda_range": [min(WIDE), max(WIDE)], "lambdas": list(WIDE), "fractions": [0.0]}
+    dense = {**tuned, **DENSE, "epochs": epochs}
     return (
-        Arm("300-100, direct", {**shared, "epochs": epochs}, direct(tuple(sorted((*LAMBDAS, *BETWEEN))))),
-        Arm("300-100, hypernetwork", hyper, (("piecewise_linear", None),)),
+        Arm("300-100, direct", {**tuned, "epochs": epochs}, direct(tuple(sorted((*LAMBDAS, *BETWEEN))))),
+        Arm("300-100, hypernetwork", {**tuned, "epochs": hyper_epochs}, (("piecewise_linear", None),)),
         Arm("300-100, wide", {**shared, **wide, "epochs": max(2, hyper_epochs // 2)}, (("piecewise_linear", None),)),
         Arm("300-100, dense", dense, direct(DECAYS), "fixed"),
     )

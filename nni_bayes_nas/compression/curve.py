@@ -52,7 +52,8 @@ def accuracy_pruning_curve(
         finetune: Trains a pruned network further, in place, at a rate; None for none.
         learning_rates: For `finetune`. Of several, every network that is cut takes the one that is worth most after it,
             the first of equals, without those whose training fails by its numbers.
-        prefer: What a network in evaluation mode is worth, by data that are neither training nor test data.
+        prefer: What a network in evaluation mode is worth, by data that are neither training nor test data; it is asked
+            where there are several rates.
         keep: Called with every row and its network, as it is in the end.
 
     Returns:
@@ -95,7 +96,8 @@ def accuracy_pruning_curve(
         row: dict[str, Any] = {"fraction": fraction, "kept": left, "compression": total / max(1, left)}
         row |= evaluate(pruned)
         if finetune is not None:
-            pruned, rate = _preferred(pruned, finetune, learning_rates, ready, prefer or (lambda network: 0.0))
+            worth = prefer if prefer is not None and len(learning_rates) > 1 else lambda network: 0.0
+            pruned, rate = _preferred(pruned, finetune, learning_rates, ready, worth)
             row["finetuned"] = {**evaluate(pruned), "learning_rate": rate}
         if keep is not None:
             keep(row, pruned)
@@ -111,7 +113,7 @@ def _preferred(
     worth: Callable[[nn.Module], float],
 ) -> tuple[nn.Module, float]:
     """The copy that is worth most after its training, and its rate; the network is left alone."""
-    found: list[tuple[float, nn.Module, float]] = []
+    best: tuple[float, nn.Module, float] | None = None
     failed: NumericsError | None = None
     for rate in learning_rates:
         one = copy.deepcopy(network)
@@ -120,11 +122,15 @@ def _preferred(
         except NumericsError as error:  # too large a rate is not preferred
             failed = error
             continue
-        found.append((worth(ready(one)), one, rate))
-    if failed is not None and not found:
+        value = worth(ready(one))
+        if math.isnan(value):
+            failed = NumericsError(f"what prefers a rate must be a number, got nan at {rate:g}; look at its data.")
+        elif best is None or value > best[0]:
+            best = value, one, rate
+    if best is None:
+        assert failed is not None  # of a rate, of which there is one at least
         raise failed
-    _, best, rate = max(found, key=lambda item: item[0])
-    return best, rate
+    return best[1:]
 
 
 def description_length(network: nn.Module, precision: int = 32) -> dict[str, float]:

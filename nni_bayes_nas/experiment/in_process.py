@@ -52,9 +52,10 @@ def search_in_process(config: Config, output: Path, resume: bool, command: str) 
     else:
         refuse_other_run(output)
     resources = Resources.choose(config.experiment)
+    # Before anything is computed: threads that have begun keep the mode that they have.
+    set_torch(resources.threads * resources.concurrency)
     require_cuda(config)
     config = validate(config)
-    set_torch(resources.threads * resources.concurrency)
     with processes.sole(output):
         _search(config, output, resume, command, resources)
 

@@ -78,6 +78,12 @@ def test_every_network_takes_the_rate_that_is_worth_most():
     # What is preferred alone is looked at, and kept.
     assert looked == [0, 0, 0.5, 0, 0, pytest.approx(0.2)]
     assert curve((0.3,)) == 2 * [{"bias": pytest.approx(0.3), "learning_rate": 0.3}]
+    # One rate is not compared with anything.
+    assert curve((0.3,), (0.5,), prefer=lambda pruned: pytest.fail("looked at"))[0]["learning_rate"] == 0.3
+    nan = (lambda pruned: float("nan") if pruned[3].bias[0] < 0.2 else 1.0), (0.1, 0.3)
+    assert [row["learning_rate"] for row in curve(nan[1], prefer=nan[0])] == [0.3, 0.3]
+    with pytest.raises(NumericsError, match=r"what prefers a rate must be a number, got nan at 0\.15"):
+        curve((0.1, 0.15), prefer=nan[0])
     for rates in ((2.0,), (2.0, 3.0)):
         with pytest.raises(NumericsError, match=f"loss is nan at {rates[-1]:g}"):
             curve(rates, prefer=worth)

@@ -225,8 +225,16 @@ def test_networks_by_name_and_from_a_search(tmp_path):
         ({"network_args": {"hidden": [0]}}, r"hidden must be at least 1 each, got \[0\]"),
         ({"network": "cnn", "network_args": {"channels": [4, 4, 4, 4]}}, "needs images of at least 16 pixels"),
         ({"batch_size": 4000}, "compress.batch_size` must be at most the"),
-        ({"finetune_batch_size": 4000}, "compress.finetune_batch_size` must be at most the"),
+        ({"finetune_batch_size": 4000, "finetune_epochs": 1}, "compress.finetune_batch_size` must be at most the"),
         ({"finetune_batch_size": 0}, "compress.finetune_batch_size` must be at least 1"),
+        (
+            {"finetune_batch_size": 8, "finetune_epochs": 0},
+            "finetune_batch_size` must be left out without compress.fine",
+        ),
+        (
+            {"finetune_learning_rate": [0.1, 0.2]},
+            "finetune_learning_rate` must be left out without compress.finetune_epo",
+        ),
         ({"lambda_range": [0.0, 1.0], "lambdas": [0.5]}, "0 < low < high"),
         ({"knots": 1}, "knots must be at least 2"),
         ({"fractions": [1.0]}, r"compress.fractions` must be shares that are left out, in \[0, 1\), got 1"),

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from nni_bayes_nas.cli import main
+from nni_bayes_nas.config import Config
+from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.experiment import in_process
 from nni_bayes_nas.experiment.record import read_json, write_json
 
@@ -19,6 +22,19 @@ space: {name: chain, args: {width: 4, depth: 2}}
 data: {limit: 200}
 search: {epochs: 2, warmup_epochs: 1, lambdas: 3, random: 1}
 """
+
+
+def test_what_a_thread_takes_for_zero_is_set_before_there_are_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking at a configuration computes, and threads that have begun keep their mode."""
+
+    def looked(config: Config) -> None:
+        raise ConfigError(f"{int((torch.full((8,), 1e-40) * 1).count_nonzero())} left")
+
+    monkeypatch.setattr(in_process, "validate", looked)
+    with pytest.raises(ConfigError, match=r"^0 left"):
+        in_process.search_in_process(Config(), tmp_path / "run", False, "search")
 
 
 def test_search_in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
