@@ -255,7 +255,7 @@ def test_selection(tmp_path: Path) -> None:
     rows = result["rows"]
     rows = [row for row in rows if "group" in row]
     assert {row["group"] for row in rows} >= {"criteria", "cnn", "paper", "zeroed", "optimizers"}
-    assert sum(row["arm"] == "full, equal time" for row in rows) == 4
+    assert sum(row["arm"] == "full, equal time" for row in rows) == len(module("selection_arms").TIMED) == 6
     automatic = next(row for row in rows if (row["group"], row["arm"]) == ("cnn", "automatic"))
     assert automatic["no_cache"] is None or not automatic["frozen"]
     augmented = next(row for row in rows if (row["group"], row["arm"]) == ("cnn", "automatic, augmented"))
@@ -266,7 +266,7 @@ def test_selection(tmp_path: Path) -> None:
         (row["group"], row["arm"]) == ("criteria, cnn", "neuron gain_per_flop 0.9") for row in rows if "group" in row
     )
     assert "points lost, neurons frozen" in said and "optimizer" in said
-    assert result["complete"] and sum(row["group"] == "equal time" for row in result["intervals"]) == 4
+    assert result["complete"] and sum(row["group"] == "equal time" for row in result["intervals"]) == 6
     assert "processor time over wall time of what is timed" in said
     assert (tmp_path / "selection.png").is_file()
 
