@@ -28,7 +28,8 @@ from nni_bayes_nas.experiment.uncertainty import ensemble, scores
 from nni_bayes_nas.layers.normalization import recalibrate
 from nni_bayes_nas.layers.variational import collect_kl, variational_layers, weight_noise
 
-_BATCH, _CALIBRATION = 512, 4096
+# Of what is only looked at: activations of convolutions that are larger than 32 MiB are new pages of memory each time.
+_BATCH, _CALIBRATION = 256, 4096
 
 
 def log_likelihood(outputs: Tensor, y: Tensor) -> Tensor:
