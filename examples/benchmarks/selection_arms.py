@@ -237,4 +237,6 @@ def job(options: argparse.Namespace, group: str, arm: str, seed: int, parameters
     # Seconds that are compared are not those of an equal training that ran beside others.
     alone = {"alone": True} if is_timed(group, arm) else {}
     parameters = {"trial": name, "seed": seed, **alone, **parameters}
-    return Job(name, "selection_runs:run_selection", config, parameters, (seed,))
+    # Networks of which no test is, and which take longest, after all others.
+    last = group.startswith("criteria, ")
+    return Job(name, "selection_runs:run_selection", config, parameters, (int(last), seed))
