@@ -176,6 +176,11 @@ def is_timed(group: str, arm: str) -> bool:
     return (group == "optimizers" or group in TIMED) and not arm.endswith(TRIED)
 
 
+def is_last(group: str) -> bool:
+    """Whether it is run after all others: curves of networks of which no test is take the longest."""
+    return group.startswith("criteria, ")
+
+
 def _selection(active: float | str, criterion: str) -> Parameters:
     return {"active": active, "criterion": criterion, "start": 0.2, "window": WINDOW}
 
@@ -237,6 +242,4 @@ def job(options: argparse.Namespace, group: str, arm: str, seed: int, parameters
     # Seconds that are compared are not those of an equal training that ran beside others.
     alone = {"alone": True} if is_timed(group, arm) else {}
     parameters = {"trial": name, "seed": seed, **alone, **parameters}
-    # Networks of which no test is, and which take longest, after all others.
-    last = group.startswith("criteria, ")
-    return Job(name, "selection_runs:run_selection", config, parameters, (int(last), seed))
+    return Job(name, "selection_runs:run_selection", config, parameters, (seed,))
