@@ -277,7 +277,7 @@ def convolutional(
         "network_args": {"channels": list(channels), "hidden": hidden},
         "fractions": _fractions((1, 5, 10, 20, 50)),
         "finetune_epochs": 3,
-        # By validation images and another seed, of batches of 32 to 128 and rates of .001 to .01.
+        # By validation images and another seed, of batches of 32 and 128, rates of .001 to .01: near the best of each.
         "finetune_batch_size": 32,
         "finetune_learning_rate": 2e-3,
         "rho_learning_rate": 6e-3,
