@@ -19,13 +19,12 @@ from torch.nn import functional as F
 from nni_bayes_nas.compression.networks import Stored
 from nni_bayes_nas.config import Config
 from nni_bayes_nas.experiment.data import DataSplits, batches, load_data
+from nni_bayes_nas.experiment.pruned import every_batch
 from nni_bayes_nas.experiment.uncertainty import ensemble, scores
 from nni_bayes_nas.optim import SGLD, ConstantSGD, PreconditionedSGLD, SelectiveOptimization
 
 # Whose iterates are draws from the posterior, and how many of them predictions are averaged over.
 _SAMPLERS, _DRAWS = ("sgld", "psgld", "mandt"), 10
-# Objects that are looked at together: activations of convolutions that are larger take new pages of memory each time.
-_LOOKED_AT = 250
 
 
 def _mlp(sizes: tuple[int, ...], activation: Callable[[], nn.Module], n_inputs: int = 784) -> nn.Sequential:
@@ -190,7 +189,7 @@ def _scores(
         part, drawn = getattr(data, name), list[Tensor]()
         for state in states or [own]:
             net.load_state_dict(state)
-            pairs = [(net(module.prepare(x)).log_softmax(-1), y) for x, y in batches(part, _LOOKED_AT, seed=None)]
+            pairs = [(net(module.prepare(x)).log_softmax(-1), y) for x, y in every_batch(part)]
             drawn.append(torch.cat([p for p, _ in pairs]))
         of_part = scores(ensemble(drawn), torch.cat([y for _, y in pairs]))
         found |= {f"{prefix}{name}_{key}": of_part[key] for key in ("accuracy", "nll", "ece")}

@@ -112,7 +112,7 @@ class ActivationCache:
             self.why_not = "no frozen layer comes before all that is optimized"
         self.indices: Tensor | None = None
         self._kept: list[Tensor] = []
-        self._known, self._unknown = torch.zeros(n_objects, dtype=torch.bool), n_objects
+        self._known = torch.zeros(n_objects, dtype=torch.bool)
         self._sums = torch.zeros(n_objects, 2, dtype=torch.float64)
         self._weights: Tensor | None = None
         self._batch = 0
@@ -155,14 +155,14 @@ class ActivationCache:
     def _look_up(self, x: Tensor, at: Tensor) -> list[Tensor] | None:
         """The output of the beginning, and that of the layer behind it; computed where it is not known."""
         place = at.to(x.device)
-        whole = self._unknown == 0 or bool(self._known[at].all())
+        known = self._known[at]
+        whole = bool(known.all())
+        looked = torch.arange(len(at))
         if whole:
             # Every object is looked at until all are known; then a few of a batch, at other places each time.
             self._batch += 1
             if self._batch > _FIRST_BATCHES and self._batch % _EVERY:
                 return [part.index_select(0, place) for part in self._kept]
-        known, looked = self._known[at], torch.arange(len(at))
-        if whole:
             looked = (looked[:_LOOKED_AT] + _LOOKED_AT * self._batch) % len(at)
         sums, seen = self._sums_of(x[looked.to(x.device)]), known[looked]
         if not torch.allclose(self._sums[at[looked]][seen], sums[seen], rtol=1e-9, atol=1e-9):
@@ -184,7 +184,6 @@ class ActivationCache:
             for kept, part in zip(self._kept, found, strict=True):
                 kept.index_copy_(0, new.to(x.device), part)
             self._known[new], self._sums[new] = True, sums[~known]
-            self._unknown = int((~self._known).sum())
         return [part.index_select(0, place) for part in self._kept]
 
     def _sums_of(self, x: Tensor) -> Tensor:
