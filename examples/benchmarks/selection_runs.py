@@ -43,13 +43,13 @@ def _cnn() -> nn.Sequential:
     )
 
 
-def _normalized_cnn() -> nn.Sequential:
-    """Three convolutions of 3x3 with batch normalization."""
+def _normalized_cnn(width: int = 16) -> nn.Sequential:
+    """Three convolutions of 3x3 with batch normalization, each twice as wide as the one before."""
     layers: list[nn.Module] = []
-    for before, after in ((1, 16), (16, 32), (32, 64)):
+    for before, after in ((1, width), (width, 2 * width), (2 * width, 4 * width)):
         convolution = nn.Conv2d(before, after, 3, padding=1, bias=False)
         layers += [convolution, nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 9, 10))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(4 * width * 9, 10))
 
 
 NETWORKS: dict[str, Callable[..., nn.Sequential]] = {
@@ -58,6 +58,7 @@ NETWORKS: dict[str, Callable[..., nn.Sequential]] = {
     "mlp-300-100": lambda: _mlp((300, 100), nn.ReLU),
     "cnn": _cnn,
     "cnn-normalized": _normalized_cnn,
+    "cnn-wide": lambda: _normalized_cnn(256),
 }
 
 
@@ -159,7 +160,7 @@ class Draws(pl.Callback):
 
 
 class Clock(pl.Callback):
-    """Process time of a training, all that is done for it included, and what a wall clock says."""
+    """Process time of a training, all that is done for it included, and what a wall clock says when all is computed."""
 
     def __init__(self) -> None:
         self.seconds = self.wall = 0.0
@@ -170,6 +171,8 @@ class Clock(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """It ends."""
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
         self.seconds, self.wall = time.process_time() - self.began, time.perf_counter() - self.wall_began
 
 
@@ -235,7 +238,7 @@ def run_selection(
         config: Its data.
         parameters: "network", "optimizer", "rate", "falls", "batch_size", "steps", "seed"; "selection", arguments of
             `SelectiveOptimization` or None, with "of_all_data" of `OfAllData`; "shift" of augmentation; "inputs", see
-            `prepared`; "test": whether test data are looked at.
+            `prepared`; "test": whether test data are looked at; "device": "cpu" if it is left out, or "gpu".
         directory: Not used.
         report: Called at the end.
     """
@@ -258,7 +261,8 @@ def run_selection(
         callbacks.append(chosen)
     loader = batches(data.train, size, seed=seed)
     trainer = pl.Trainer(
-        accelerator="cpu",
+        accelerator=parameters.get("device", "cpu"),
+        devices=1,
         max_steps=steps,
         max_epochs=math.ceil(steps / len(loader)),
         callbacks=[*callbacks, clock],
