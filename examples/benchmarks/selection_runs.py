@@ -185,14 +185,14 @@ def _scores(
     states: list[dict[str, Tensor]] | None = None,
 ) -> dict[str, float]:
     """Of the network, or of the mean probabilities of some of its states, on parts of the data."""
-    net = module.net
+    net, device = module.net, module.device
     own, found = copy.deepcopy(net.state_dict()), {}
     net.eval()
     for name in parts:
         part, drawn = getattr(data, name), list[Tensor]()
         for state in states or [own]:
             net.load_state_dict(state)
-            pairs = [(net(module.prepare(x)).log_softmax(-1), y) for x, y in every_batch(part)]
+            pairs = [(net(module.prepare(x).to(device)).log_softmax(-1).cpu(), y) for x, y in every_batch(part)]
             drawn.append(torch.cat([p for p, _ in pairs]))
         of_part = scores(ensemble(drawn), torch.cat([y for _, y in pairs]))
         found |= {f"{prefix}{name}_{key}": of_part[key] for key in ("accuracy", "nll", "ece")}
@@ -272,6 +272,7 @@ def run_selection(
         enable_model_summary=False,
     )
     trainer.fit(module, loader)
+    module.to(trainer.strategy.root_device)  # Lightning has moved it back
     parts = ("val", "test") if parameters.get("test", True) else ("val",)
     found = _scores(module, data, "", parts)
     if draws.states:

@@ -300,3 +300,28 @@ def test_selection_in_a_search(tmp_path: Path) -> None:
     assert rows["full"]["milliseconds"] is None and set(rows["prefix 0.2"]["milliseconds"]) == {"before", "after"}
     assert all(row["training_seconds"] > 0 and 0 < row["val_accuracy"] <= 100 for row in rows.values())
     assert "times as fast" in said
+
+
+def test_seconds_on_a_gpu_are_compared_in_one_run() -> None:
+    script = module("selection_gpu")
+    found = [
+        {"network": "cnn-wide", "arm": arm, "seed": seed, "test_accuracy": accuracy, "wall_seconds": s, "run": run}
+        for arm, seed, accuracy, s, run in (
+            ("full", 0, 0.99, 8.0, "a"),
+            ("automatic", 0, 0.98, 2.0, "a"),
+            ("full", 1, 0.99, 9.0, "a"),
+            ("automatic", 1, 0.96, 1.0, "b"),
+        )
+    ]
+    (row,) = script.intervals([*found, {"network": "cnn-normalized", "arm": "full", "seed": 0, "error": "no memory"}])
+    assert (row["mean"], row["n"]) == (pytest.approx(2.0), 2) and row["times_as_fast"] == row["most"] == 4.0
+
+
+@pytest.mark.slow
+def test_selection_on_a_gpu(tmp_path: Path) -> None:
+    """Its smallest size, which takes the processor."""
+    said, result = run(
+        "selection_gpu", tmp_path / "gpu.json", 1, "--data", "mnist", "--root", str(fake_mnist(tmp_path))
+    )
+    assert result["complete"] and {row["arm"] for row in result["rows"]} == {"full", "automatic"}
+    assert result["intervals"][0]["network"] == "cnn-normalized" and "times as fast" in said
