@@ -166,6 +166,7 @@ SEARCH = {
     "space": {"name": "cell", "args": {"width": 4, "n_nodes": 2}},
     "data": {"limit": 192},
     "search": {"epochs": 3, "warmup_epochs": 1, "batch_size": 32, "lambdas": 2, "random": 0},
+    "experiment": {"device": "cpu"},  # where searches repeat to the bit
 }
 
 
