@@ -88,6 +88,8 @@ NAME = "selection"
 _BEYOND = 3
 # Seeds of arms with augmented images, whose figures are given and not tested; and of those that choose a rate.
 _AUGMENTED = _CHOOSE = 3
+# What the file does not say of arms whose time is not compared.
+_OF_TIME = {"milliseconds", "cache_bytes", "no_cache", "state_bytes", "wall_seconds", "active_by_layer"}
 
 
 def targets(table: Table) -> list[Target]:
@@ -199,7 +201,8 @@ def rows_of(outcomes: dict[tuple[str, str, int], Outcome]) -> list[dict[str, Any
         if "error" in outcome:
             rows.append({**head, "error": outcome["error"]})
             continue
-        result = {key: value for key, value in outcome["result"].items() if key not in ("default", "macs")}
+        unused = {"default", "macs"} | (set() if is_timed(group, arm) else _OF_TIME)
+        result = {key: value for key, value in outcome["result"].items() if key not in unused}
         rounded = {key: round(value, 5) if isinstance(value, float) else value for key, value in result.items()}
         rows.append({**head, **rounded})
     return rows

@@ -249,30 +249,6 @@ def choose_in_layers(
     return {name: found[name] for name in values}
 
 
-def choose_both(
-    k: int, n_kept: int, active: Mapping[str, Tensor], kept: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Exactly `n_kept` parameters that stay, the others become zero, and exactly k that are optimized further.
-
-    The k are chosen among those that stay. Where they are more, which can only be if what does not stay becomes zero at
-    the end, both are chosen among all.
-
-    Args:
-        k: Optimized further.
-        n_kept: Not zero.
-        active: Scores of optimizing further.
-        kept: Scores of keeping.
-
-    Returns:
-        Booleans of what is optimized further, and of what is kept.
-
-    Raises:
-        ConfigError: Numbers that cannot be.
-    """
-    stay = choose(n_kept, kept)
-    return choose(k, active, allowed=stay if k <= n_kept else None), stay
-
-
 def check_criterion(criterion: str) -> None:
     """Raise ConfigError for one that is not known."""
     if criterion not in NEEDS:

@@ -47,7 +47,7 @@ class SelectiveOptimization(pl.Callback):
         active: Parameters that go on: a number, or as a float a share of all. With 0 the training ends there. "auto",
             with granularity "prefix": the beginning is frozen up to where the share of the time that is saved exceeds
             the share of the scores that is given up by most, by the seconds that layers are measured to take.
-        criterion: See `scores`.
+        criterion: Whose largest scores go on; docs/theory.md has them, and `scores`.
         granularity: What is frozen together, see `groups`.
         scope: Whether shares are of all parameters ("global"), or of those of each layer ("layer"), of weights and
             neurons.
@@ -60,7 +60,7 @@ class SelectiveOptimization(pl.Callback):
         probe: See there.
         always: Names of modules or parameters that go on in any case, within `active`.
         kept: Parameters that are not set to zero: a number, or a share; None: all. At the selection: what goes on, too.
-        keep_by: What they are picked by, see `keeping_scores`.
+        keep_by: What they are picked by; docs/theory.md has it, and `keeping_scores`.
         zero_at: When: at the "selection", or at the "end" of the training.
         batch_size: Objects of a mini-batch, for statistics of single objects.
         cache: Whether what frozen layers at the beginning of an `nn.Sequential` give is kept for every object, where

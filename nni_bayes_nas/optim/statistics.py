@@ -12,6 +12,9 @@ from nni_bayes_nas.errors import ConfigError
 
 Part = Literal["moments", "noise", "path", "chain"]
 PARTS: tuple[Part, ...] = ("moments", "noise", "path", "chain")
+_TINY = 1e-30
+# Of the correlation of blocks.
+_MOST = 0.95
 
 
 class Deviation(NamedTuple):
@@ -31,8 +34,8 @@ class GradientStatistics:
         batch_size: Objects of a mini-batch, over which gradients are means.
         gather: Parts. "moments": of the gradient. "noise": variance of the gradient of a mini-batch. "path": how far
             parameters went. "chain": curvature, and the distance to the optimum.
-        block: Steps whose means are taken as independent draws by `deviation`: more than the steps in which a
-            parameter forgets where it was, 1 / (rate * curvature).
+        block: Steps whose means are taken as draws by `deviation`, which depend on those before at most: more than the
+            steps in which a parameter forgets where it was, 1 / (rate * curvature).
 
     Attributes:
         steps: Since `reset`.
@@ -47,7 +50,7 @@ class GradientStatistics:
         *,
         batch_size: int,
         gather: Sequence[Part] = ("moments", "noise"),
-        block: int = 25,
+        block: int = 100,
     ) -> None:
         if unknown := [part for part in gather if part not in PARTS]:
             raise ConfigError(f"gather must name some of {', '.join(PARTS)}, got {unknown[0]!r}.")
@@ -166,7 +169,8 @@ class GradientStatistics:
         """How far each parameter is from the optimum, w - w*, with its standard deviation.
 
         Means over blocks of steps, of parameters and gradients, give w* = mean w - mean g / curvature each; their mean
-        is the estimate, their spread its error. Where the curvature comes out as not positive it is mean w alone, right
+        is the estimate, their spread its error, with (1 + r) / (1 - r) times the variance where each is correlated to
+        the one before by r. Where the curvature comes out as not positive it is mean w alone, right
         for a chain that has come to rest. The rate is taken to be constant, and small.
 
         Raises:
@@ -178,10 +182,22 @@ class GradientStatistics:
             w, g, ww, gg, wg = (self._sums[key][i] / n for key in ("w_b", "g_b", "ww_b", "gg_b", "wg_b"))
             inverse = torch.where(slopes[i] > 0, 1 / slopes[i], 0.0)
             spread = (ww - w * w) - 2 * inverse * (wg - w * g) + inverse.square() * (gg - g * g)
+            r = (self._of_neighbours(i, inverse, w - inverse * g) / (n * spread).clamp_min(_TINY) + 1 / n).clamp(
+                0, _MOST
+            )
+            spread = spread * (1 + r) / (1 - r)
             now = p.detach() - self._first[i]
             sd = (spread.clamp_min(0.0) / (n - 1)).sqrt()
             found.append((name, Deviation(now - (w - inverse * g), sd)))
         return dict(found)
+
+    def _of_neighbours(self, i: int, inverse: Tensor, mean: Tensor) -> Tensor:
+        """Sum over blocks of the product of the deviations from the mean of one and of the one before; it is 1 / n of
+        the sum of squares too small, as the mean is theirs."""
+        along, across, of_g = (self._sums[key][i] for key in ("ww_p", "wg_p", "gg_p"))
+        first, last = (self._sums[f"w_{end}"][i] - inverse * self._sums[f"g_{end}"][i] for end in ("1", "p"))
+        products = along - inverse * across + inverse.square() * of_g
+        return products + mean * (first + last) - (self.blocks + 1) * mean.square()
 
     def _chain(self, values: list[Tensor], gradients: list[Tensor]) -> None:
         self._add("w", values)
@@ -193,6 +209,15 @@ class GradientStatistics:
         if self.steps % self.block:
             return
         w, g = ([x / self.block for x in self._sums.pop(key)] for key in ("w_now", "g_now"))
+        if self.blocks:
+            before = self._sums["w_p"], self._sums["g_p"]
+            self._add("ww_p", w, before[0])
+            self._add("wg_p", w, before[1])
+            self._add("wg_p", g, before[0])
+            self._add("gg_p", g, before[1])
+        else:
+            self._sums |= {"w_1": w, "g_1": g}
+        self._sums |= {"w_p": w, "g_p": g}
         self._add("w_b", w)
         self._add("g_b", g)
         self._add("ww_b", w, w)

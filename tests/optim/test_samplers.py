@@ -70,7 +70,12 @@ def test_preconditioned_langevin_draws_a_gaussian():
     assert bool((w.mean(0).abs() < 4 * (exact / CHAINS).sqrt()).all())
 
 
-@pytest.mark.parametrize(("noise", "most"), [(0.0, 1.6), (0.3, 1.25)])
+def test_preconditioned_langevin_draws_a_gaussian_with_correlation():
+    w = run(lambda p: PreconditionedSGLD(p, 5e-3, n_objects=N, decay=0.9998), 8000)
+    close(torch.cov(w.T), torch.linalg.inv(N * PRECISION))
+
+
+@pytest.mark.parametrize(("noise", "most"), [(0.0, 1.5), (0.3, 1.2)])
 def test_at_the_default_decay_draws_are_somewhat_too_wide(noise, most):
     """V follows the chain then, and what its derivative adds is left out; noise of mini-batches makes it steadier."""
     hessian = torch.diag(torch.tensor([3.0, 0.03]))
@@ -96,6 +101,18 @@ def stationary(rates, noise, hessian=PRECISION):
     step = torch.eye(2) - rates.diag() @ hessian
     added = rates.diag() @ noise @ noise.T @ rates.diag()
     return torch.from_numpy(solve_discrete_lyapunov(step.double().numpy(), added.double().numpy())).float()
+
+
+def test_rates_of_their_own_end_in_the_solution_of_lyapunovs_equation_too():
+    """H = 2 / (m Var(g)) of every parameter, estimated while it runs."""
+    noise = torch.tensor([[0.5, 0.0], [0.2, 0.6]])
+    rates = 2 / (N * (noise @ noise.T).diagonal())
+    w = run(lambda p: ConstantSGD(p, 0.05, n_objects=N, gather=1000, decay=0.999, max_lr=1.0), 1300, noise=noise)
+    exact = stationary(rates, noise)
+    close(torch.cov(w.T), exact)
+    # In continuous time A Sigma H^-1 + H^-1 Sigma A = Var(g); steps leave the term A Sigma A to it.
+    left = PRECISION @ exact / rates + (exact / rates[:, None]) @ PRECISION - PRECISION @ exact @ PRECISION
+    torch.testing.assert_close(left, noise @ noise.T, rtol=1e-3, atol=1e-5)
 
 
 def test_the_optimal_rates_minimize_the_divergence_to_the_posterior():

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.optim import GradientStatistics
 
-CHAINS = 300
+CHAINS = 1000
 
 
 def test_the_covariance_of_single_objects_is_found_without_bias():
@@ -77,19 +77,19 @@ def test_the_curvature_of_a_quadratic_loss_without_noise():
     torch.testing.assert_close(statistics.curvature()["w"], h, rtol=1e-3, atol=1e-6)
     value, sd = statistics.deviation()["w"]
     torch.testing.assert_close(value[:2], w.detach()[:2] - 0.3, rtol=1e-3, atol=1e-4)
-    assert bool((sd < 1e-3).all())
+    assert bool((sd < 1e-2).all())  # rounding, of blocks that are all alike
 
 
 def coverage(statistics, w, best):
-    """Share of the intervals of 90 % that hold the distance to the optimum."""
+    """Share of the intervals of 90 % that hold the distance to the optimum, of every coordinate."""
     value, sd = statistics.deviation()["w"]
-    return float(((value - (w.detach() - best)).abs() < 1.645 * sd).double().mean())
+    return ((value - (w.detach() - best)).abs() < 1.645 * sd).double().mean(0).tolist()
 
 
-def chains(gradient, start, rate, burn_in, steps, block):
+def chains(gradient, start, rate, burn_in, steps, **block):
     """Many runs of SGD at once, a row each."""
     w = torch.nn.Parameter(start)
-    statistics = GradientStatistics([("w", w)], batch_size=1, gather=("chain",), block=block)
+    statistics = GradientStatistics([("w", w)], batch_size=1, gather=("chain",), **block)
     for step in range(burn_in + steps):
         w.grad = gradient(w.detach())
         if step >= burn_in:
@@ -101,11 +101,11 @@ def chains(gradient, start, rate, burn_in, steps, block):
 
 @pytest.mark.parametrize(
     ("correlation", "burn_in", "start"),
-    [(0.0, 0, 3.0), (0.0, 300, 0.0), (0.6, 300, 0.0)],
-    ids=["on the way", "at rest", "at rest, correlated"],
+    [(0.0, 0, 3.0), (0.0, 300, 0.0), (0.6, 0, 3.0), (0.6, 300, 0.0)],
+    ids=["on the way", "at rest", "on the way, correlated", "at rest, correlated"],
 )
 def test_the_distance_to_the_optimum_of_a_quadratic(correlation, burn_in, start):
-    """In .85 to .95 of the cases the interval of 90 % holds it; on the way as well, where nothing interacts."""
+    """In .85 to .95 of the cases the interval of 90 % holds it, of every coordinate."""
     torch.manual_seed(0)
     hessian = torch.diag(torch.tensor([1.0, 0.5, 2.0]))
     hessian[0, 1] = hessian[1, 0] = correlation * 0.5**0.5
@@ -115,11 +115,12 @@ def test_the_distance_to_the_optimum_of_a_quadratic(correlation, burn_in, start)
     def gradient(w):
         return (w - best) @ hessian + sds * torch.randn_like(w)
 
-    statistics, w = chains(gradient, torch.full((CHAINS, 3), start), 0.1, burn_in, 2000, 100)
-    assert 0.85 <= coverage(statistics, w, best) <= 0.95
+    statistics, w = chains(gradient, torch.full((CHAINS, 3), start), 0.1, burn_in, 2000)
+    assert all(0.85 <= share <= 0.95 for share in coverage(statistics, w, best))
 
 
-def test_the_distance_to_the_optimum_of_a_logistic_regression():
+@pytest.mark.parametrize(("at_rest", "burn_in"), [(True, 300), (False, 0)], ids=["at rest", "on the way"])
+def test_the_distance_to_the_optimum_of_a_logistic_regression(at_rest, burn_in):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(200, 3, generator=generator)
     x[:, 1] = 0.5 * x[:, 0] + 0.8 * x[:, 1]
@@ -136,8 +137,9 @@ def test_the_distance_to_the_optimum_of_a_logistic_regression():
         errors = torch.einsum("nsd,nd->ns", x[at], w).sigmoid() - y[at]
         return torch.einsum("ns,nsd->nd", errors, x[at]) / 20
 
-    statistics, w = chains(gradient, best.expand(CHAINS, 3).clone(), 0.1, 300, 6000, 300)
-    assert 0.85 <= coverage(statistics, w, best) <= 0.95
+    start = best if at_rest else torch.zeros(3)
+    statistics, w = chains(gradient, start.expand(CHAINS, 3).clone(), 0.1, burn_in, 6000, block=300)
+    assert all(0.85 <= share <= 0.95 for share in coverage(statistics, w, best))
 
 
 BAD = {
