@@ -18,12 +18,13 @@ wall clock until all is computed, what selection takes included. There are no ta
 from __future__ import annotations
 
 import argparse
-import statistics
+import math
 import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from contract import data_section, half_width, parse, write_result
+from contract import data_section, parse, write_result
+from selection_tables import Table
 from workers import Job, Outcome, Store, Workers
 
 NAME = "selection_gpu"
@@ -70,7 +71,7 @@ def rows_of(jobs: dict[tuple[str, str, int], Job], outcomes: dict[str, Outcome])
     """A row for every training."""
     rows = []
     for (network, arm, seed), one in jobs.items():
-        outcome, head = outcomes[one.name], {"network": network, "arm": arm, "seed": seed}
+        outcome, head = outcomes[one.name], {"group": network, "arm": arm, "seed": seed}
         if "error" in outcome:
             rows.append({**head, "error": outcome["error"]})
             continue
@@ -82,34 +83,29 @@ def rows_of(jobs: dict[tuple[str, str, int], Job], outcomes: dict[str, Outcome])
 
 def intervals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """By network, paired by seed: points of test accuracy lost and times as fast."""
-    found, known = [], {(row["network"], row["arm"], row["seed"]): row for row in rows if "error" not in row}
+    found, table = [], Table(rows, "wall_seconds")
     for network in NETWORKS:
-        of_full = {seed: row for (name, arm, seed), row in known.items() if (name, arm) == (network, FULL)}
-        both = [(a, b) for seed, a in of_full.items() if (b := known.get((network, AUTOMATIC, seed))) is not None]
-        if not both:
-            continue
-        # A speed is of two trainings of one run.
-        speeds = [a["wall_seconds"] / b["wall_seconds"] for a, b in both if a["run"] == b["run"]]
-        lost = [100 * (a["test_accuracy"] - b["test_accuracy"]) for a, b in both]
-        row = {"network": network, "mean": statistics.fmean(lost), "half_width": half_width(lost), "n": len(lost)}
-        row |= {"times_as_fast": statistics.median(speeds) if speeds else None}
-        found.append({**row, "least": min(speeds, default=None), "most": max(speeds, default=None)})
+        if (lost := table.difference(network, FULL, AUTOMATIC)) is not None:
+            speeds = table.speeds(network, AUTOMATIC)
+            row = {"group": network, **lost, "times_as_fast": table.speed(network, AUTOMATIC)}
+            found.append({**row, "least": min(speeds, default=None), "most": max(speeds, default=None)})
     return found
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     """A line an arm, means over seeds; and what is lost and saved."""
     print(f"\n{'':<36}{'rate':>7}{'accuracy, %':>13}{'s':>8}  frozen as a whole")
-    for network, arm in dict.fromkeys((row["network"], row["arm"]) for row in rows if "error" not in row):
-        mine = [row for row in rows if (row["network"], row["arm"]) == (network, arm) and "error" not in row]
-        accuracy, seconds = (statistics.fmean(row[name] for row in mine) for name in ("test_accuracy", "wall_seconds"))
-        frozen = "; ".join(dict.fromkeys(", ".join(row["frozen"]) for row in mine if row["frozen"]))
-        print(f"{network + ', ' + arm:<36}{mine[0]['rate']:>7g}{100 * accuracy:>13.2f}{seconds:>8.1f}  {frozen}")
+    table = Table(rows, "wall_seconds")
+    for network, arm in dict.fromkeys((row["group"], row["arm"]) for row in table.rows):
+        figures = [table.mean(network, arm, name) for name in ("rate", "test_accuracy", "wall_seconds")]
+        rate, accuracy, seconds = (math.nan if figure is None else figure for figure in figures)
+        frozen = table.frozen(network, arm)
+        print(f"{network + ', ' + arm:<36}{rate:>7g}{accuracy:>13.2f}{seconds:>8.1f}  {frozen}")
     for row in intervals(rows):
         half, times = row["half_width"], row["times_as_fast"]
         said = f"{row['mean']:.2f}" + ("" if half is None else f" +- {half:.2f}")
         fast = "-" if times is None else f"{times:.2f} ({row['least']:.2f} to {row['most']:.2f})"
-        print(f"{row['network']}, {AUTOMATIC}: {said} points lost, {fast} times as fast")
+        print(f"{row['group']}, {AUTOMATIC}: {said} points lost, {fast} times as fast")
 
 
 def main() -> int:

@@ -40,10 +40,11 @@ PUBLISHED = {"preconditioner": 96.38, "gradient": 96.28, "random": 96.11}
 
 
 class Table:
-    """Rows by group, arm and seed."""
+    """Rows by group, arm and seed, and which of their figures is the time of a training."""
 
-    def __init__(self, rows: list[dict[str, Any]]) -> None:
+    def __init__(self, rows: list[dict[str, Any]], seconds: str = "process_seconds") -> None:
         self.rows = [row for row in rows if "error" not in row]
+        self.seconds = seconds
 
     def values(self, group: str, arm: str, name: str = "test_accuracy") -> dict[int, float]:
         """A figure by seed; accuracies in points."""
@@ -67,7 +68,7 @@ class Table:
         return "; ".join(f"{names} ({n})" for names, n in counts.most_common())
 
     def speed(self, group: str, arm: str, full: str = FULL) -> float | None:
-        """Process seconds of full training over those of an arm: the median over seeds."""
+        """Seconds of full training over those of an arm: the median over seeds."""
         speeds = self.speeds(group, arm, full)
         return statistics.median(speeds) if speeds else None
 
@@ -79,7 +80,7 @@ class Table:
 
     def speeds(self, group: str, arm: str, full: str = FULL) -> list[float]:
         """Of every seed whose two trainings ran in one go."""
-        mine, theirs = self.values(group, arm, "process_seconds"), self.values(group, full, "process_seconds")
+        mine, theirs = self.values(group, arm, self.seconds), self.values(group, full, self.seconds)
         runs = {(row["arm"], row["seed"]): row.get("run") for row in self.rows if row["group"] == group}
         return [theirs[s] / mine[s] for s in mine if s in theirs and runs[arm, s] == runs[full, s]]
 

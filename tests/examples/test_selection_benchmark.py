@@ -305,7 +305,7 @@ def test_selection_in_a_search(tmp_path: Path) -> None:
 def test_seconds_on_a_gpu_are_compared_in_one_run() -> None:
     script = module("selection_gpu")
     found = [
-        {"network": "cnn-wide", "arm": arm, "seed": seed, "test_accuracy": accuracy, "wall_seconds": s, "run": run}
+        {"group": "cnn-wide", "arm": arm, "seed": seed, "test_accuracy": accuracy, "wall_seconds": s, "run": run}
         for arm, seed, accuracy, s, run in (
             ("full", 0, 0.99, 8.0, "a"),
             ("automatic", 0, 0.98, 2.0, "a"),
@@ -313,7 +313,7 @@ def test_seconds_on_a_gpu_are_compared_in_one_run() -> None:
             ("automatic", 1, 0.96, 1.0, "b"),
         )
     ]
-    (row,) = script.intervals([*found, {"network": "cnn-normalized", "arm": "full", "seed": 0, "error": "no memory"}])
+    (row,) = script.intervals([*found, {"group": "cnn-normalized", "arm": "full", "seed": 0, "error": "no memory"}])
     assert (row["mean"], row["n"]) == (pytest.approx(2.0), 2) and row["times_as_fast"] == row["most"] == 4.0
 
 
@@ -324,4 +324,4 @@ def test_selection_on_a_gpu(tmp_path: Path) -> None:
         "selection_gpu", tmp_path / "gpu.json", 1, "--data", "mnist", "--root", str(fake_mnist(tmp_path))
     )
     assert result["complete"] and {row["arm"] for row in result["rows"]} == {"full", "automatic"}
-    assert result["intervals"][0]["network"] == "cnn-normalized" and "times as fast" in said
+    assert result["intervals"][0]["group"] == "cnn-normalized" and "times as fast" in said
