@@ -100,11 +100,13 @@ def _published(axes: Any, name: str, curve: Mapping[float, float], colour: str) 
 def _by_time(axes: Any, mean: Mean, group: str, arms: list[str], name: str, words: str) -> None:
     """A point for every arm, of a sampler of its averaged draws; hollow with a selection, of the other's colour."""
     colours: dict[str, str] = {}
+    hollow = any(arm.endswith(", selected") for arm in arms)
     for arm in arms:
         seconds, value = mean(group, arm, "process_seconds"), mean(group, arm, f"averaged_{name}")
         value = mean(group, arm, name) if value is None else value
         colour = colours.setdefault(arm.removesuffix(", selected"), COLOURS[len(colours) % len(COLOURS)])
         if seconds is not None and value is not None:
-            face = "none" if arm.endswith(", selected") else colour
-            axes.scatter(seconds, value, s=22, facecolors=face, edgecolors=colour, label=arm)
-    finish(axes, group, "process seconds", words)
+            selected = arm.endswith(", selected")
+            face, label = ("none", None) if selected else (colour, arm)
+            axes.scatter(seconds, value, s=22, facecolors=face, edgecolors=colour, label=label)
+    finish(axes, f"{group}, with selection hollow" if hollow else group, "process seconds", words)
