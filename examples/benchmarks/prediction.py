@@ -11,9 +11,9 @@ connections of the dense network. The three best-ranked are trained on all train
 test data are read once. Beside it, chosen in the same way: connections at random, of three tries and as many
 connections; SNIP and magnitude likewise, which keep all units, of the three dense networks that are best by validation
 data of that data set and budget, of all widths, activations and (of magnitude) rates; AdaNet-style growth and low rank,
-of three tries and at most as many parameters as the largest network within the budget, their rates and penalties chosen
-in the same way; the dense network, at three rates; and the inner search of the bank, on all data. Networks of a job are
-trained side by side.
+of three tries and at most as many parameters as the largest network within the budget, their rates, penalties and sizes
+chosen in the same way; the dense network, at three rates; and the inner search of the bank, on all data. Networks of a
+job are trained side by side.
 
 Controls: "relevance", networks at random of the features that come first in their order; random, relevance, SNIP and
 magnitude networks of which as many are drawn as of a decoder and the same ranker picks three ("ranked"; of AdaNet and
@@ -42,8 +42,8 @@ and budget; the bank <= 60 minutes on two cores.
 
 How the ranker weighs what it measures, and how decoders draw and fill networks, was chosen on other seeds, by
 validation objects of digits, wine, breast cancer and made-up tables other than these: the tau of these, which chose
-nothing, is a target by itself. Taus, errors of the decoders on the parts that were left out, and trainings by
-themselves, are of three seeds.
+nothing, is a target by itself. Taus, errors of the decoders on the parts that were left out, seconds of
+predictions, of data of which nothing is remembered, and of trainings by themselves, are of three seeds.
 """
 
 from __future__ import annotations
@@ -239,7 +239,6 @@ def left_out_rows(head: dict[str, Any], what: str, result: dict[str, Any]) -> li
     if result["cold"]:
         more |= {"fit_seconds": result["seconds_fit"], "ranker_seconds": result["seconds_ranker"]}
     more |= {"tau": statistics.fmean(taus)} if taus else {}
-    seconds = {one["budget"]: one["seconds"] for one in result["predictions"]}
     drawn = {
         one["budget"]: statistics.fmean(net["drawn"] / net["connections"] for net in one["networks"])
         for one in result["predictions"]
@@ -250,9 +249,13 @@ def left_out_rows(head: dict[str, Any], what: str, result: dict[str, Any]) -> li
         for b, row in by_budget_of.items():
             extra: dict[str, Any] = {}
             if not arm:
-                extra = {**more, "predict_seconds": seconds[int(b)], "drawn": drawn[int(b)]}
-                extra |= result["whole_taus"].get(b, {})
-                extra |= result["alone"].get(b, {})
+                extra = {
+                    **more,
+                    "drawn": drawn[int(b)],
+                    **result["whole_taus"].get(b, {}),
+                    **result["alone"].get(b, {}),
+                }
+                extra |= {"predict_seconds": result["predict_seconds"][b]} if result["predict_seconds"] else {}
             name = f"{what}, {arm}" if own else arm or what
             found.append({**head, "arm": name, "budget": int(b), **row, **extra})
     return [*found, *({**head, "errors_of": what, **error} for error in result["errors"])]

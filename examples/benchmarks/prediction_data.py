@@ -8,7 +8,9 @@ from torch.utils.data import TensorDataset
 
 
 def mnist_8x8(root: str) -> tuple[Any, Any]:
-    """MNIST with a border of 2 and averaged over squares of 4x4, as vectors of 64; objects to learn from, and others.
+    """MNIST without a border of 2, averaged over squares of 3x3, as vectors of 64; objects to learn from, and others.
+
+    With a border some points are 0 in nearly all images, and hundreds of standard deviations away in others.
 
     Args:
         root: The folder in which torchvision keeps it.
@@ -18,6 +20,6 @@ def mnist_8x8(root: str) -> tuple[Any, Any]:
     found = []
     for train in (True, False):
         data = MNIST(root, train=train)
-        x = F.avg_pool2d(F.pad(data.data[:, None].to(torch.float32) / 255, (2, 2, 2, 2)), 4)
+        x = F.avg_pool2d(data.data[:, None, 2:-2, 2:-2].to(torch.float32) / 255, 3)
         found.append(TensorDataset(x.flatten(1), data.targets))
     return found[0], found[1]

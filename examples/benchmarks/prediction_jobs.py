@@ -78,6 +78,7 @@ def _left_out(
     arms: dict[tuple[str, int], list[Any]] = {}
     seeds: dict[tuple[str, int], list[int]] = {}
     budgets, taus = [one["budget"] for one in found["predictions"]], dict[str, dict[str, float]]()
+    timed = {str(budget): seconds_of(predictor, data, budget, settings, seed) for budget in budgets if first}
     own: dict[int, list[Any]] = {}
     for budget in budgets:
         drawn = predicted(directory, budget)
@@ -98,7 +99,17 @@ def _left_out(
         rows.setdefault(arm, {})[str(budget)] = one.row(data)
     nets = {b: one.net for (arm, b), one in trained.items() if not arm}
     seconds = beside_dense(nets, data, settings, seed) if first else {}
-    return {**found, "trained": rows, "whole_taus": taus, "alone": seconds, "cold": cold}
+    return {**found, "trained": rows, "whole_taus": taus, "alone": seconds, "predict_seconds": timed, "cold": cold}
+
+
+def seconds_of(predictor: Any, data: Any, budget: int, settings: Any, seed: int) -> float:
+    """Of a prediction for data of which nothing is remembered."""
+    from nni_bayes_nas.prediction import relevance
+
+    relevance._known.clear()
+    started = time.perf_counter()
+    predictor.predict(data.parts, budget, data.n_classes, n=settings.draws, seed=seed)
+    return time.perf_counter() - started
 
 
 def most_alike(data: Any, sources: dict[str, Any]) -> Any:
@@ -325,7 +336,7 @@ def beside(config: Any, parameters: dict[str, Any], directory: Path, report: Any
     for budget in searching:
         rows[str(budget)]["dense"] = dense_row
         for name in OF_OTHER_FORM:
-            at = tuple(parameters["tuned"][str(budget)][name]["at"])
+            at = parameters["tuned"][str(budget)][name]["at"]
             with contextlib.suppress(NumericsError):  # one that diverges is not the others
                 rows[str(budget)][name] = of_other_form(name, settings, data, budget, seed, at).row(data)
     return {"default": 0.0, "rows": rows}

@@ -73,9 +73,9 @@ class Figures:
                     continue
                 ours, theirs = ([statistics.fmean(p[i][s] for p in pairs) for s in seeds] for i in (0, 1))
                 gaps = [x - y for x, y in zip(ours, theirs, strict=True)]
-                # Equal gaps everywhere have no t.
-                spread = statistics.pstdev(gaps) > 1e-9
-                p = float(ttest_rel(ours, theirs, alternative="greater").pvalue) if spread else 1.0
+                # Equal gaps everywhere have no t, or an infinite one.
+                spread, p = statistics.pstdev(gaps) > 1e-9, float(statistics.fmean(gaps) <= 1e-9)
+                p = float(ttest_rel(ours, theirs, alternative="greater").pvalue) if spread else p
                 head = {"test": f"{one} above {other}", "data": data, "budget_kind": kind, "seeds": len(seeds)}
                 found.append({**head, "difference": statistics.fmean(gaps), "half_width": half_width(gaps), "p": p})
         return found
@@ -207,6 +207,7 @@ def print_errors(figures: Figures) -> None:
         mine = [row for row in figures.errors if row["errors_of"] == decoder]
         lost = [row["loss"] - row["loss_found"] for row in mine]
         gain = [row["loss_others"] - row["loss"] for row in mine]
+        right = [row["accuracy"] - row["accuracy_found"] for row in mine]
         pairs = [row for row in mine if row["inputs_chance"] is not None and row["layers"] and row["layers_chance"]]
         sets = {name: statistics.fmean(row[name] for row in pairs) for name in ("inputs", "inputs_chance") if pairs}
         sets |= {name: statistics.fmean(row[name][0] for row in pairs) for name in ("layers", "layers_chance") if pairs}
@@ -216,7 +217,8 @@ def print_errors(figures: Figures) -> None:
         }
         print(
             f"{decoder}, {len(mine)} entries left out: loss {statistics.fmean(lost):+.3f} nats above the one found, "
-            f"{statistics.fmean(gain):+.3f} below others; tokens {statistics.fmean(r['length'] for r in mine):+.0f}; "
+            f"{statistics.fmean(gain):+.3f} below others; accuracy {100 * statistics.fmean(right):+.1f} points above "
+            f"the one found, on objects that chose none; tokens {statistics.fmean(r['length'] for r in mine):+.0f}; "
             f"hidden layers right {statistics.fmean(r['depth'] == r['depth_found'] for r in mine):.0%}; "
             f"{statistics.fmean(r['nats'] for r in mine):.2f} nats a token; F1 (first layer): {said}; tau of what is "
             "lost with " + ", ".join(f"{name} {tau:+.2f}" for name, tau in by.items())

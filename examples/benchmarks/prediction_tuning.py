@@ -1,9 +1,10 @@
-"""What `prediction.py` chooses for its baselines, by validation data: rates, penalties, dense networks to prune."""
+"""What `prediction.py` chooses for its baselines, by validation data: rates, penalties, sizes, networks to prune."""
 
 from __future__ import annotations
 
 import contextlib
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,15 @@ OF_OTHER_FORM = ("adanet", "low_rank")
 PRUNED = ("snip", "magnitude")
 # Shares of the rate, and penalties, of which validation chooses for a data set and budget.
 RATES, PENALTIES = (1.0, 0.3, 0.1), (1e-3, 1e-4, 1e-2)
+# Of networks of other form so many at most are tried, all of which use what the budget has.
+SIZES = 24
 # What the outcomes of jobs depend on beside their configuration, for their keys.
-TUNED_BY = {"rates": RATES, "penalties": PENALTIES, "activations": ACTIVATIONS}
+TUNED_BY = {"rates": RATES, "penalties": PENALTIES, "sizes": SIZES, "activations": ACTIVATIONS}
 
 
 def tuned(config: Any, parameters: dict[str, Any], directory: Path, report: Any) -> dict[str, Any]:
-    """A kind of job: for every budget of a data set the rate of networks of other form, and the penalty of AdaNet at
-    that rate, at which the best of the tries has the least validation loss; the dense networks that SNIP and magnitude
-    prune, and magnitude's rate, of all widths that are the same in every layer; with a seed that nothing else has."""
+    """A kind of job: what validation data choose of networks of other form and of pruned ones, for every budget of a
+    data set, with a seed that nothing else has."""
     from nni_bayes_nas.experiment.data import load_data
     from nni_bayes_nas.experiment.parts import whole
     from nni_bayes_nas.experiment.predict import budgets_for
@@ -32,20 +34,30 @@ def tuned(config: Any, parameters: dict[str, Any], directory: Path, report: Any)
     found: dict[str, dict[str, Any]] = {}
     for budget in budgets_for(config, data.n_features, data.n_classes):
         own = found.setdefault(str(budget), {})
-        for name in OF_OTHER_FORM:
-            losses = {}
-            for rate in RATES:
-                losses[rate, PENALTIES[0]] = loss_of_other_form(
-                    name, settings, data, budget, seed, (rate, PENALTIES[0])
-                )
-            rate = min(losses, key=losses.__getitem__)[0]
-            for penalty in PENALTIES[1:] if name == "adanet" else ():
-                losses[rate, penalty] = loss_of_other_form(name, settings, data, budget, seed, (rate, penalty))
-            tried = [[*at, loss] for at, loss in losses.items()]
-            own[name] = {"at": list(min(losses, key=losses.__getitem__)), "tried": tried}
-        for name in PRUNED:
-            own[name] = tuned_pruning(name, settings, data, budget, seed)
+        own |= {name: tuned_other_form(name, settings, data, budget, seed) for name in OF_OTHER_FORM}
+        own |= {name: tuned_pruning(name, settings, data, budget, seed) for name in PRUNED}
     return {"default": 0.0, "budgets": found}
+
+
+def tuned_other_form(name: Any, settings: Any, data: Any, budget: int, seed: int) -> dict[str, Any]:
+    """The rate, and of AdaNet the penalty at it, at which the best of the tries is best; and as many sizes as there are
+    tries, the best at these."""
+    from nni_bayes_nas.experiment.bank import vocabulary_of
+    from nni_bayes_nas.prediction.baselines import sizes_of
+
+    def loss(*at: Any) -> float:
+        return loss_of_other_form(name, settings, data, budget, seed, at)
+
+    losses: dict[tuple[Any, ...], float] = {(rate, PENALTIES[0]): loss(rate, PENALTIES[0]) for rate in RATES}
+    rate, _ = min(losses, key=losses.__getitem__)
+    for penalty in PENALTIES[1:] if name == "adanet" else ():
+        losses[rate, penalty] = loss(rate, penalty)
+    at = min(losses, key=losses.__getitem__)
+    drawn = sizes_of(name, data, budget, vocabulary_of(settings), SIZES, random.Random(seed))
+    of_sizes = {(*at, size): loss(*at, [size]) for size in drawn}
+    best = sorted(of_sizes, key=of_sizes.__getitem__)[: settings.verify]
+    tried = [[*each, found] for each, found in (losses | of_sizes).items()]
+    return {"at": [*at, [list(size) for *_, size in best]], "tried": tried}
 
 
 def tuned_pruning(name: str, settings: Any, data: Any, budget: int, seed: int) -> dict[str, Any]:
@@ -105,15 +117,22 @@ def loss_of_other_form(*about: Any) -> float:
         return math.inf
 
 
-def of_other_form(name: Any, settings: Any, data: Any, budget: int, seed: int, at: tuple[float, float]) -> Any:
-    """The best by validation of the tries of AdaNet or low rank, of a rate and a penalty."""
+def of_other_form(name: Any, settings: Any, data: Any, budget: int, seed: int, at: tuple[Any, ...]) -> Any:
+    """The best by validation of the tries of AdaNet or low rank, of a rate, a penalty and, a try each, sizes."""
     from nni_bayes_nas.experiment.bank import vocabulary_of
     from nni_bayes_nas.prediction.baselines import baseline
     from nni_bayes_nas.prediction.many import Training
     from nni_bayes_nas.prediction.training import best
 
-    rate, penalty = at
-    options = {"tries": settings.verify, "vocabulary": vocabulary_of(settings), "deepest": tuple(settings.deepest)}
+    rate, penalty, *rest = at
+    sizes = [tuple(size) for size in rest[0]] if rest else None
+    tries = settings.verify if sizes is None else len(sizes)
+    options = {
+        "tries": tries,
+        "sizes": sizes,
+        "vocabulary": vocabulary_of(settings),
+        "deepest": tuple(settings.deepest),
+    }
     how = Training(settings.train_steps, learning_rate=rate * Training().learning_rate)
     return best(baseline(name, data, budget, how, **options, seed=seed, penalty=penalty))
 

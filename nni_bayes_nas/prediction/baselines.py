@@ -6,7 +6,7 @@ import itertools
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from typing import Any, Literal
 
 from torch import nn
@@ -15,7 +15,7 @@ from nni_bayes_nas.coercion import require
 from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.prediction.growth import grow
 from nni_bayes_nas.prediction.inner_search import strongest
-from nni_bayes_nas.prediction.low_rank import LowRank, sizes_within
+from nni_bayes_nas.prediction.low_rank import Factors, LowRank, sizes_within
 from nni_bayes_nas.prediction.many import Training
 from nni_bayes_nas.prediction.random_nets import most_parameters, random_net, relevant_net
 from nni_bayes_nas.prediction.relevance import order_of_features
@@ -49,6 +49,7 @@ def baseline(
     deepest: tuple[int, ...],
     seed: int,
     penalty: float = 1e-3,
+    sizes: Sequence[tuple[int, ...]] | None = None,
 ) -> list[Trained]:
     """Several networks of a kind, trained. Sizes repeat where there are not as many within the budget.
 
@@ -73,6 +74,7 @@ def baseline(
         deepest: Widths of the dense network.
         seed: Of everything that is drawn.
         penalty: Of adanet, see `grow`.
+        sizes: Of adanet and low_rank, see `sizes_of`; None: drawn.
 
     Raises:
         ConfigError: An unknown name, or a budget in which no network fits.
@@ -81,13 +83,13 @@ def baseline(
     seeds, k = seeds_of(seed, tries), data.n_classes
     drawing: Any = {"tries": tries, "vocabulary": vocabulary, "deepest": deepest, "seed": seed}
     if name in ("adanet", "low_rank"):
-        most = most_parameters(data.n_features, k, budget, vocabulary)
+        sizes = sizes or sizes_of(name, data, budget, vocabulary, tries, random.Random(seed))
+        pairs = list(zip(itertools.cycle(sizes), seeds, strict=False))
         if name == "adanet":
-            return _grown(data, most, how, seeds, random.Random(seed), penalty)
+            most = most_parameters(data.n_features, k, budget, vocabulary)
+            return [_grown(data, most, how, size, own, penalty) for size, own in pairs]
         order = order_of_features(data.parts.x, data.parts.y)
-        sizes = sizes_within(data.n_features, k, most, tries, random.Random(seed))
-        pairs = zip(itertools.cycle(sizes), seeds, strict=False)
-        return [train_module(LowRank(order, one, k, own), data, how, own) for one, own in pairs]
+        return [train_module(LowRank(order, Factors(*size), k, own), data, how, own) for size, own in pairs]
     started = time.perf_counter()
     nets = nets_of(name, data, budget, how, **drawing)
     searched = (time.perf_counter() - started) / tries
@@ -165,23 +167,42 @@ def _dense(nets: list[SparseArchitecture], seeds: list[int], data: WholeData, ho
     return [found[i] for i in range(len(nets))]
 
 
-def _grown(
-    data: WholeData, most: int, how: Training, seeds: list[int], generator: random.Random, penalty: float
-) -> list[Trained]:
-    """Of widths at random; of the features so many that one, two or four subnetworks have so many parameters."""
-    order, k = order_of_features(data.parts.x, data.parts.y), data.n_classes
-    sizes = []
+def _grown(data: WholeData, most: int, how: Training, sizes: tuple[int, ...], seed: int, penalty: float) -> Trained:
+    order, started = order_of_features(data.parts.x, data.parts.y), time.perf_counter()
+    features, width = sizes
+    module: nn.Module = grow(
+        data.parts.x, data.parts.y, order, (features, width), data.n_classes, most, how, seed, penalty=penalty
+    )
+    return measured(module, data, connections(module), time.perf_counter() - started)
+
+
+def sizes_of(
+    name: Baseline, data: WholeData, budget: int, vocabulary: Vocabulary, n: int, generator: random.Random
+) -> list[tuple[int, ...]]:
+    """Up to n sizes, drawn, of networks with at most as many parameters as the largest network within the budget.
+
+    Args:
+        name: adanet: features that are seen, and the width, of which so many are seen that one, two or four subnetworks
+            have so many parameters. low_rank: features, rank and hidden units, see `sizes_within`.
+        data: Of which features and classes count.
+        budget: Connections at most.
+        vocabulary: Of the networks whose parameters count.
+        n: How many.
+        generator: Of the draw.
+
+    Raises:
+        ConfigError: Another name, or a budget in which none fits.
+    """
+    named = ("adanet", "low_rank")
+    require(name in named, "sizes_of", f"must be of {' or '.join(named)}", name, "others have widths")
+    k, most = data.n_classes, most_parameters(data.n_features, data.n_classes, budget, vocabulary)
+    if name == "low_rank":
+        return [astuple(one) for one in sizes_within(data.n_features, k, most, n, generator)]
+    sizes: list[tuple[int, ...]] = []
     for width, parts in itertools.product((1, 2, 3, 4, 6, 8, 12, 16, 24, 32), (1, 2, 4)):
         features = min(data.n_features, (most // parts - width * k - k - width) // width)
         if features >= 2 and (features, width) not in sizes:
             sizes.append((features, width))
     if not sizes:
         raise ConfigError(f"no subnetwork of two features and {k} outputs has {most} parameters; raise the budget.")
-    found = []
-    drawn = itertools.cycle(generator.sample(sizes, min(len(seeds), len(sizes))))
-    for size, own in zip(drawn, seeds, strict=False):
-        started = time.perf_counter()
-        module: nn.Module = grow(data.parts.x, data.parts.y, order, size, k, most, how, own, penalty=penalty)
-        seconds = time.perf_counter() - started
-        found.append(measured(module, data, connections(module), seconds))
-    return found
+    return generator.sample(sizes, min(n, len(sizes)))

@@ -225,6 +225,33 @@ def test_pruning_is_tuned_by_validation_data() -> None:
         assert strongest([dense(6, 3, shape, activation)], data.parts, 14, [seed], None) == [net]
 
 
+def test_networks_of_other_form_are_tuned_by_validation_data() -> None:
+    """Their rate, penalty, and of all sizes that use the budget as many as there are tries, the best of them first."""
+    import torch
+
+    from nni_bayes_nas.config import Config
+    from nni_bayes_nas.prediction.tasks import TaskData
+    from nni_bayes_nas.prediction.training import WholeData
+
+    jobs, y = module("prediction_tuning"), torch.arange(60) % 3
+    x = torch.randn(60, 6, generator=torch.Generator().manual_seed(0)) + y.unsqueeze(1)
+    data = WholeData(TaskData(x[:45], y[:45], x[45:], y[45:]), x[45:], y[45:], 3)
+    settings = {"verify": 2, "train_steps": 5, "widths": [2, 4], "max_depth": 2, "deepest": [32, 32]}
+    settings = Config.from_dict({"predict": settings}).predict
+    for name, n in (("adanet", 5), ("low_rank", 3)):
+        found = jobs.tuned_other_form(name, settings, data, 40, 3)
+        # Rates and penalties of tries whose sizes are drawn, then sizes at the best of these.
+        losses = {tuple(at): loss for *at, loss in found["tried"][:n]}
+        by_size = {size: loss for _, _, size, loss in found["tried"][n:]}
+        *at, sizes = found["at"]
+        assert losses[tuple(at)] == min(losses.values()) and 2 < len(by_size) <= jobs.SIZES
+        assert [tuple(size) for size in sizes] == sorted(by_size, key=by_size.__getitem__)[:2]
+        assert all([rate, penalty] == at for rate, penalty, *_ in found["tried"][n:])
+        one = jobs.of_other_form(name, settings, data, 40, 3, found["at"])
+        # The first try has the seed of the search for sizes.
+        assert one.val_loss <= min(by_size.values())
+
+
 def test_what_diverges_takes_nothing_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Side by side it stops all; then they are trained one by one."""
     from nni_bayes_nas.errors import NumericsError
@@ -243,7 +270,7 @@ def test_what_diverges_takes_nothing_with_it(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_mnist_of_as_many_points_as_the_digits(tmp_path: Path) -> None:
-    """Squares of 4x4 of images with a border of 2; left out together with the digits, in place of a made-up table."""
+    """Squares of 3x3 of images without their border; left out together with the digits, in place of a made-up table."""
     import argparse
 
     script, root = module("prediction"), fake_mnist(tmp_path)
@@ -252,7 +279,7 @@ def test_mnist_of_as_many_points_as_the_digits(tmp_path: Path) -> None:
 
     image = MNIST(str(root), train=True).data[0].double() / 255
     assert train.tensors[0].shape[1] == 64 and len(test) > 0
-    assert float(train.tensors[0][0, 8 * 3 + 2]) == pytest.approx(float(image[10:14, 6:10].mean()), abs=1e-6)
+    assert float(train.tensors[0][0, 8 * 3 + 2]) == pytest.approx(float(image[11:14, 8:11].mean()), abs=1e-6)
     options = argparse.Namespace(data="mnist", root=str(root), preset="cpu")
     names = list(script.sources(options))
     together = script.left_out_together(options)
