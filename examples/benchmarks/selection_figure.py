@@ -39,14 +39,16 @@ def draw(rows: list[dict[str, Any]], mean: Mean, path: Path) -> None:
     """
     figure, grid = grid_of(5, 4, width=3.8)
     panels = iter(grid.flat)
-    curves = [("criteria", "weight", "weights"), ("criteria", "neuron", "neurons")]
+    curves, named = [("criteria", "weight", "mlp-200, weights"), ("criteria", "neuron", "mlp-200, neurons")], set[str]()
     curves += [(f"criteria, {name}", "weight", f"{name}, weights") for name in OTHERS]
     for group, granularity, words in curves:
         axes, shares = next(panels), OTHERS_FROZEN.get(group.removeprefix("criteria, "), FROZEN)
         for colour, criterion in zip(COLOURS, OF_THE_CNN if "cnn" in group else CRITERIA, strict=False):
             values = [mean(group, f"{granularity} {criterion} {share:g}") for share in shares]
-            Line(criterion, _percent(shares), values, colour).draw(axes)
-        _level(axes, mean(group, FULL))
+            # Colours mean the same in all of these panels, and legends would hide points.
+            Line("" if criterion in named else criterion, _percent(shares), values, colour).draw(axes)
+            named.add(criterion)
+        _level(axes, mean(group, FULL), "full training" if axes is grid[0, 0] else None)
         finish(axes, f"{words} frozen after a fifth", "frozen, %", "test accuracy, %")
     axes, arms = next(panels), {0.0: FULL, **{share: "" for share in PAPER_FROZEN}, 1.0: STOPPED}
     for colour, criterion in zip(COLOURS, PAPER_CRITERIA, strict=False):
@@ -60,7 +62,7 @@ def draw(rows: list[dict[str, Any]], mean: Mean, path: Path) -> None:
         Line(by, _percent(theirs), values, colour).draw(axes)
         _published(axes, by, theirs, colour)
     finish(axes, "the paper's setting, zeroed", "zeroed, %", "test accuracy, %")
-    zeroed = [("zeroed", "", "criteria", ZEROED, "")]
+    zeroed = [("zeroed", "", "criteria", ZEROED, "mlp-200, ")]
     zeroed += [
         (f"criteria, {name}", "zeroed by ", f"criteria, {name}", of_others(name), f"{name}, ") for name in OTHERS
     ]
@@ -88,9 +90,9 @@ def _percent(shares: Iterable[float]) -> list[float]:
     return [100 * share for share in shares]
 
 
-def _level(axes: Any, value: float | None) -> None:
+def _level(axes: Any, value: float | None, label: str | None = "full training") -> None:
     if value is not None:
-        axes.axhline(value, color="black", lw=0.8, label="full training")
+        axes.axhline(value, color="black", lw=0.8, label=label)
 
 
 def _published(axes: Any, name: str, curve: Mapping[float, float], colour: str) -> None:
