@@ -73,9 +73,10 @@ class Figures:
                     continue
                 ours, theirs = ([statistics.fmean(p[i][s] for p in pairs) for s in seeds] for i in (0, 1))
                 gaps = [x - y for x, y in zip(ours, theirs, strict=True)]
-                # Equal gaps everywhere have no t, or an infinite one.
-                spread, p = statistics.pstdev(gaps) > 1e-9, float(statistics.fmean(gaps) <= 1e-9)
-                p = float(ttest_rel(ours, theirs, alternative="greater").pvalue) if spread else p
+                if statistics.pstdev(gaps) > 1e-9:
+                    p = float(ttest_rel(ours, theirs, alternative="greater").pvalue)
+                else:  # equal gaps have no t, or an infinite one
+                    p = float(statistics.fmean(gaps) <= 1e-9)
                 head = {"test": f"{one} above {other}", "data": data, "budget_kind": kind, "seeds": len(seeds)}
                 found.append({**head, "difference": statistics.fmean(gaps), "half_width": half_width(gaps), "p": p})
         return found

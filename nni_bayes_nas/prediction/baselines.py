@@ -77,7 +77,7 @@ def baseline(
         sizes: Of adanet and low_rank, see `sizes_of`; None: drawn.
 
     Raises:
-        ConfigError: An unknown name, or a budget in which no network fits.
+        ConfigError: An unknown name, or a budget in which no network, or none of these sizes, fits.
     """
     require(name in BASELINES, "baselines", f"must be among {', '.join(BASELINES)}", name, "leave it out")
     seeds, k = seeds_of(seed, tries), data.n_classes
@@ -85,9 +85,12 @@ def baseline(
     if name in ("adanet", "low_rank"):
         sizes = sizes or sizes_of(name, data, budget, vocabulary, tries, random.Random(seed))
         pairs = list(zip(itertools.cycle(sizes), seeds, strict=False))
+        most = most_parameters(data.n_features, k, budget, vocabulary)
         if name == "adanet":
-            most = most_parameters(data.n_features, k, budget, vocabulary)
             return [_grown(data, most, how, size, own, penalty) for size, own in pairs]
+        for size in sizes:
+            fits = Factors(*size).parameters(k) <= most
+            require(fits, "sizes", f"must have at most {most} parameters", size, "take them from sizes_of")
         order = order_of_features(data.parts.x, data.parts.y)
         return [train_module(LowRank(order, Factors(*size), k, own), data, how, own) for size, own in pairs]
     started = time.perf_counter()

@@ -196,21 +196,28 @@ def test_what_was_found_by_its_initial_weights_keeps_them() -> None:
             assert strongest([net], data.parts, budget, [own], None) == [net]
 
 
-def test_pruning_is_tuned_by_validation_data() -> None:
-    """Of all widths that the budget can afford, both activations, and of magnitude every rate."""
+def small_task() -> tuple:
+    """Settings, and 60 objects of three classes."""
     import torch
 
     from nni_bayes_nas.config import Config
-    from nni_bayes_nas.prediction.inner_search import strongest
-    from nni_bayes_nas.prediction.sparse_net import dense
     from nni_bayes_nas.prediction.tasks import TaskData
     from nni_bayes_nas.prediction.training import WholeData
 
-    jobs, y = module("prediction_tuning"), torch.arange(60) % 3
+    y = torch.arange(60) % 3
     x = torch.randn(60, 6, generator=torch.Generator().manual_seed(0)) + y.unsqueeze(1)
     data = WholeData(TaskData(x[:45], y[:45], x[45:], y[45:]), x[45:], y[45:], 3)
     settings = {"verify": 2, "train_steps": 5, "widths": [2, 4], "max_depth": 2, "deepest": [32, 32]}
     settings = Config.from_dict({"predict": settings}).predict
+    return settings, data
+
+
+def test_pruning_is_tuned_by_validation_data() -> None:
+    """Of all widths that the budget can afford, both activations, and of magnitude every rate."""
+    from nni_bayes_nas.prediction.inner_search import strongest
+    from nni_bayes_nas.prediction.sparse_net import dense
+
+    jobs, (settings, data) = module("prediction_tuning"), small_task()
     for name, n in (("snip", 2 * 4), ("magnitude", 2 * 4 * 3)):
         found = jobs.tuned_pruning(name, settings, data, 14, 3)
         losses = [loss for *_, loss in found["tried"]]
@@ -227,17 +234,7 @@ def test_pruning_is_tuned_by_validation_data() -> None:
 
 def test_networks_of_other_form_are_tuned_by_validation_data() -> None:
     """Their rate, penalty, and of all sizes that use the budget as many as there are tries, the best of them first."""
-    import torch
-
-    from nni_bayes_nas.config import Config
-    from nni_bayes_nas.prediction.tasks import TaskData
-    from nni_bayes_nas.prediction.training import WholeData
-
-    jobs, y = module("prediction_tuning"), torch.arange(60) % 3
-    x = torch.randn(60, 6, generator=torch.Generator().manual_seed(0)) + y.unsqueeze(1)
-    data = WholeData(TaskData(x[:45], y[:45], x[45:], y[45:]), x[45:], y[45:], 3)
-    settings = {"verify": 2, "train_steps": 5, "widths": [2, 4], "max_depth": 2, "deepest": [32, 32]}
-    settings = Config.from_dict({"predict": settings}).predict
+    jobs, (settings, data) = module("prediction_tuning"), small_task()
     for name, n in (("adanet", 5), ("low_rank", 3)):
         found = jobs.tuned_other_form(name, settings, data, 40, 3)
         # Rates and penalties of tries whose sizes are drawn, then sizes at the best of these.

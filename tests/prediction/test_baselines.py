@@ -91,6 +91,9 @@ def test_no_room():
             make(name, budget=3)
     with pytest.raises(ConfigError, match="`baselines` must be among"):
         make("smallest")
+    how = {"tries": 1, "vocabulary": Vocabulary(2, (2, 3, 4, 8)), "deepest": (16, 8), "seed": 0}
+    with pytest.raises(ConfigError, match="`sizes` must have at most 59 parameters"):
+        baseline("low_rank", whole(), 40, HOW, **how, sizes=[(10, 3, 8)])
 
 
 def test_a_module_is_trained_as_networks_side_by_side_are():
