@@ -58,6 +58,7 @@ from pathlib import Path
 from typing import Any
 
 from contract import correct, parse, write_result
+from prediction_figure import draw
 from prediction_jobs import BESIDE_BY, LEFT_OUT_BY, RANKED, SAME_SHAPE, SHUFFLED
 from prediction_results import DECODERS, OURS, SEARCH, Figures, kin, ours_of, pays_after, print_tables, targets
 from prediction_tuning import TUNED_BY
@@ -332,6 +333,8 @@ def main() -> int:
     every = [bank, *({"tuned": name, **one} for name, one in tuned.items()), *rows, *tests, *beside]
     write_result(options, NAME, every, found, seconds=seconds, workers=workers.n, complete=complete)
     print_tables(figures, tests, bank)
+    if figures.data:
+        draw(figures, options.output.with_suffix(".png"))
     print(*found, sep="\n")
     return 0 if complete else 1
 

@@ -1,0 +1,74 @@
+"""The picture of `prediction.py`: accuracy above random networks by data set and budget, and errors on parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from contract import half_width
+from figures import COLOURS, finish, grid_of, write
+from prediction_results import DECODERS, OURS, SEARCH, Figures
+
+# With the marker of each; what is ranked among as many as ours is hollow.
+ARMS = {
+    OURS: "o",
+    "random, ranked": "o",
+    "snip": "s",
+    "snip, ranked": "s",
+    "magnitude": "^",
+    "magnitude, ranked": "^",
+    "adanet": "D",
+    "low_rank": "v",
+    SEARCH: "P",
+    "dense": "*",
+}
+BESIDE = "random"
+
+
+def draw(figures: Figures, path: Path) -> None:
+    """Write the figure: a panel for each budget, with 95 % intervals over seeds, and one of the parts left out."""
+    figure, grid = grid_of(2, 2, width=6.4, height=4.2)
+    panels = list(grid.flat)
+    colours: dict[str, str] = {}
+    for arm in ARMS:
+        colours.setdefault(arm.removesuffix(", ranked"), COLOURS[len(colours) % len(COLOURS)])
+    for axes, kind in zip(panels, figures.KINDS, strict=False):
+        for place, (arm, marker) in enumerate(ARMS.items()):
+            shift = (place - (len(ARMS) - 1) / 2) * 0.08
+            points = [
+                (x + shift, *gap) for x, data in enumerate(figures.data) if (gap := _gap(figures, data, kind, arm))
+            ]
+            if points:
+                x, y, half = zip(*points, strict=True)
+                colour = colours[arm.removesuffix(", ranked")]
+                face = "none" if arm.endswith(", ranked") else colour
+                axes.errorbar(x, y, half, fmt=marker, ms=4, lw=0.8, color=colour, mfc=face, label=arm)
+        axes.axhline(0.0, color="black", lw=0.8)
+        axes.set_xticks(range(len(figures.data)), figures.data, rotation=20)
+        finish(axes, f"connections: {kind}", "", f"test accuracy above {BESIDE}, points")
+        if kind != figures.KINDS[0]:
+            axes.get_legend().remove()
+    _errors(panels[-1], figures)
+    write(figure, path)
+
+
+def _gap(figures: Figures, data: str, kind: str, arm: str) -> tuple[float, float] | None:
+    """Mean over seeds of an arm's accuracy above that of `BESIDE`, in points, and half of its interval."""
+    ours, theirs = (figures.by_seed(data, kind, name) for name in (arm, BESIDE))
+    gaps = [100 * (ours[seed] - theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
+    return (sum(gaps) / len(gaps), half_width(gaps) or 0.0) if gaps else None
+
+
+def _errors(axes: Any, figures: Figures) -> None:
+    """Losses of predictions for parts of data that were left out, beside those of what else the search had drawn."""
+    for colour, name in zip(COLOURS, figures.data, strict=False):
+        for decoder, marker in zip(DECODERS, "ox", strict=True):
+            mine = [row for row in figures.errors if (row["data"], row["errors_of"]) == (name, decoder)]
+            x = [row["loss_others"] - row["loss_found"] for row in mine]
+            y = [row["loss"] - row["loss_found"] for row in mine]
+            label = name if decoder == DECODERS[0] else None
+            axes.plot(x, y, marker, ms=3, color=colour, alpha=0.6, label=label)
+    axes.axline((0.0, 0.0), slope=1.0, color="0.5", lw=0.8)
+    axes.axhline(0.0, color="0.5", lw=0.8)
+    words = "parts that were left out: " + ", ".join(f"{m} {name}" for m, name in zip("ox", DECODERS, strict=True))
+    finish(axes, words, "mean loss of others, nats above the one found", "loss predicted, nats above the one found")
