@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from contract import half_width
 from figures import COLOURS, finish, grid_of, write
 from prediction_results import DECODERS, OURS, SEARCH, Figures
 
@@ -35,28 +34,17 @@ def draw(figures: Figures, path: Path) -> None:
     for axes, kind in zip(panels, figures.KINDS, strict=False):
         for place, (arm, marker) in enumerate(ARMS.items()):
             shift = (place - (len(ARMS) - 1) / 2) * 0.08
-            points = [
-                (x + shift, *gap) for x, data in enumerate(figures.data) if (gap := _gap(figures, data, kind, arm))
-            ]
-            if points:
-                x, y, half = zip(*points, strict=True)
-                colour = colours[arm.removesuffix(", ranked")]
-                face = "none" if arm.endswith(", ranked") else colour
-                axes.errorbar(x, y, half, fmt=marker, ms=4, lw=0.8, color=colour, mfc=face, label=arm)
+            gaps = [row for row in figures.above(arm, BESIDE) if row["budget_kind"] == kind]
+            x = [figures.data.index(row["data"]) + shift for row in gaps]
+            y, half = ([100 * row[name] for row in gaps] for name in ("difference", "half_width"))
+            colour = colours[arm.removesuffix(", ranked")]
+            face, label = "none" if arm.endswith(", ranked") else colour, arm if axes is panels[0] else None
+            axes.errorbar(x, y, half, fmt=marker, ms=4, lw=0.8, color=colour, mfc=face, label=label)
         axes.axhline(0.0, color="black", lw=0.8)
         axes.set_xticks(range(len(figures.data)), figures.data, rotation=20)
         finish(axes, f"connections: {kind}", "", f"test accuracy above {BESIDE}, points")
-        if kind != figures.KINDS[0]:
-            axes.get_legend().remove()
     _errors(panels[-1], figures)
     write(figure, path)
-
-
-def _gap(figures: Figures, data: str, kind: str, arm: str) -> tuple[float, float] | None:
-    """Mean over seeds of an arm's accuracy above that of `BESIDE`, in points, and half of its interval."""
-    ours, theirs = (figures.by_seed(data, kind, name) for name in (arm, BESIDE))
-    gaps = [100 * (ours[seed] - theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
-    return (sum(gaps) / len(gaps), half_width(gaps) or 0.0) if gaps else None
 
 
 def _errors(axes: Any, figures: Figures) -> None:
