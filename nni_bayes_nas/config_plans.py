@@ -241,6 +241,8 @@ class PredictConfig:
         held_out: Share of the tasks that it does not learn from: they show its errors.
         draws: Networks that it draws for the data, with each budget.
         rank_steps: Of the trainings by which these are ranked, too.
+        refine_steps: Of the trainings by whose largest weights their connections are chosen; 0: connections stay as
+            they were drawn.
         verify: So many of the best are trained on all data, and as many tries of each of ``baselines``.
         baselines: What predictions are compared with.
         train_steps: Of a training on all data.
@@ -277,7 +279,8 @@ class PredictConfig:
     fit_steps: int = 400
     held_out: float = 0.15
     draws: int = 16
-    rank_steps: int = 100
+    rank_steps: int = 200
+    refine_steps: int = 100
     verify: int = 3
     baselines: tuple[Literal["random", "relevance", "snip", "magnitude", "adanet", "low_rank", "dense"], ...] = (
         "random",
@@ -301,7 +304,7 @@ class PredictConfig:
             "cell_draws",
         ):
             require_at_least(f"predict.{name}", getattr(self, name), 1)
-        for name in ("tasks", "others", "cells"):
+        for name in ("tasks", "others", "refine_steps", "cells"):
             require_at_least(f"predict.{name}", getattr(self, name), 0)
         for name in ("factors", "methods", "kinds", "widths", "deepest"):
             require(

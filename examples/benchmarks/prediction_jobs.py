@@ -17,10 +17,12 @@ from nni_bayes_nas.prediction.training import RATES as DENSE_RATES
 
 RANKED = ("random", "relevance", "snip", "magnitude")
 BASELINES = ("random", "relevance", "snip", "magnitude")
+# Of these what would be predicted without a decoder.
+REFINED = ("random",)
+SHUFFLED, SAME_SHAPE, UNREFINED = OF_DECODERS = ("shuffled", "same shape", "as drawn")
 # What the outcomes of jobs depend on beside their configuration, for their keys.
-LEFT_OUT_BY = {"ranked": RANKED, "dense": DENSE_RATES}
+LEFT_OUT_BY = {"ranked": RANKED, "dense": DENSE_RATES, "refined": REFINED, "of decoders": OF_DECODERS}
 BESIDE_BY = {"baselines": BASELINES, "other": OF_OTHER_FORM, "dense": DENSE_RATES}
-SHUFFLED, SAME_SHAPE = "shuffled", "same shape"
 
 
 def searched(config: Any, parameters: dict[str, Any], directory: Path, report: Any) -> dict[str, Any]:
@@ -83,12 +85,15 @@ def _left_out(
     for budget in budgets:
         drawn = predicted(directory, budget)
         # The objects of another data set in place of its own.
-        shuffled = predictor.predict(data.parts, budget, data.n_classes, n=settings.draws, seed=seed, seen=other)
-        own[budget] = drawn
+        more = {"n": settings.draws, "seed": seed}
+        shuffled = predictor.predict(data.parts, budget, data.n_classes, seen=other, **more)
+        as_drawn = [one.net for one in predictor.predict(data.parts, budget, data.n_classes, refine=False, **more)]
+        shaped, own[budget] = same_shape(as_drawn, budget, seed), drawn
         arms |= {
             ("", budget): drawn[: settings.verify],
             (SHUFFLED, budget): [one.net for one in shuffled[: settings.verify]],
-            (SAME_SHAPE, budget): picked(same_shape(drawn, budget, seed), predictor, data, settings.verify, seed)[0],
+            (SAME_SHAPE, budget): picked(shaped, predictor, data, settings.verify, seed)[0],
+            (UNREFINED, budget): as_drawn[: settings.verify],
         }
     # The ranker knows nothing of the decoder.
     if decoder == DECODERS[0]:
@@ -216,9 +221,9 @@ def alone(module: Any, data: Any, settings: Any, seed: int) -> float:
 def _ranked(
     config: Any, predictor: Any, predicted: dict[int, list[Any]], data: Any, seed: int, *, with_tau: bool
 ) -> tuple[dict[tuple[str, int], list[Any]], dict[tuple[str, int], list[int]], dict[str, dict[str, float]]]:
-    """As many networks of a baseline as a decoder draws, of which its ranker picks, by arm and budget; seeds of those
-    that were found by their initial weights; and by budget, `with_tau`, how well it orders every third of them, trained
-    on all data.
+    """As many networks of a baseline as a decoder draws, of which its ranker picks, by arm and budget, and of `REFINED`
+    what would be predicted without a decoder; seeds of those that were found by their initial weights; and by budget,
+    `with_tau`, how well it orders every third of them, trained on all data.
 
     Kendall's tau with the mean validation loss of two seeds, of all together and within each baseline, by its trees
     alone and by short trainings alone, and that of the two seeds; and of every second of those that are `predicted`, by
@@ -229,6 +234,7 @@ def _ranked(
     from nni_bayes_nas.experiment.bank import vocabulary_of
     from nni_bayes_nas.prediction.baselines import draw_nets
     from nni_bayes_nas.prediction.many import Training
+    from nni_bayes_nas.prediction.predictor import AS_DRAWN
     from nni_bayes_nas.prediction.relevance import order_of_features
     from nni_bayes_nas.prediction.sparse_architecture import of_columns
     from nni_bayes_nas.prediction.training import seeds_of
@@ -249,6 +255,10 @@ def _ranked(
             arms[key], places, scores = picked(nets, predictor, data, settings.verify, seed)
             if by_weights:
                 arms[key], seeds[key] = [drawn[i] for i in places], [own[i] for i in places]
+            if name in REFINED:
+                likely = nets[: max(1, len(nets) // AS_DRAWN)]
+                both = list(dict.fromkeys([*likely, *predictor.refined(nets, parts, budget, seed)]))
+                arms[f"{name}, refined", budget] = picked(both, predictor, data, settings.verify, seed)[0]
             mixed.setdefault(budget, []).extend(nets[::3])
             within.setdefault(budget, []).append(scores[::3])
     if not with_tau:
@@ -280,8 +290,8 @@ def _taus(
         # Scores are relative to those that are ranked together.
         described, short = describe(nets, parts), short_losses(nets, parts, seed, predictor.short)
         taus[str(budget)] = {
-            "whole_tau": kendall(predictor.ranker.scores(described, short), both),
-            "trees_tau": kendall(predictor.ranker.scores(described, np.zeros_like(short)), both),
+            "whole_tau": kendall(predictor.ranker.scores(described, short, len(parts.y)), both),
+            "trees_tau": kendall(predictor.ranker.scores(described, np.zeros_like(short), len(parts.y)), both),
             "short_tau": kendall(short.mean(1), both),
             "within_tau": statistics.fmean(
                 kendall(ranks, both[i * n : (i + 1) * n]) for i, ranks in enumerate(within[budget])

@@ -88,6 +88,7 @@ def run_predict(
             dim=settings.dim,
             seed=seed,
             rank_steps=settings.rank_steps,
+            refine_steps=settings.refine_steps,
         )
         how, started = Fitting(settings.fit_steps, seed=seed), time.perf_counter()
         predictor.fit(known, lambda entry: cached[id(entry)], how, ranker=False)

@@ -103,10 +103,14 @@ class Many:
 
         Of several groups the first networks see the first, as many the second, and so on.
         """
-        n = len(self.nets)
-        h = x.repeat_interleave(n // len(x), 0) if x.dim() == 3 else x.expand(n, -1, -1)
+        return self._outputs(x).transpose(1, 2)
+
+    def _outputs(self, x: Tensor) -> Tensor:
+        """`(networks, outputs, objects)`: with objects last, what is small is not the innermost, which takes longer."""
+        n, h = len(self.nets), x.transpose(-1, -2).contiguous()
+        h = h.repeat_interleave(n // len(x), 0) if x.dim() == 3 else h.expand(n, -1, -1)
         for layer, (weight, mask, bias) in enumerate(zip(self.weights, self.masks, self.biases, strict=True)):
-            h = torch.baddbmm(bias.unsqueeze(1), h, (weight * mask).transpose(1, 2))
+            h = torch.baddbmm(bias.unsqueeze(2), weight * mask, h)
             if layer < len(self._relu):
                 h = torch.where(self._relu[layer], h.relu(), h.tanh())
         return h
@@ -139,10 +143,9 @@ class Many:
 
     def losses(self, x: Tensor, y: Tensor) -> Tensor:
         """Mean cross-entropy of every network, in nats; of groups as `logits` has them."""
-        logits, labels = self.logits(x), y.reshape(-1, y.shape[-1])
+        labels = y.reshape(-1, y.shape[-1])
         labels = labels.repeat_interleave(len(self.nets) // len(labels), 0)
-        each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-        return each.reshape(len(self.nets), -1).mean(1)
+        return F.cross_entropy(self._outputs(x), labels, reduction="none").mean(1)
 
     @torch.no_grad()
     def scores(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import random
 from collections.abc import Callable, Sequence
@@ -18,17 +19,19 @@ from nni_bayes_nas.fused import FUSED
 from nni_bayes_nas.prediction.bank import Entry, check_bank
 from nni_bayes_nas.prediction.canonical import canonical
 from nni_bayes_nas.prediction.encoder import N_SIZES, Condition, SetEncoder, condition_of, with_classes
-from nni_bayes_nas.prediction.many import Training
+from nni_bayes_nas.prediction.inner_search import strongest
 from nni_bayes_nas.prediction.random_nets import completed
 from nni_bayes_nas.prediction.ranker import SHORT, Ranker, describe, short_losses
 from nni_bayes_nas.prediction.seq2seq import Seq2Seq
 from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture, of_classes, of_columns
 from nni_bayes_nas.prediction.tasks import TaskData
 from nni_bayes_nas.prediction.tokens import Vocabulary
+from nni_bayes_nas.prediction.training import seeds_of
 from nni_bayes_nas.prediction.tree_meta import DoublyRecurrentMeta
 
 Kind = Literal["seq2seq", "doubly_recurrent"]
 KINDS: dict[Kind, Any] = {"seq2seq": Seq2Seq, "doubly_recurrent": DoublyRecurrentMeta}
+REFINE_STEPS, AS_DRAWN = 100, 8
 _NUMBERS = 0
 
 
@@ -69,7 +72,8 @@ class Predicted:
         net: Its inputs are the columns of the data.
         log_prob: Of the meta-model, in nats, of the network as it was drawn.
         score: Of the ranker: the least is expected to be the best of those that were drawn with it; None without one.
-        drawn: Connections that the meta-model drew; the others fill the budget.
+        drawn: Connections that the meta-model drew; the others fill the budget. 0 where only layers and activations are
+            its own, see `Predictor.predict`.
     """
 
     net: SparseArchitecture
@@ -89,6 +93,7 @@ class Predictor:
         dim: Of encoder and decoder.
         seed: Of the initial weights.
         rank_steps: Of the short trainings by which networks are ranked, see `short_losses`.
+        refine_steps: Of the short trainings by which connections are refined, see `predict`; 0: they are not.
 
     Attributes:
         model: The meta-model.
@@ -106,11 +111,13 @@ class Predictor:
         dim: int = 64,
         seed: int = 0,
         rank_steps: int = SHORT.steps,
+        refine_steps: int = REFINE_STEPS,
     ) -> None:
         require(kind in KINDS, "kind", f"must be one of {', '.join(KINDS)}", kind, "seq2seq say")
         self.kind, self.max_features, self.max_classes = kind, max_features, max_classes
         self.vocabulary, self.dim, self.seed = vocabulary, dim, seed
-        self.short = Training(rank_steps)
+        require(refine_steps >= 0, "refine_steps", "must be at least 0", refine_steps, "0 refines nothing")
+        self.short, self.refine_steps = replace(SHORT, steps=rank_steps), refine_steps
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.model = KINDS[kind](SetEncoder(max_features, max_classes, dim), vocabulary, dim)
@@ -212,14 +219,15 @@ class Predictor:
             entries: Of it.
             data_of: The data of an entry's task.
         """
-        descriptions, losses = [], []
+        descriptions, losses, n_objects = [], [], []
         for entry in entries:
             one = data_of(entry)
             every = [*entry.found, *entry.others]
             ranked = one.in_order(torch.tensor(entry.order))
             descriptions.append(describe([each.net for each in every], ranked))
             losses.append([each.loss for each in every])
-        self.ranker = Ranker(self.seed).fit(descriptions, losses)
+            n_objects.append(len(one.y))
+        self.ranker = Ranker(self.seed).fit(descriptions, losses, n_objects)
 
     def predict(
         self,
@@ -232,11 +240,14 @@ class Predictor:
         seed: int = 0,
         temperature: float = 1.0,
         seen: TaskData | None = None,
+        refine: bool = True,
     ) -> list[Predicted]:
         """Networks for data, the best one first; no validation object is looked at.
 
         A network that is drawn with fewer connections than the budget has gets more, see `completed`: what it leaves
-        unused is worth more than what the decoder says of it.
+        unused is worth more than what the decoder says of it. Of all the layers and activations stay and connections
+        are `refined`, for a short training on the data says more of these than a decoder knows; the most probable
+        eighth stand beside them as they were drawn, and the ranker picks among all.
 
         Args:
             data: Objects that are looked at.
@@ -248,6 +259,7 @@ class Predictor:
             temperature: Of all but the first, which is the most probable one, token by token.
             seen: Objects that the decoder is shown in place of these, a control: if networks are as good then, it has
                 learned nothing of what suits which data. Budget and numbers of objects, features and classes stay.
+            refine: False: all stay as they were drawn, as without `refine_steps` or a ranker.
 
         Raises:
             ConfigError: A budget below the smallest network's, or data for which the model was not built.
@@ -260,18 +272,43 @@ class Predictor:
         generator = torch.Generator().manual_seed(seed)
         drawn = self.model.sample(condition, n, generator, temperature, greedy=1)
         by_form: dict[SparseArchitecture, tuple[float, int]] = {}
-        filling = random.Random(seed)
+        filling, ordered = random.Random(seed), data.in_order(condition.order)
         for net, log_prob in drawn:
             by_form.setdefault(canonical(completed(net, budget, filling)), (log_prob, net.n_connections))
+        if refine and self.ranker is not None:
+            own, likely = list(by_form), sorted(by_form, key=lambda net: -by_form[net][0])
+            if refined := self.refined(own, ordered, budget, seed):
+                known, by_form = by_form, {net: by_form[net] for net in likely[: max(1, n // AS_DRAWN)]}
+                for net, better in zip(own, refined, strict=True):
+                    by_form.setdefault(canonical(better), (known[net][0], 0))
         nets = list(by_form)
         scores: Sequence[float | None] = [None] * len(nets)
         if self.ranker is not None:
-            scores = self.ranked(nets, data.in_order(condition.order), seed)
+            scores = self.ranked(nets, ordered, seed)
         found = [
             Predicted(of_columns(net, condition.order.tolist()), by_form[net][0], score, by_form[net][1])
             for net, score in zip(nets, scores, strict=True)
         ]
         return sorted(found, key=lambda one: -one.log_prob if one.score is None else one.score)
+
+    def refined(
+        self, nets: Sequence[SparseArchitecture], data: TaskData, budget: int, seed: int
+    ) -> list[SparseArchitecture]:
+        """Of every network its layers and activations, with the largest connections of the dense one after a short
+        training on the data (see `strongest`); none with `refine_steps` 0, or where a dense one diverges.
+
+        Args:
+            nets: Their inputs are ranks of features.
+            data: In the order of these.
+            budget: Connections at most.
+            seed: Of the initial weights.
+        """
+        if not self.refine_steps:
+            return []
+        with contextlib.suppress(NumericsError):
+            how = replace(SHORT, steps=self.refine_steps)
+            return strongest(nets, data, budget, seeds_of(seed, len(nets)), how)
+        return []
 
     def ranked(self, nets: Sequence[SparseArchitecture], data: TaskData, seed: int) -> list[float]:
         """What the ranker says of networks, whoever drew them; the least is expected to be the best of these.
@@ -286,7 +323,8 @@ class Predictor:
         """
         if self.ranker is None:
             raise ConfigError("networks are ranked by what was fitted to a bank, got a model that was not; call fit.")
-        return list(self.ranker.scores(describe(nets, data), short_losses(nets, data, seed, self.short)))
+        short = short_losses(nets, data, seed, self.short)
+        return list(self.ranker.scores(describe(nets, data), short, len(data.y)))
 
     def save(self, path: Path) -> None:
         """Write the meta-model; `fit_ranker` fits the ranker anew from the bank.
@@ -295,7 +333,8 @@ class Predictor:
             path: Of a file of torch's.
         """
         sizes = {"max_features": self.max_features, "max_classes": self.max_classes, "dim": self.dim}
-        made: dict[str, Any] = {"kind": self.kind, "seed": self.seed, "rank_steps": self.short.steps, **sizes}
+        steps = {"rank_steps": self.short.steps, "refine_steps": self.refine_steps}
+        made: dict[str, Any] = {"kind": self.kind, "seed": self.seed, **steps, **sizes}
         held = {"made": made, "vocabulary": asdict(self.vocabulary), "model": self.model.state_dict()}
         torch.save(held, path)
 

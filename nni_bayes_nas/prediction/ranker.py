@@ -16,9 +16,11 @@ from nni_bayes_nas.prediction.relevance import importance, separation
 from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture
 from nni_bayes_nas.prediction.tasks import TaskData
 
-SHORT = Training(steps=100)
-"""Of `short_losses`."""
+SHORT = Training(steps=200, learning_rate=0.06)
+"""Of `short_losses`: at a rate that is high for a long training, a short one comes further."""
 _DIVIDED, _FEWEST = 4, 6
+# Of each half so many objects are enough to measure a loss by.
+_MEASURED = 1000
 _APART = 1_009
 _NOTHING = 1e-12
 
@@ -50,7 +52,8 @@ def describe(nets: Sequence[SparseArchitecture], data: TaskData) -> np.ndarray:
 def short_losses(nets: Sequence[SparseArchitecture], data: TaskData, seed: int, short: Training = SHORT) -> np.ndarray:
     """Loss of each half of the training objects after a short training on the other half, `(networks, 2)`, in nats.
 
-    Both halves have every class that has two objects. Of fewer than four objects nothing can be said: zeros.
+    Both halves have every class that has two objects; of an odd number one object is left out, and of large halves some
+    are measured. Of fewer than four objects nothing can be said: zeros.
 
     Args:
         nets: Networks.
@@ -62,16 +65,17 @@ def short_losses(nets: Sequence[SparseArchitecture], data: TaskData, seed: int, 
         return np.zeros((len(nets), 2))
     order = torch.randperm(len(data.y), generator=torch.Generator().manual_seed(seed))
     order = order[data.y[order].argsort(stable=True)]
-    halves, found = (order[::2], order[1::2]), np.zeros((len(nets), 2))
-    # Of an odd number one object is left out of the larger half, where it is trained on.
-    seen = torch.stack([halves[1], halves[0][: len(halves[1])]])
+    held_out = torch.stack([order[: 2 * (len(order) // 2) : 2], order[1::2]])
+    seen, found = held_out.flip(0), np.zeros((len(nets), 2))
+    # In the order of their classes, each of which keeps its share.
+    held_out = held_out[:, :: -(-held_out.shape[1] // _MEASURED)]
     for places in by_depth(nets):
         seeds = [seed + _APART * number + i for number in (0, 1) for i in places]
         many = Many([nets[i] for i in places] * 2, seeds)
         many.train(data.x[seen], data.y[seen], short, seed)
-        for number, held_out in enumerate(halves):
-            losses, _ = many.scores(data.x[held_out], data.y[held_out])
-            found[places, number] = losses[number * len(places) :][: len(places)]
+        with torch.no_grad():
+            losses = many.losses(data.x[held_out], data.y[held_out])
+        found[places] = losses.reshape(2, -1).T.numpy()
     return found
 
 
@@ -108,9 +112,10 @@ class Ranker:
 
     What was learned are extremely randomized trees on `describe`: a network's loss, less the mean of its task's
     networks, in their standard deviation. What is measured are `short_losses`. With their reliability r a score is
-    (1 - r^2) times the standardized prediction of the trees and r times the standardized mean rank of the short losses:
-    on a few objects it is nearly the trees alone that rank, on many nearly the losses. The weights were chosen, not
-    derived: trees that have only seen small parts do not know how much more a short training says on a whole data set.
+    2 (1 - r^2) min(1, sqrt(m / n)) times the standardized prediction of the trees and r times the standardized mean
+    rank of the short losses, with n objects, where the tasks that the trees have learned from have m in the mean: on a
+    few objects it is nearly the trees alone that rank, on many nearly the losses. The weights were chosen, not derived:
+    trees that have only seen small parts do not know how much more a short training says on a whole data set.
 
     Args:
         seed: Of the trees.
@@ -119,14 +124,17 @@ class Ranker:
 
     def __init__(self, seed: int = 0, trees: int = 200) -> None:
         self._model = ExtraTreesRegressor(trees, min_samples_leaf=3, max_features=0.5, random_state=seed)
-        self._fitted = False
+        self._n_objects: float | None = None
 
-    def fit(self, descriptions: Sequence[np.ndarray], losses: Sequence[Sequence[float]]) -> Ranker:
+    def fit(
+        self, descriptions: Sequence[np.ndarray], losses: Sequence[Sequence[float]], n_objects: Sequence[int]
+    ) -> Ranker:
         """Learn from several tasks.
 
         Args:
             descriptions: Of the networks of every task, see `describe`.
             losses: Of these, in nats.
+            n_objects: Training objects of the tasks.
 
         Raises:
             ConfigError: No task has two networks.
@@ -140,26 +148,28 @@ class Ranker:
         if not inputs:
             raise ConfigError("a ranker needs tasks of two networks or more, got none; search with a larger `top`.")
         self._model.fit(np.concatenate(inputs), np.concatenate(targets))
-        self._fitted = True
+        self._n_objects = float(np.mean(n_objects))
         return self
 
-    def scores(self, description: np.ndarray, short: np.ndarray) -> np.ndarray:
+    def scores(self, description: np.ndarray, short: np.ndarray, n_objects: int) -> np.ndarray:
         """The least is expected to be the best; numbers of different calls cannot be compared.
 
         Args:
             description: Of networks of one task, see `describe`.
             short: Of the same, see `short_losses`.
+            n_objects: Training objects of the task.
 
         Raises:
             ConfigError: It has not learned anything yet.
         """
-        if not self._fitted:
+        if self._n_objects is None:
             raise ConfigError("a ranker must learn before it ranks; call fit.")
         learned = standardized(self._model.predict(relative(description)))
         # A network may have a loss that is not finite after so few steps: it comes last.
         ranks = rankdata(np.where(np.isfinite(short), short, np.inf), axis=0)
         known = reliability(ranks)
-        found: np.ndarray = (1 - known**2) * learned + known * standardized(ranks.mean(1))
+        trust = 2 * (1 - known**2) * min(1.0, (self._n_objects / n_objects) ** 0.5)
+        found: np.ndarray = trust * learned + known * standardized(ranks.mean(1))
         return found
 
 

@@ -34,30 +34,27 @@ def importance(x: Tensor, y: Tensor) -> Tensor:
 
     The decrease of Gini's impurity by the feature in extremely randomized trees (Geurts, Ernst & Wehenkel, 2006), which
     see what features say together: of a parity no feature has a `separation`. All 0 where nothing is to be told apart.
-    The same trees grow whatever the order of features and objects, up to ties. What was asked before is remembered.
+    The same trees grow whatever the order of features and objects, up to ties. What was asked before is remembered, in
+    whatever order it was.
 
     Args:
         x: `(objects, features)`; of many objects some are looked at.
         y: Their classes.
     """
-    key = hashlib.blake2b(np.ascontiguousarray(x).tobytes() + np.ascontiguousarray(y).tobytes()).digest()
-    if key not in _known:
-        if len(_known) >= _REMEMBERED:
-            _known.clear()
-        _known[key] = _importance(x, y)
-    return _known[key].clone()
-
-
-def _importance(x: Tensor, y: Tensor) -> Tensor:
     columns = separation(x, y).argsort(descending=True, stable=True)
     by_values = x[:, columns[0]].argsort(stable=True)
     rows = by_values[y[by_values].argsort(stable=True)]
     if len(rows) > _OBJECTS:
         rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:_OBJECTS]]
-    trees = ExtraTreesClassifier(_TREES, min_samples_leaf=_LEAF, random_state=0)
-    trees.fit(np.asarray(x[rows][:, columns].float()), np.asarray(y[rows]))
+    table, classes = np.asarray(x[rows][:, columns].float()), np.asarray(y[rows])
+    key = hashlib.blake2b(np.ascontiguousarray(table).tobytes() + classes.tobytes()).digest()
+    if key not in _known:
+        if len(_known) >= _REMEMBERED:
+            _known.clear()
+        trees = ExtraTreesClassifier(_TREES, min_samples_leaf=_LEAF, random_state=0)
+        _known[key] = torch.from_numpy(trees.fit(table, classes).feature_importances_)
     found = torch.empty(x.shape[1], dtype=torch.float64)
-    found[columns] = torch.from_numpy(trees.feature_importances_)
+    found[columns] = _known[key]
     return found
 
 

@@ -117,7 +117,10 @@ class DoublyRecurrentMeta(nn.Module):
             conditions: Tasks.
             nets: A network of each, its inputs by rank.
         """
-        return self.decoder.losses([tree_of(net, self.labels) for net in nets], self.encoder(conditions).flatten(1))
+        return self._losses(self.encoder(conditions).flatten(1), nets)
+
+    def _losses(self, contexts: Tensor, nets: Sequence[SparseArchitecture]) -> Tensor:
+        return self.decoder.losses([tree_of(net, self.labels) for net in nets], contexts)
 
     @torch.no_grad()
     def sample(
@@ -156,7 +159,7 @@ class DoublyRecurrentMeta(nn.Module):
                     del running[i]
             asked = following
         nets = [grammar.network() for grammar in grammars]
-        log_probs = -self.losses([condition] * n, nets)
+        log_probs = -self._losses(context.expand(n, -1), nets)
         return list(zip(nets, log_probs.tolist(), strict=True))
 
     def _answer(self, asked: list[_Ask], context: Tensor) -> list[_Told]:
@@ -210,6 +213,7 @@ class DoublyRecurrentMeta(nn.Module):
             if label != labels.OUT:
                 grammar.accept(v.width(len(own)))
                 grammar.accept(v.activation(ACTIVATIONS[(label - labels.layer(0, 0)) % len(ACTIVATIONS)]))
+        first = labels.source(0)
         for own in units:
             for number, unit in enumerate(own):
                 before = None
@@ -219,7 +223,7 @@ class DoublyRecurrentMeta(nn.Module):
                         break
                     told = yield self._ask(labels.unit(number), unit, before)
                     more = bool(choose([0.0, told.topology[1]]))
-                    named = [labels.source(k) for k in numbers]
+                    named = [first + k for k in numbers]
                     source = numbers[choose([told.labels[k] + more * of_sibling[k] for k in named])]
                     grammar.accept_source(source)
                     before = labels.source(source), told

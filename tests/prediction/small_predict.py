@@ -20,6 +20,7 @@ SMALL = {
     "held_out": 0.25,
     "draws": 4,
     "rank_steps": 10,
+    "refine_steps": 10,
     "verify": 2,
     "baselines": ["random", "dense"],
     "train_steps": 40,

@@ -128,18 +128,18 @@ def test_networks_of_a_new_task_are_ranked():
         short.append(short_losses(nets, data, seed=i))
         both = [[loss for loss, _ in train_all(nets, [seed] * 16, data, Training(steps=80))] for seed in (0, 1)]
         losses.append(np.mean(both, 0))
-    ranker = Ranker(trees=60).fit(described[:12], losses[:12])
+    ranker = Ranker(trees=60).fit(described[:12], losses[:12], [len(data.y) for _, data in tasks(16, seed=5)[:12]])
     left = zip(described[12:], short[12:], losses[12:], strict=True)
-    taus = [kendall(ranker.scores(d, own), loss) for d, own, loss in left]
+    taus = [kendall(ranker.scores(d, own, 40), loss) for d, own, loss in left]
     assert sum(taus) / 4 > 0.35
     assert kendall([1.0, 2.0], [1.0, 1.0]) == 0.0
 
 
 def test_a_ranker_learns_before_it_ranks():
     with pytest.raises(ConfigError, match="must learn before it ranks"):
-        Ranker().scores(np.zeros((2, len(NAMES))), np.zeros((2, 2)))
+        Ranker().scores(np.zeros((2, len(NAMES))), np.zeros((2, 2)), 4)
     with pytest.raises(ConfigError, match="tasks of two networks or more"):
-        Ranker().fit([np.zeros((1, len(NAMES)))], [[0.1]])
+        Ranker().fit([np.zeros((1, len(NAMES)))], [[0.1]], [4])
 
 
 def test_reliability_by_hand():
@@ -161,29 +161,34 @@ def test_standardized_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("other", "expected"),
+    ("other", "n_objects", "expected"),
     [
         # The reliability is 2/3: 5/9 of (a, 0, -a), a = sqrt(3/2), and 2/3 of (-sqrt 2, 1/sqrt 2, 1/sqrt 2).
-        ([0.0, 2.0, 1.0], [-0.262395, 0.471405, -0.209009]),
-        ([0.0, 1.0, 2.0], [-1.224745, 0, 1.224745]),  # it is 1: losses alone
-        ([0.0, 1.0, float("nan")], [-1.224745, 0, 1.224745]),  # what is not finite comes last
-        ([2.0, 1.0, 0.0], [1.224745, 0, -1.224745]),  # it is 0: trees alone
+        ([0.0, 2.0, 1.0], 100, [-0.262395, 0.471405, -0.209009]),
+        # On no more objects than were learned from trees weigh twice as much as on four times as many.
+        ([0.0, 2.0, 1.0], 25, [0.418019, 0.471405, -0.889423]),
+        ([0.0, 2.0, 1.0], 5, [0.418019, 0.471405, -0.889423]),
+        ([0.0, 1.0, 2.0], 25, [-1.224745, 0, 1.224745]),  # it is 1: losses alone
+        ([0.0, 1.0, float("nan")], 25, [-1.224745, 0, 1.224745]),  # what is not finite comes last
+        ([2.0, 1.0, 0.0], 100, [1.224745, 0, -1.224745]),  # it is 0: trees alone
     ],
 )
-def test_scores_by_hand(other, expected):
+def test_scores_by_hand(other, n_objects, expected):
     ranker = Ranker()
-    ranker._fitted = True
+    ranker._n_objects = 25
     ranker._model = SimpleNamespace(predict=lambda x: np.array([2.0, 1, 0] * 2))
-    found = ranker.scores(np.zeros((6, len(NAMES))), np.array([[0.0, 1, 2] * 2, other * 2]).T)
+    found = ranker.scores(np.zeros((6, len(NAMES))), np.array([[0.0, 1, 2] * 2, other * 2]).T, n_objects)
     assert found.tolist() == pytest.approx(expected * 2, abs=1e-5)
 
 
-def test_halves_are_scored_by_what_saw_the_other(monkeypatch):
+@pytest.mark.parametrize(("most", "every"), [(1000, 1), (10, 1), (9, 2), (4, 3)])
+def test_halves_are_scored_by_what_saw_the_other(most, every, monkeypatch):
     """All networks and both halves are trained side by side; each as if it were alone."""
     x, y = torch.randn(21, 3, generator=torch.Generator().manual_seed(0)), torch.arange(21) // 7
     data = TaskData(x, y, torch.full((1, 3), torch.nan), torch.tensor([0]))
     nets, how, seen = [dense(3, 3, (2,)), dense(3, 3, (4,)), dense(3, 3, (2, 2))], Training(20, 4), []
     train = Many.train
+    monkeypatch.setattr("nni_bayes_nas.prediction.ranker._MEASURED", most)
     monkeypatch.setattr(Many, "train", lambda self, x, y, *rest: (seen.append((x, y)), train(self, x, y, *rest)))
     found = short_losses(nets, data, 5, how)
     monkeypatch.undo()
@@ -193,8 +198,8 @@ def test_halves_are_scored_by_what_saw_the_other(monkeypatch):
     kept = [[rows[tuple(row)] for row in half] for half in first.tolist()]
     assert [y[half].tolist() for half in kept] == labels.tolist() and not set(kept[0]) & set(kept[1])
     assert all(set(y[half].tolist()) == {0, 1, 2} for half in kept)
-    # The larger half is all that the other does not hold.
-    for number, (half, rest) in enumerate(zip(kept, (sorted({*range(21)} - {*kept[0]}), kept[0]), strict=True)):
+    for number, (half, other) in enumerate(zip(kept, kept[::-1], strict=True)):
+        rest = other[::every]
         for i, net in enumerate(nets):
             alone = Many([net], [5 + 1009 * number + i])
             alone.train(x[half], y[half], how, 5)
