@@ -19,14 +19,14 @@ Controls: "relevance", networks at random of the features that come first in the
 magnitude networks of which as many are drawn as of a decoder and the same ranker picks three ("ranked"; of AdaNet and
 low rank there is none: they have three tries, where ours are three of eighteen); random ones whose connections are
 those of the largest weights after a short training, as they are of what is predicted ("refined"): what would be
-predicted without a decoder; networks of decoders with the connections that they drew, of which the ranker picks three ("as
-drawn"), or with connections as in "relevance" ("same shape"); and decoders that are shown the objects of another data
-set, the one with the nearest numbers of features and classes, beside the right numbers ("shuffled"). What is not better
-than these has learned nothing of networks.
+predicted without a decoder; networks of decoders with the connections that they drew, of which the ranker picks three
+("as drawn"), or with connections as in "relevance" ("same shape"); and decoders that are shown the objects of another
+data set, the one with the nearest numbers of features and classes, beside the right numbers ("shuffled"). What is not
+better than these has learned nothing of networks.
 
-Tests, named before the first run, of "ours": for every data set the decoder with the smaller mean validation loss, in
-units of that of networks at random, on those that were not left out with it; these were predicted by meta-models that
-have seen its parts. One-sided paired t-tests over seeds, in test accuracy. First that it is above random, above random
+Tests, named before the first run (those about "refined" and "as drawn" before the second), of "ours": for every data
+set the decoder with the smaller mean validation loss, in units of that of networks at random, on those that were not
+left out with it; these were predicted by meta-models that have seen its parts. One-sided paired t-tests over seeds, in test accuracy. First that it is above random, above random
 networks of which as many are drawn and ranked, above those refined, and above itself shown other objects, for every
 data set in the mean over the budgets, with Holm's correction over the data sets of each of these four; then that it is
 above each baseline but the dense network and each control but "relevance", for every data set and budget, with Holm's
