@@ -26,13 +26,13 @@ better than these has learned nothing of networks.
 
 Tests, named before the first run (those about "refined" and "as drawn" before the second), of "ours": for every data
 set the decoder with the smaller mean validation loss, in units of that of networks at random, on those that were not
-left out with it; these were predicted by meta-models that have seen its parts. One-sided paired t-tests over seeds, in test accuracy. First that it is above random, above random
-networks of which as many are drawn and ranked, above those refined, and above itself shown other objects, for every
-data set in the mean over the budgets, with Holm's correction over the data sets of each of these four; then that it is
-above each baseline but the dense network and each control but "relevance", for every data set and budget, with Holm's
-correction over those; to the dense network and the search on all data, and of one decoder to the other, intervals.
-Seeds are of the fit, the draws and all trainings; bank and splits of the data are the same for all of them, so that p
-tells of chance in these alone.
+left out with it; these were predicted by meta-models that have seen its parts. One-sided paired t-tests over seeds, in
+test accuracy. First that it is above random, above random networks of which as many are drawn and ranked, above those
+refined, and above itself shown other objects, for every data set in the mean over the budgets, with Holm's correction
+over the data sets of each of these four; then that it is above each baseline but the dense network and each control but
+"relevance", for every data set and budget, with Holm's correction over those; to the dense network and the search on
+all data, and of one decoder to the other, intervals. Seeds are of the fit, the draws and all trainings; bank and splits
+of the data are the same for all of them, so that p tells of chance in these alone.
 
 Targets: 2: on 80 % of the parts the small network that is best by some validation objects is by others within a
 standard error of the dense one of three layers of 32; 3: above random on every data set; not below SNIP in the mean at
