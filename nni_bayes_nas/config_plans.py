@@ -279,8 +279,8 @@ class PredictConfig:
     fit_steps: int = 400
     held_out: float = 0.15
     draws: int = 16
-    rank_steps: int = 200
-    refine_steps: int = 100
+    rank_steps: int = 180
+    refine_steps: int = 80
     verify: int = 3
     baselines: tuple[Literal["random", "relevance", "snip", "magnitude", "adanet", "low_rank", "dense"], ...] = (
         "random",

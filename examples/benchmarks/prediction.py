@@ -45,7 +45,7 @@ and budget; the bank <= 60 minutes on two cores.
 How the ranker weighs what it measures, and how decoders draw and fill networks, was chosen on other seeds, by
 validation objects of digits, wine, breast cancer and made-up tables other than these: the tau of these, which chose
 nothing, is a target by itself. So it was, after a first run of ten seeds, that connections are refined, that trainings
-by which networks are ranked have a high rate and twice the steps, and that trees weigh less on many objects. Taus,
+by which networks are ranked have a high rate and more steps, and that trees weigh less on many objects. Taus,
 errors of the decoders on the parts that were left out, seconds of predictions, of data of which nothing is remembered,
 and of trainings by themselves, are of three seeds.
 """

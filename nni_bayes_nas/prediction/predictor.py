@@ -31,7 +31,7 @@ from nni_bayes_nas.prediction.tree_meta import DoublyRecurrentMeta
 
 Kind = Literal["seq2seq", "doubly_recurrent"]
 KINDS: dict[Kind, Any] = {"seq2seq": Seq2Seq, "doubly_recurrent": DoublyRecurrentMeta}
-REFINE_STEPS = 100
+REFINE_STEPS = 80
 # Of so many networks that are drawn one stays as it is, too.
 AS_DRAWN = 8
 _NUMBERS = 0

@@ -16,11 +16,11 @@ from nni_bayes_nas.prediction.relevance import importance, separation
 from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture
 from nni_bayes_nas.prediction.tasks import TaskData
 
-SHORT = Training(steps=200, learning_rate=0.06)
+SHORT = Training(steps=180, learning_rate=0.06)
 """Of `short_losses`: at a rate that is high for a long training, a short one comes further."""
 _DIVIDED, _FEWEST = 4, 6
 # Of each half so many objects are enough to measure a loss by.
-_MEASURED = 1000
+_MEASURED = 500
 _APART = 1_009
 _NOTHING = 1e-12
 

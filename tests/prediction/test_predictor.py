@@ -137,7 +137,7 @@ def test_layers_that_are_drawn_get_the_largest_weights_on_the_data():
     filling, drawn = random.Random(3), {}
     for net, log_prob in model.model.sample(condition, 16, torch.Generator().manual_seed(3), greedy=1):
         drawn.setdefault(canonical(completed(net, 15, filling)), log_prob)
-    how = Training(100, learning_rate=0.06)
+    how = Training(80, learning_rate=0.06)
     refined = strongest(list(drawn), data.in_order(condition.order), 15, seeds_of(3, len(drawn)), how)
     stay = sorted(drawn, key=drawn.__getitem__)[-2:]
     expected = {net: drawn[net] for net in stay}
