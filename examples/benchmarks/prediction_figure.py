@@ -11,7 +11,9 @@ from prediction_results import DECODERS, OURS, SEARCH, Figures
 # With the marker of each; what is ranked among as many as ours is hollow.
 ARMS = {
     OURS: "o",
+    f"{OURS}, as drawn": "X",
     "random, ranked": "o",
+    "random, refined": "h",
     "snip": "s",
     "snip, ranked": "s",
     "magnitude": "^",

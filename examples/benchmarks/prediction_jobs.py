@@ -6,6 +6,7 @@ import contextlib
 import functools
 import statistics
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from prediction_results import DECODERS, SEARCH
 from prediction_tuning import OF_OTHER_FORM, PRUNED, finite, of_other_form, pruned
 
 from nni_bayes_nas.errors import NumericsError
+from nni_bayes_nas.prediction.predictor import AS_DRAWN
+from nni_bayes_nas.prediction.ranker import SHORT
 from nni_bayes_nas.prediction.training import RATES as DENSE_RATES
 
 RANKED = ("random", "relevance", "snip", "magnitude")
@@ -22,6 +25,7 @@ REFINED = ("random",)
 SHUFFLED, SAME_SHAPE, UNREFINED = OF_DECODERS = ("shuffled", "same shape", "as drawn")
 # What the outcomes of jobs depend on beside their configuration, for their keys.
 LEFT_OUT_BY = {"ranked": RANKED, "dense": DENSE_RATES, "refined": REFINED, "of decoders": OF_DECODERS}
+LEFT_OUT_BY |= {"short": asdict(SHORT), "as drawn": AS_DRAWN}
 BESIDE_BY = {"baselines": BASELINES, "other": OF_OTHER_FORM, "dense": DENSE_RATES}
 
 
@@ -109,9 +113,7 @@ def _left_out(
 
 def seconds_of(predictor: Any, data: Any, budget: int, settings: Any, seed: int) -> float:
     """Of a prediction for data of which nothing is remembered."""
-    from nni_bayes_nas.prediction import relevance
-
-    relevance._known.clear()
+    forget()
     started = time.perf_counter()
     predictor.predict(data.parts, budget, data.n_classes, n=settings.draws, seed=seed)
     return time.perf_counter() - started
@@ -234,7 +236,6 @@ def _ranked(
     from nni_bayes_nas.experiment.bank import vocabulary_of
     from nni_bayes_nas.prediction.baselines import draw_nets
     from nni_bayes_nas.prediction.many import Training
-    from nni_bayes_nas.prediction.predictor import AS_DRAWN
     from nni_bayes_nas.prediction.relevance import order_of_features
     from nni_bayes_nas.prediction.sparse_architecture import of_columns
     from nni_bayes_nas.prediction.training import seeds_of

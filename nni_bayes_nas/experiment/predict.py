@@ -97,7 +97,7 @@ def run_predict(
         ranked = time.perf_counter() - started
     predictor.save(directory / "predictor.pt")
     training = search_of(settings).training
-    errors = errors_of(predictor, kept, known, lambda entry: cached[id(entry)], training, seed)
+    errors = errors_of(predictor, kept, known, lambda entry: cached[id(entry)], training, seed, settings.draws)
     predictions, short = [], []
     for budget in budgets_for(config, data.n_features, data.n_classes):
         started = time.perf_counter()
@@ -183,7 +183,7 @@ def check(config: Config, data: DataSplits) -> None:
         for found in entry.found:
             encode(found.net, vocabulary)
     if not settings.tasks:
-        check_bank(bank.entries)
+        check_bank(apart(bank.entries, settings.held_out, config.seed)[0])
 
 
 def _short(row: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +15,6 @@ from nni_bayes_nas.prediction.encoder import Condition
 from nni_bayes_nas.prediction.inner_search import train_all
 from nni_bayes_nas.prediction.many import Training
 from nni_bayes_nas.prediction.predictor import Predictor
-from nni_bayes_nas.prediction.random_nets import completed
 from nni_bayes_nas.prediction.ranker import kendall
 from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture
 from nni_bayes_nas.prediction.tasks import TaskData
@@ -30,6 +28,7 @@ def errors_of(
     data_of: Callable[[Entry], TaskData],
     how: Training,
     seed: int = 0,
+    draws: int = 16,
 ) -> list[dict[str, Any]]:
     """How predictions for tasks that were kept out of a fit differ from what a search found there.
 
@@ -40,12 +39,13 @@ def errors_of(
         data_of: The data of an entry's task.
         how: Of the training of predicted networks.
         seed: Of what is drawn.
+        draws: Networks that are drawn for an entry, of which the best-ranked is trained.
 
     Returns:
         A row for every entry: "source", "objects", "features", "budget", and
 
         distance: Of the task from the nearest known one, in the space of the encoder.
-        depth_found, depth: Hidden layers of the best network found, and of the most probable one predicted.
+        depth_found, depth: Hidden layers of the best network found, and of the most probable one as it is drawn.
         units_found, units: Hidden units.
         length: Tokens of the predicted one less those of the found one.
         layers: By layer, F1 of connections, both networks in their canonical form: hidden layers that both have, and
@@ -53,9 +53,9 @@ def errors_of(
         layers_chance: The same with the found network of another task; None of none.
         inputs, inputs_chance: F1 of the features seen; the same with the found network of another task, None of none.
         nats: -log p of the found network for each of its tokens.
-        loss, loss_found, loss_others: Mean validation loss of the predicted network, completed as `Predictor.predict`
-            does, of the found one, and the mean of the others that the search tried; nats. Of the objects by which the
-            search chose, see `Found`.
+        loss, loss_found, loss_others: Mean validation loss of the first network of `Predictor.predict`, of the found
+            one, and the mean of the others that the search tried; nats. Of the objects by which the search chose, see
+            `Found`.
         accuracy, accuracy_found: Theirs, of the other validation objects.
         tau: Of the ranker's order of the search's networks with that of their losses.
     """
@@ -74,8 +74,8 @@ def errors_of(
             nats = float(predictor.model.losses([condition], [best])[0]) / len(encode(best, predictor.vocabulary))
         ranked = data.in_order(torch.tensor(entry.order))
         repeats = len(entry.found[0].losses)
-        full = completed(drawn, entry.budget, random.Random(seed + i))
-        results = train_all([full] * repeats, [seed + 31 * k for k in range(repeats)], ranked, how, apart=True)
+        first = predictor.predict(data, entry.budget, len(entry.task.classes), n=draws, seed=seed + i)[0].net
+        results = train_all([first] * repeats, [seed + 31 * k for k in range(repeats)], data, how, apart=True)
         every = [*entry.found, *entry.others]
         tau = None
         if predictor.ranker is not None and len(every) > 2:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from nni_bayes_nas.coercion import require
 from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.prediction.relevance import order_of_features, separation
 
@@ -74,8 +75,11 @@ def condition_of(
         the first features.
 
     Raises:
-        ConfigError: More features or classes than the model was built for, or more classes than are said to be there.
+        ConfigError: More features or classes than the model was built for, more classes than are said to be there, or
+            no connection or object.
     """
+    require(budget >= 1, "budget", "must be at least 1", budget, "raise it")
+    require((n_objects or len(x)) >= 1, "n_objects", "must be at least 1", n_objects or len(x), "give objects")
     there = int(y.max()) + 1
     n_classes = n_classes or there
     if there > n_classes:

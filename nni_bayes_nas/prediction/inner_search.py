@@ -107,10 +107,9 @@ def train_all(
     half = divided(len(data.y_val)) if apart else 0
     results: list[tuple[float, float]] = [(0.0, 0.0)] * len(nets)
     for places, many in side_by_side(nets, seeds, data.x, data.y, how):
-        losses, accuracies = many.scores(data.x_val, data.y_val)
+        losses, accuracies = many.scores(data.x_val[half:], data.y_val[half:])
         if half:
             losses, _ = many.scores(data.x_val[:half], data.y_val[:half])
-            _, accuracies = many.scores(data.x_val[half:], data.y_val[half:])
         for i, loss, accuracy in zip(places, losses.tolist(), accuracies.tolist(), strict=True):
             results[i] = (loss, accuracy)
     return results

@@ -143,14 +143,18 @@ class Many:
 
     def losses(self, x: Tensor, y: Tensor) -> Tensor:
         """Mean cross-entropy of every network, in nats; of groups as `logits` has them."""
+        return self._losses(self._outputs(x), y)
+
+    def _losses(self, outputs: Tensor, y: Tensor) -> Tensor:
         labels = y.reshape(-1, y.shape[-1])
         labels = labels.repeat_interleave(len(self.nets) // len(labels), 0)
-        return F.cross_entropy(self._outputs(x), labels, reduction="none").mean(1)
+        return F.cross_entropy(outputs, labels, reduction="none").mean(1)
 
     @torch.no_grad()
     def scores(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy and accuracy of every network."""
-        return self.losses(x, y), (self.logits(x).argmax(-1) == y).double().mean(1)
+        outputs = self._outputs(x)
+        return self._losses(outputs, y), (outputs.argmax(1) == y).double().mean(1)
 
     @torch.no_grad()
     def network(self, k: int) -> nn.Sequential:

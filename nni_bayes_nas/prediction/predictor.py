@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import pickle
 import random
 from collections.abc import Callable, Sequence
@@ -261,11 +260,13 @@ class Predictor:
             temperature: Of all but the first, which is the most probable one, token by token.
             seen: Objects that the decoder is shown in place of these, a control: if networks are as good then, it has
                 learned nothing of what suits which data. Budget and numbers of objects, features and classes stay.
-            refine: False: all stay as they were drawn, as without `refine_steps` or a ranker.
+            refine: False: all stay as they were drawn, as without `refine_steps`.
 
         Raises:
-            ConfigError: A budget below the smallest network's, or data for which the model was not built.
+            ConfigError: No network is wanted, a budget below the smallest network's, or data for which the model was
+                not built.
         """
+        require(n >= 1, "n", "must be at least 1", n, "16, say")
         condition = self.condition(data, budget, n_classes, n_objects)
         if seen is not None:
             other = self.condition(seen, budget, seen.n_classes)
@@ -277,12 +278,14 @@ class Predictor:
         filling, ordered = random.Random(seed), data.in_order(condition.order)
         for net, log_prob in drawn:
             by_form.setdefault(canonical(completed(net, budget, filling)), (log_prob, net.n_connections))
-        if refine and self.ranker is not None:
-            own, likely = list(by_form), sorted(by_form, key=lambda net: -by_form[net][0])
-            if refined := self.refined(own, ordered, budget, seed):
-                known, by_form = by_form, {net: by_form[net] for net in likely[: max(1, n // AS_DRAWN)]}
-                for net, better in zip(own, refined, strict=True):
-                    by_form.setdefault(canonical(better), (known[net][0], 0))
+        if refine and self.refine_steps:
+            own, known = list(by_form), by_form
+            # Without a ranker nobody can choose between these and the others.
+            likely = sorted(own, key=lambda net: -known[net][0]) if self.ranker is not None else []
+            by_form = {net: known[net] for net in likely[: max(1, n // AS_DRAWN)]}
+            for net, better in zip(own, self.refined(own, ordered, budget, seed), strict=True):
+                log_prob, n_drawn = known[net]
+                by_form.setdefault(canonical(better), (log_prob, n_drawn if better is net else 0))
         nets = list(by_form)
         scores: Sequence[float | None] = [None] * len(nets)
         if self.ranker is not None:
@@ -297,7 +300,7 @@ class Predictor:
         self, nets: Sequence[SparseArchitecture], data: TaskData, budget: int, seed: int
     ) -> list[SparseArchitecture]:
         """Of every network its layers and activations, with the largest connections of the dense one after a short
-        training on the data (see `strongest`); none with `refine_steps` 0, or where a dense one diverges.
+        training on the data (see `strongest`); itself where that diverges.
 
         Args:
             nets: Their inputs are ranks of features.
@@ -305,12 +308,16 @@ class Predictor:
             budget: Connections at most.
             seed: Of the initial weights.
         """
-        if not self.refine_steps:
-            return []
-        with contextlib.suppress(NumericsError):
-            how = replace(SHORT, steps=self.refine_steps)
-            return strongest(nets, data, budget, seeds_of(seed, len(nets)), how)
-        return []
+
+        def of(some: list[SparseArchitecture], seeds: list[int]) -> list[SparseArchitecture]:
+            try:
+                return strongest(some, data, budget, seeds, replace(SHORT, steps=self.refine_steps))
+            except NumericsError:  # of one; the others are trained by themselves
+                if len(some) == 1:
+                    return some
+                return [net for one, own in zip(some, seeds, strict=True) for net in of([one], [own])]
+
+        return of(list(nets), seeds_of(seed, len(nets)))
 
     def ranked(self, nets: Sequence[SparseArchitecture], data: TaskData, seed: int) -> list[float]:
         """What the ranker says of networks, whoever drew them; the least is expected to be the best of these.

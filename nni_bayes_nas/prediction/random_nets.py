@@ -266,12 +266,12 @@ def _needed(table: Sequence[Sequence[float]], hidden_below: bool) -> set[Edge]:
     max(sources, targets) of them: the best free pairs first, so that no end is taken twice while there are others.
     """
     n_targets, n_sources = len(table), len(table[0])
-    pairs = sorted(((table[b][a], a, b) for b in range(n_targets) for a in range(n_sources)), reverse=True)
     chosen: set[Edge] = set()
     if not hidden_below:
         for b in range(n_targets):
             chosen.add((max(range(n_sources), key=table[b].__getitem__), b))
         return chosen
+    pairs = sorted(((table[b][a], a, b) for b in range(n_targets) for a in range(n_sources)), reverse=True)
     sources, targets = set(range(n_sources)), set(range(n_targets))
     for _, a, b in pairs:
         if a in sources and b in targets:

@@ -10,18 +10,18 @@ import torch
 from scipy.stats import kendalltau, rankdata
 from sklearn.ensemble import ExtraTreesRegressor
 
-from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.errors import ConfigError, NumericsError
 from nni_bayes_nas.prediction.many import Many, Training, by_depth
 from nni_bayes_nas.prediction.relevance import importance, separation
 from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture
 from nni_bayes_nas.prediction.tasks import TaskData
+from nni_bayes_nas.prediction.training import seeds_of
 
 SHORT = Training(steps=180, learning_rate=0.06)
 """Of `short_losses`: at a rate that is high for a long training, a short one comes further."""
 _DIVIDED, _FEWEST = 4, 6
 # Of each half so many objects are enough to measure a loss by.
 _MEASURED = 500
-_APART = 1_009
 _NOTHING = 1e-12
 
 NAMES = (
@@ -52,8 +52,8 @@ def describe(nets: Sequence[SparseArchitecture], data: TaskData) -> np.ndarray:
 def short_losses(nets: Sequence[SparseArchitecture], data: TaskData, seed: int, short: Training = SHORT) -> np.ndarray:
     """Loss of each half of the training objects after a short training on the other half, `(networks, 2)`, in nats.
 
-    Both halves have every class that has two objects; of an odd number one object is left out, and of large halves some
-    are measured. Of fewer than four objects nothing can be said: zeros.
+    Both halves have every class that has three objects; of an odd number one object is left out, and of large halves
+    some are measured. Of fewer than four objects nothing can be said: zeros. Of a training that diverges: inf.
 
     Args:
         nets: Networks.
@@ -69,13 +69,25 @@ def short_losses(nets: Sequence[SparseArchitecture], data: TaskData, seed: int, 
     seen, found = held_out.flip(0), np.zeros((len(nets), 2))
     # In the order of their classes, each of which keeps its share.
     held_out = held_out[:, :: -(-held_out.shape[1] // _MEASURED)]
-    for places in by_depth(nets):
-        seeds = [seed + _APART * number + i for number in (0, 1) for i in places]
-        many = Many([nets[i] for i in places] * 2, seeds)
-        many.train(data.x[seen], data.y[seen], short, seed)
+
+    def measure(places: list[int]) -> None:
+        of_halves = [seeds_of(2 * seed + number, len(nets)) for number in (0, 1)]
+        many = Many([nets[i] for i in places] * 2, [own[i] for own in of_halves for i in places])
+        try:
+            many.train(data.x[seen], data.y[seen], short, seed)
+        except NumericsError:  # of one; the others are trained by themselves
+            if len(places) == 1:
+                found[places] = np.inf
+            else:
+                for i in places:
+                    measure([i])
+            return
         with torch.no_grad():
             losses = many.losses(data.x[held_out], data.y[held_out])
         found[places] = losses.reshape(2, -1).T.numpy()
+
+    for places in by_depth(nets):
+        measure(places)
     return found
 
 

@@ -37,7 +37,7 @@ class Vocabulary:
         if self.max_depth < 1 or self.base < 2 or not self.widths or list(self.widths) != sorted(set(self.widths)):
             raise ConfigError(
                 f"a vocabulary needs a depth, rising widths and a base of at least 2, got {self.max_depth}, "
-                f"{list(self.widths)}, {self.base}."
+                f"{list(self.widths)}, {self.base}; 3, [2, 4, 8] and 64, say (predict.max_depth, predict.widths)."
             )
 
     BEGIN = 0

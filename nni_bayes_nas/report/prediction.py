@@ -188,7 +188,7 @@ def _errors(errors: Sequence[tuple[str, Row]]) -> Plot:
         figure.legend(loc="outside upper left", ncols=2)
 
     caption = (
-        "Parts that were kept out: validation loss (nats) of the most probable network, less that of the best found."
+        "Parts that were kept out: validation loss (nats) of the best-ranked network, less that of the best found."
     )
     return Plot("Where predictions are wrong", render("prediction-errors", draw, height=4.6), caption)
 

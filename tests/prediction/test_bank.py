@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from nni_bayes_nas.errors import ConfigError
+from nni_bayes_nas.errors import ConfigError, NumericsError
 from nni_bayes_nas.prediction.bank import Entry, budgets_of, check_bank, entry_of
 from nni_bayes_nas.prediction.inner_search import Search, train_all
 from nni_bayes_nas.prediction.many import Many, Training
@@ -181,6 +181,26 @@ def test_scores_by_hand(other, n_objects, expected):
     assert found.tolist() == pytest.approx(expected * 2, abs=1e-5)
 
 
+def test_what_diverges_alone_comes_last(monkeypatch):
+    """Of networks side by side that which diverges has no loss, and the others have theirs."""
+    x, y = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)), torch.arange(20) // 10
+    data, nets = TaskData(x, y, x, y), [dense(3, 2, (2,)), dense(3, 2, (4,)), dense(3, 2, (3,))]
+    train = Many.train
+
+    def fails(self, *rest):
+        if nets[1] in self.nets:
+            raise NumericsError("the loss of network 1 is not finite in step 3; lower learning_rate.")
+        train(self, *rest)
+
+    expected = short_losses(nets, data, 5, Training(20))
+    monkeypatch.setattr(Many, "train", fails)
+    found = short_losses(nets, data, 5, Training(20))
+    assert np.isinf(found[1]).all()
+    np.testing.assert_allclose(found[[0, 2]], expected[[0, 2]], atol=1e-5)
+    scores = Ranker().fit([describe(nets, data)], [[0.3, 0.2, 0.1]], [20]).scores(describe(nets, data), found, 20)
+    assert np.isfinite(scores).all()
+
+
 @pytest.mark.parametrize(("most", "every"), [(1000, 1), (10, 1), (9, 2), (4, 3)])
 def test_halves_are_scored_by_what_saw_the_other(most, every, monkeypatch):
     """All networks and both halves are trained side by side; each as if it were alone."""
@@ -201,7 +221,7 @@ def test_halves_are_scored_by_what_saw_the_other(most, every, monkeypatch):
     for number, (half, other) in enumerate(zip(kept, kept[::-1], strict=True)):
         rest = other[::every]
         for i, net in enumerate(nets):
-            alone = Many([net], [5 + 1009 * number + i])
+            alone = Many([net], [1009 * (10 + number) + i])
             alone.train(x[half], y[half], how, 5)
             assert found[i, number] == pytest.approx(float(alone.scores(x[rest], y[rest])[0]), abs=1e-5)
     few = TaskData(x[:3], y[:3], x, y)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from test_bank import HOW, WORDS, tasks
 
+from nni_bayes_nas.config_plans import PredictConfig
 from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.prediction.analysis import errors_of
 from nni_bayes_nas.prediction.bank import entry_of
@@ -14,8 +15,9 @@ from nni_bayes_nas.prediction.canonical import canonical
 from nni_bayes_nas.prediction.encoder import condition_of, with_classes
 from nni_bayes_nas.prediction.inner_search import strongest, train_all
 from nni_bayes_nas.prediction.many import Training
-from nni_bayes_nas.prediction.predictor import KINDS, Fitting, Predictor, soft_targets
+from nni_bayes_nas.prediction.predictor import KINDS, REFINE_STEPS, Fitting, Predictor, soft_targets
 from nni_bayes_nas.prediction.random_nets import completed, random_net
+from nni_bayes_nas.prediction.ranker import SHORT
 from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture, from_sources, of_classes, of_columns
 from nni_bayes_nas.prediction.training import seeds_of
 
@@ -53,9 +55,10 @@ def test_what_is_fitted_predicts_within_the_budget_and_is_saved(kind, tmp_path):
     again = Predictor.load(tmp_path / "meta.pt")
     assert again.kind == kind and again.ranker is None
     # Without a ranker there is nothing to choose between what was drawn and what was refined.
-    nets = {one.net: one.log_prob for one in model.predict(data, 15, len(task.classes), n=6, refine=False)}
+    nets = {one.net: one.log_prob for one in found if not one.drawn}
     others = again.predict(data, 15, len(task.classes), n=6)
-    assert {one.net: one.log_prob for one in others} == pytest.approx(nets)
+    assert {one.net: one.log_prob for one in others if one.net in nets} == pytest.approx(nets)
+    assert not any(one.drawn for one in others)
     assert [one.log_prob for one in others] == sorted((one.log_prob for one in others), reverse=True)
     again.fit_ranker(entries, data_of)
     assert [one.score for one in again.predict(data, 15, len(task.classes), n=6)] == [one.score for one in found]
@@ -68,14 +71,14 @@ def test_errors_are_judged_as_the_search_judged(monkeypatch):
     model = predictor()
     model.fit(entries, data_of, Fitting(steps=2, batch_size=2))
     best = entries[2].found[0].net
-    full = completed(best, 20, random.Random(2))
-    monkeypatch.setattr(model.model, "sample", lambda *rest: [(best, 0.0)])
+    monkeypatch.setattr(model.model, "sample", lambda *rest, **more: [(best, 0.0)])
     (row,) = errors_of(model, entries[2:], entries[:2], data_of, HOW.training, seed=2)
-    ranked = data_of(entries[2]).in_order(torch.tensor(entries[2].order))
-    apart = train_all([full] * 2, [2, 33], ranked, HOW.training, apart=True)
+    data, k = data_of(entries[2]), len(entries[2].task.classes)
+    first = model.predict(data, 20, k, seed=2)[0].net
+    apart = train_all([first] * 2, [2, 33], data, HOW.training, apart=True)
     assert row["loss"] == pytest.approx(sum(loss for loss, _ in apart) / 2)
     assert row["accuracy"] == pytest.approx(sum(accuracy for _, accuracy in apart) / 2)
-    assert row["loss"] != pytest.approx(train_all([full], [2], ranked, HOW.training)[0][0])
+    assert row["loss"] != pytest.approx(train_all([first], [2], data, HOW.training)[0][0])
     assert row["length"] == 0 and row["inputs"] == 1 and set(row["layers"]) == {1.0}
     assert row["loss_found"] == entries[2].found[0].loss and row["accuracy_found"] == entries[2].found[0].accuracy
 
@@ -126,7 +129,7 @@ def test_targets_are_the_better_the_more_probable():
     assert soft_targets(entry, 1e6).tolist() == pytest.approx([1 / 3] * 3, rel=1e-3)
 
 
-def test_layers_that_are_drawn_get_the_largest_weights_on_the_data():
+def test_layers_that_are_drawn_get_the_largest_weights_on_the_data(monkeypatch):
     """Of the most probable eighth the connections that were drawn stand beside them."""
     entries, data_of = bank(4)
     model = predictor()
@@ -149,8 +152,15 @@ def test_layers_that_are_drawn_get_the_largest_weights_on_the_data():
     assert {one.net for one in found if one.drawn} == {of_columns(net, condition.order.tolist()) for net in stay}
     as_drawn = model.predict(data, 15, k, n=16, seed=3, refine=False)
     assert {one.net for one in as_drawn} == {of_columns(net, condition.order.tolist()) for net in drawn}
+    # A dense network that diverges leaves what was drawn.
+    with monkeypatch.context() as patched:
+        patched.setattr("nni_bayes_nas.prediction.predictor.SHORT", Training(learning_rate=1e30))
+        stayed = model.predict(data, 15, k, n=16, seed=3)
+    assert {(one.net, one.drawn) for one in stayed} == {(one.net, one.drawn) for one in as_drawn}
     model.refine_steps = 0
     assert model.predict(data, 15, k, n=16, seed=3) == as_drawn
+    settings = PredictConfig()
+    assert (settings.rank_steps, settings.refine_steps) == (SHORT.steps, REFINE_STEPS)
 
 
 @pytest.mark.slow
@@ -162,7 +172,8 @@ def test_predicted_networks_are_better_than_random_ones(kind):
     model.fit(entries, data_of, Fitting(steps=300, learning_rate=5e-3))
     ours, theirs = [], []
     for i, (task, data) in enumerate(tasks(6, seed=77)):
-        found = [one.net for one in model.predict(data, 20, len(task.classes), n=16)[:3]]
+        # Refined ones would be good whatever is drawn.
+        found = [one.net for one in model.predict(data, 20, len(task.classes), n=16, refine=False)[:3]]
         generator = random.Random(i)
         drawn = [random_net(len(task.features), len(task.classes), 20, WORDS, generator) for _ in range(3)]
         for nets, into in ((found, ours), (drawn, theirs)):
@@ -186,3 +197,7 @@ def test_mistakes(tmp_path):
     ((_, data),) = tasks(1)
     with pytest.raises(ConfigError, match="built for 12 features and 2 classes"):
         Predictor(max_features=12, max_classes=2, vocabulary=WORDS, dim=32).predict(data, 20, 4)
+    for wrong in ({"budget": 0}, {"n": 0}, {"n_objects": -3}):
+        (name,) = wrong
+        with pytest.raises(ConfigError, match=f"`{name}` must be at least 1"):
+            predictor().predict(data, **{"budget": 20, "n_classes": 4, **wrong})
