@@ -285,6 +285,23 @@ def shares_by_budget(bank: Path) -> list[float]:
     return [round(statistics.fmean(good[place]), 3) for place in sorted(good)]
 
 
+def share_by_seeds(bank: Path) -> float:
+    """Of the tasks of a bank those whose best small network loses no more than the standard error of the dense one's
+    seeds, without that of the objects, on which both are judged."""
+    from nni_bayes_nas.prediction.bank import Entry
+
+    best: dict[Any, Entry] = {}
+    for entry in (Entry.from_dict(row) for row in read_rows(bank)):
+        kept = best.setdefault(entry.task, entry)
+        best[entry.task] = entry if entry.found[0].loss < kept.found[0].loss else kept
+    good = [
+        one.found[0].accuracy
+        >= one.dense.accuracy - statistics.stdev(one.dense.accuracies) / len(one.dense.accuracies) ** 0.5
+        for one in best.values()
+    ]
+    return statistics.fmean(good)
+
+
 def _best(budgets: dict[str, Any]) -> dict[str, Any]:
     """Of what was chosen, without the losses of all that was tried: with these keys of later jobs would change."""
     return {budget: {name: {"at": one["at"]} for name, one in names.items()} for budget, names in budgets.items()}
@@ -322,6 +339,7 @@ def main() -> int:
         "share": sum(result["tasks_as_good"] for result in done) / tasks,
         "seconds": sum(result["seconds"] for result in done),
         "shares_by_budget": shares_by_budget(file),
+        "share_by_seeds": share_by_seeds(file),
         "minutes": store.seconds_of(bank_jobs(options)) / 60,
         "methods": {
             m: sum(r["methods"].get(m, 0) for r in done) for m in sorted({m for r in done for m in r["methods"]})

@@ -58,7 +58,7 @@ class Entry:
         try:
             values = json.loads(line)
         except ValueError as error:
-            raise ConfigError(f"a line of a bank must be what `to_json` gave, got {line[:60]!r}.") from error
+            raise ConfigError(_no_entry(line)) from error
         return cls.from_dict(values)
 
     @classmethod
@@ -71,8 +71,11 @@ class Entry:
         try:
             if not values["found"]:
                 raise ValueError("no network")
+            task = Task.from_dict(values["task"])
+            if sorted(values["order"]) != list(range(len(task.features))):
+                raise ValueError("no order of the features")
             return cls(
-                Task.from_dict(values["task"]),
+                task,
                 int(values["budget"]),
                 tuple(values["order"]),
                 tuple(map(_found, values["found"])),
@@ -83,7 +86,7 @@ class Entry:
         except ConfigError:
             raise
         except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"a line of a bank must be what `to_json` gave, got {str(values)[:60]!r}.") from error
+            raise ConfigError(_no_entry(str(values))) from error
 
     @property
     def is_as_good_as_dense(self) -> bool:
@@ -151,6 +154,10 @@ def check_bank(entries: Sequence[Entry]) -> None:
             f"a bank must hold at least two different best networks, or the meta-model is a constant, got {len(best)} "
             f"in {len(entries)} entries; add tasks of other data, classes or features."
         )
+
+
+def _no_entry(said: str) -> str:
+    return f"a line of a bank must be what `to_json` gave, got {said[:60]!r}; take it out, or search anew."
 
 
 def _found(values: dict[str, Any]) -> Found:

@@ -136,10 +136,14 @@ class SetEncoder(nn.Module):
         dim: Of the vectors.
         n_seeds: Vectors that come out.
         heads: Of the attention.
+
+    Raises:
+        ConfigError: Vectors that the heads cannot share.
     """
 
     def __init__(self, max_features: int, max_classes: int, dim: int = 64, n_seeds: int = 4, heads: int = 4) -> None:
         super().__init__()
+        require(dim % heads == 0, "dim", f"must be a multiple of the {heads} heads of the attention", dim, "64, say")
         self.max_features, self.max_classes, self.dim = max_features, max_classes, dim
         self.embed = nn.Sequential(nn.Linear(max_features + max_classes, dim), nn.ReLU(), nn.Linear(dim, dim))
         self.among = nn.MultiheadAttention(dim, heads, batch_first=True)

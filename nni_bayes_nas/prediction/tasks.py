@@ -61,7 +61,7 @@ class Task:
             ("features", self.features, _rises(self.features, 1), "at least one, rising"),
         ):
             if not fits:
-                raise ConfigError(f"{name} of a task must be {rule}, got {value}.")
+                raise ConfigError(f"{name} of a task must be {rule}, got {value}; draw tasks anew.")
 
     def to_json(self) -> str:
         """A line."""

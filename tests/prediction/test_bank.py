@@ -51,6 +51,8 @@ def test_an_entry_is_what_was_found_in_ranks():
     (entry,) = entries(1)
     ((task, data),) = tasks(1)
     assert Entry.from_json(entry.to_json()) == entry
+    with pytest.raises(ConfigError, match="a line of a bank must be"):
+        Entry.from_dict({**entry.to_dict(), "order": [0, *entry.order[1:-1], 0]})
     assert len(entry.others) == 2 and len(entry.found) == 3 and all(one.net.n_connections <= 20 for one in entry.found)
     assert entry.dense.net.n_connections == len(task.features) * 8 + 64 + 8 * len(task.classes)
     assert sorted(entry.order) == list(range(len(task.features)))

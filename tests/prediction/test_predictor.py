@@ -197,6 +197,8 @@ def test_mistakes(tmp_path):
     ((_, data),) = tasks(1)
     with pytest.raises(ConfigError, match="built for 12 features and 2 classes"):
         Predictor(max_features=12, max_classes=2, vocabulary=WORDS, dim=32).predict(data, 20, 4)
+    with pytest.raises(ConfigError, match="`dim` must be a multiple of the 4 heads"):
+        Predictor(dim=30)
     for wrong in ({"budget": 0}, {"n": 0}, {"n_objects": -3}):
         (name,) = wrong
         with pytest.raises(ConfigError, match=f"`{name}` must be at least 1"):
