@@ -288,16 +288,13 @@ def shares_by_budget(bank: Path) -> list[float]:
 def share_by_seeds(bank: Path) -> float:
     """Of the tasks of a bank those whose best small network loses no more than the standard error of the dense one's
     seeds, without that of the objects, on which both are judged."""
+    from nni_bayes_nas.experiment.bank import best_of_tasks
     from nni_bayes_nas.prediction.bank import Entry
 
-    best: dict[Any, Entry] = {}
-    for entry in (Entry.from_dict(row) for row in read_rows(bank)):
-        kept = best.setdefault(entry.task, entry)
-        best[entry.task] = entry if entry.found[0].loss < kept.found[0].loss else kept
     good = [
         one.found[0].accuracy
         >= one.dense.accuracy - statistics.stdev(one.dense.accuracies) / len(one.dense.accuracies) ** 0.5
-        for one in best.values()
+        for one in best_of_tasks(Entry.from_dict(row) for row in read_rows(bank))
     ]
     return statistics.fmean(good)
 

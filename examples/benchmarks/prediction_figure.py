@@ -24,15 +24,16 @@ ARMS = {
     "dense": "*",
 }
 BESIDE = "random"
+# Beside `COLOURS`, which are fewer than arms.
+_MORE = ("#7f4f24", "#6a3d9a")
 
 
 def draw(figures: Figures, path: Path) -> None:
     """Write the figure: a panel for each budget, with 95 % intervals over seeds, and one of the parts left out."""
     figure, grid = grid_of(2, 2, width=6.4, height=4.2)
     panels = list(grid.flat)
-    colours: dict[str, str] = {}
-    for arm in ARMS:
-        colours.setdefault(arm.removesuffix(", ranked"), COLOURS[len(colours) % len(COLOURS)])
+    names = dict.fromkeys(arm.removesuffix(", ranked") for arm in ARMS)
+    colours = dict(zip(names, (*COLOURS, *_MORE), strict=True))
     for axes, kind in zip(panels, figures.KINDS, strict=False):
         for place, (arm, marker) in enumerate(ARMS.items()):
             shift = (place - (len(ARMS) - 1) / 2) * 0.08

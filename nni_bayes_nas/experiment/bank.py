@@ -96,22 +96,27 @@ class Bank:
     def account(self) -> dict[str, Any]:
         """Numbers of tasks and entries, of those that are as good as dense, of methods; seconds.
 
-        Of a task the entry of the least loss counts, whose accuracy is that of other objects.
+        Of a task the entry of the least loss counts, see `best_of_tasks`.
         """
-        good = [entry for entry in self.entries if entry.is_as_good_as_dense]
-        of_task: dict[Task, Entry] = {}
-        for entry in self.entries:
-            kept = of_task.setdefault(entry.task, entry)
-            if entry.found[0].loss < kept.found[0].loss:
-                of_task[entry.task] = entry
+        best = best_of_tasks(self.entries)
         return {
-            "tasks": len({entry.task for entry in self.entries}),
+            "tasks": len(best),
             "entries": len(self.entries),
-            "as_good": len(good),
-            "tasks_as_good": sum(entry.is_as_good_as_dense for entry in of_task.values()),
+            "as_good": sum(entry.is_as_good_as_dense for entry in self.entries),
+            "tasks_as_good": sum(entry.is_as_good_as_dense for entry in best),
             "methods": dict(sorted(Counter(entry.found[0].method for entry in self.entries).items())),
             "seconds": round(sum(self.seconds), 2),
         }
+
+
+def best_of_tasks(entries: Iterable[Entry]) -> list[Entry]:
+    """Of every task the entry of the least loss: that of some validation objects, where accuracy is that of others."""
+    best: dict[Task, Entry] = {}
+    for entry in entries:
+        kept = best.setdefault(entry.task, entry)
+        if entry.found[0].loss < kept.found[0].loss:
+            best[entry.task] = entry
+    return list(best.values())
 
 
 def tasks_of(config: Config, parts: Parts, n: int) -> list[Task]:
