@@ -194,7 +194,8 @@ def print_tables(figures: Figures, tests: list[dict[str, Any]], bank: dict[str, 
             print(
                 f"{name}: tau of the ranker {whole:.2f} (trees alone {trees:.2f}, short trainings alone {short:.2f}), "
                 f"within a baseline {within:.2f}, what was predicted {own:.2f}; two seeds have {seeds:.2f}, with "
-                f"which nobody is above {reachable(seeds):.2f}; on parts {parts:.2f}"
+                f"which one more has {of_one_more(seeds):.2f} and nobody is above {reachable(seeds):.2f}; on parts "
+                f"{parts:.2f}"
             )
     print_errors(figures)
     if (pays := pays_after(figures, bank)) is not None:
@@ -242,6 +243,15 @@ def reachable(between: float) -> float:
     """
     c = max(0.0, math.sin(math.pi * between / 2))
     return 2 / math.pi * math.asin(math.sqrt(2 * c / (1 + c)))
+
+
+def of_one_more(between: float) -> float:
+    """Kendall's tau of a third noisy order with the mean of two, where any two of them have `between`.
+
+    Of normal distributions, as `reachable`: the correlation is c sqrt(2 / (1 + c)).
+    """
+    c = max(0.0, math.sin(math.pi * between / 2))
+    return 2 / math.pi * math.asin(c * math.sqrt(2 / (1 + c)))
 
 
 def pays_after(figures: Figures, bank: dict[str, Any]) -> tuple[float, float | None] | None:

@@ -19,6 +19,7 @@ from nni_bayes_nas.experiment.record import read_rows, unseen, write_json
 from nni_bayes_nas.prediction.analysis import errors_of
 from nni_bayes_nas.prediction.bank import Entry, check_bank
 from nni_bayes_nas.prediction.predictor import Fitting, Predictor
+from nni_bayes_nas.prediction.relevance import MOST_FEATURES
 from nni_bayes_nas.prediction.sparse_architecture import fewest_connections
 from nni_bayes_nas.prediction.sparse_net import dense
 from nni_bayes_nas.prediction.tokens import encode
@@ -163,7 +164,8 @@ def check(config: Config, data: DataSplits) -> None:
     """Refuse what would fail later; nothing is trained.
 
     Raises:
-        ConfigError: Data without classes, budgets below the smallest network, a bank that is none or says nothing.
+        ConfigError: Data without classes, or of more features than have an order; budgets below the smallest network,
+            a bank that is none or says nothing.
         DataError: Data of a bank that are not there any more.
     """
     if data.task != "classification":
@@ -172,6 +174,13 @@ def check(config: Config, data: DataSplits) -> None:
     search_of(settings)
     budgets_for(config, whole(data).n_features, data.num_classes)
     drawn = Parts(config)
+    of_tasks = {name: drawn.splits(name) for name in drawn.sources} if settings.tasks else {}
+    for name, one in {config.data.name: data, **of_tasks}.items():
+        if (n := one.train[:1][0].numel()) > MOST_FEATURES:
+            raise ConfigError(
+                f"`predict` is for at most {MOST_FEATURES} features, but data `{name}` have {n}\n"
+                "leave some out, of images by data.image_size"
+            )
     for task in tasks_of(config, drawn, settings.tasks) if settings.tasks else ():
         drawn.data(task)
     if settings.bank is None:

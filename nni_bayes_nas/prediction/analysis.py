@@ -47,9 +47,9 @@ def errors_of(
         distance: Of the task from the nearest known one, in the space of the encoder.
         depth_found, depth: Hidden layers of the best network found, and of the most probable one as it is drawn.
         units_found, units: Hidden units.
-        length: Tokens of the predicted one less those of the found one.
-        layers: By layer, F1 of connections, both networks in their canonical form: hidden layers that both have, and
-            the output layer where they are as deep.
+        length: Tokens of the drawn one less those of the found one.
+        layers: By layer, F1 of connections, the drawn and the found one in their canonical form: hidden layers that
+            both have, and the output layer where they are as deep.
         layers_chance: The same with the found network of another task; None of none.
         inputs, inputs_chance: F1 of the features seen; the same with the found network of another task, None of none.
         nats: -log p of the found network for each of its tokens.

@@ -135,7 +135,10 @@ class Many:
             losses = self.losses(x.index_select(-2, batch), y.index_select(-1, batch))
             if not bool(losses.isfinite().all()):
                 k = int((~losses.isfinite()).nonzero()[0])
-                raise NumericsError(f"the loss of network {k} is not finite in step {step}; lower learning_rate.")
+                raise NumericsError(
+                    f"the loss of network {k} is not finite in step {step};"
+                    " lower learning_rate, or look for values far out in the data."
+                )
             optimizer.zero_grad()
             torch.autograd.backward(losses.sum())
             optimizer.step()

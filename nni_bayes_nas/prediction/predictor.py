@@ -200,7 +200,10 @@ class Predictor:
             ]
             loss = self.model.losses([seen[i][j] for i, j in zip(batch, which, strict=True)], nets).mean()
             if not bool(loss.isfinite()):
-                raise NumericsError(f"the loss of the meta-model is not finite in step {step}; lower learning_rate.")
+                raise NumericsError(
+                    f"the loss of the meta-model is not finite in step {step};"
+                    " lower learning_rate, or look for values far out in the data."
+                )
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), how.clip)

@@ -9,7 +9,10 @@ import torch
 from sklearn.ensemble import ExtraTreesClassifier
 from torch import Tensor
 
-_TOGETHER = 4096
+from nni_bayes_nas.coercion import require
+
+# A prediction is for tables and small images: the order of more takes minutes.
+MOST_FEATURES = 4096
 _TREES, _OBJECTS, _LEAF = 100, 1000, 2
 _REMEMBERED = 1_000
 _known: dict[bytes, Tensor] = {}
@@ -67,13 +70,17 @@ def order_of_features(x: Tensor, y: Tensor) -> Tensor:
     Args:
         x: `(objects, features)`.
         y: Their classes.
+
+    Raises:
+        ConfigError: More features than `MOST_FEATURES`.
     """
+    require(x.shape[1] <= MOST_FEATURES, "features", f"must be at most {MOST_FEATURES}", x.shape[1], "leave some out")
     relevance = importance(x, y)
     centred = x.double() - x.double().mean(0)
     norm = centred.norm(dim=0)
     unit = torch.where(norm > 1e-12, centred / norm.clamp_min(1e-12), 0.0)
-    # All at once, where they fit: a pass over the objects for every feature takes long.
-    correlations = (unit.T @ unit).abs() if x.shape[1] <= _TOGETHER else None
+    # All at once: a pass over the objects for every feature takes long.
+    correlations = (unit.T @ unit).abs()
     left = torch.ones(x.shape[1], dtype=torch.bool)
     repeated, order = torch.zeros(x.shape[1], dtype=torch.float64), []
     for k in range(x.shape[1]):
@@ -81,5 +88,5 @@ def order_of_features(x: Tensor, y: Tensor) -> Tensor:
         best = int(torch.where(left, value, -1.0).argmax())
         order.append(best)
         left[best] = False
-        repeated += correlations[best] if correlations is not None else (unit.T @ unit[:, best]).abs()
+        repeated += correlations[best]
     return torch.tensor(order)

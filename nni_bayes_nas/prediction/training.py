@@ -144,7 +144,10 @@ def fit(module: nn.Module, x: Tensor, y: Tensor, how: Training, seed: int, penal
         if penalty is not None:
             loss = loss + penalty()
         if not bool(loss.isfinite()):
-            raise NumericsError(f"the loss of a network is not finite in step {step}; lower learning_rate.")
+            raise NumericsError(
+                f"the loss of a network is not finite in step {step};"
+                " lower learning_rate, or look for values far out in the data."
+            )
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()

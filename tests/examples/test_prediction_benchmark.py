@@ -171,6 +171,8 @@ def test_targets_by_hand() -> None:
     # Of a correlation of .707 between two, that of the truth with their mean is .910.
     assert results.reachable(0.5) == pytest.approx(0.728, abs=1e-3)
     assert results.reachable(-0.1) == 0 and results.reachable(1.0) == pytest.approx(1)
+    # That of a third order with the mean of two is .765.
+    assert results.of_one_more(0.5) == pytest.approx(0.555, abs=1e-3) and results.of_one_more(1.0) == pytest.approx(1)
     assert targets(0.105)["share of data sets with at most 1 % lost to dense at 10 %"].holds
     worse = targets(-0.01)
     for what in ("mean difference to snip at n", "mean difference to snip, ranked at 10 %"):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from small_predict import SMALL, config, silent
+from small_predict import MADE_UP, SMALL, config, silent
 
 from nni_bayes_nas.config import Config, DataConfig, config_to_yaml
 from nni_bayes_nas.errors import ConfigError
@@ -329,8 +329,7 @@ def test_the_command(tmp_path, monkeypatch):
 
 
 def test_sources_have_names_of_their_own():
-    made_up = "nni_bayes_nas.experiment.data_tables:synthetic"
-    sources = [{"name": made_up, "args": {"kind": kind, "seed": seed}} for kind, seed in (("blobs", 0), ("blobs", 1))]
+    sources = [{"name": MADE_UP, "args": {"kind": kind, "seed": seed}} for kind, seed in (("blobs", 0), ("blobs", 1))]
     # Other parts of the data themselves would hold their test objects.
     named = sources_of(config(sources=[*sources, {"name": "wine"}, {"name": "wine", "limit": 50}]))
     assert list(named) == ["wine", "synthetic-blobs", "synthetic-blobs-2"] and named["wine"] == DataConfig("wine")
@@ -367,6 +366,7 @@ def test_more_tasks_leave_the_first_ones_as_they_are():
         ({"dim": 30}, "`predict.dim` must be a multiple of 4"),
         ({"widths": [0, 2]}, "`predict.widths` must be at least 1"),
         ({"kinds": ["seq2seq", "seq2seq"]}, "`predict.kinds` must be distinct"),
+        ({"sources": [{"name": MADE_UP, "args": {"n_features": 4097}}]}, "at most 4096 features, but .* have 4097"),
     ],
 )
 def test_settings_that_cannot_be(predict, match):

@@ -2,6 +2,7 @@
 
 from nni_bayes_nas.config import Config
 
+MADE_UP = "nni_bayes_nas.experiment.data_tables:synthetic"
 SMALL = {
     "sources": [{"name": "breast_cancer"}],
     "tasks": 4,

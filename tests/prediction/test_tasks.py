@@ -85,6 +85,8 @@ def test_features_that_separate_come_first_and_copies_last():
     assert set(order_of_features(x, y).tolist()[:2]) in ({1, 3}, {2, 3})
     assert order_of_features(x, y).tolist()[-1] in (4, 0)
     assert sorted(order_of_features(x, y).tolist()) == list(range(5))
+    with pytest.raises(ConfigError, match="`features` must be at most 4096, got 4097"):
+        order_of_features(torch.zeros(2, 4097), y[:2])
     found = separation(x, y)
     assert found[4] == 0 and found[1] > 0.9 and found[0] < 0.05
     exact = separation(torch.tensor([[0.0], [2.0], [4.0], [6.0]]), torch.tensor([0, 0, 1, 1]))
