@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nni_bayes_nas.coercion import require
 
-# A prediction is for tables and small images: the order of more takes minutes.
+# A prediction is for tables and small images: correlations of more would not fit into memory, or take minutes.
 MOST_FEATURES = 4096
 _TREES, _OBJECTS, _LEAF = 100, 1000, 2
 _REMEMBERED = 1_000
