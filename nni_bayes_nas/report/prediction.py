@@ -16,8 +16,19 @@ from nni_bayes_nas.report.tables import DASH, count, duration, percent, plural
 
 COLUMNS = ["Budget", "Network", "Connections", "Parameters", "Validation", "Test", "Test loss", "Training"]
 TEXT_COLUMNS = ("Network", "Tasks of", "Decoder")
-ERROR_COLUMNS = ["Decoder", "Tasks of", "Entries", "Depth right", "Units", "Tokens", "Layers", "Inputs", "Nats / token"]
-ERROR_COLUMNS += ["Accuracy, %", "τ"]
+ERROR_COLUMNS = [
+    "Decoder",
+    "Tasks of",
+    "Entries",
+    "Depth",
+    "Units",
+    "Tokens",
+    "Layers",
+    "Inputs",
+    "Nats",
+    "Accuracy, %",
+    "τ",
+]
 
 
 def _prediction(run: RunFolder) -> Row:
@@ -163,28 +174,28 @@ def _worth(verified: Sequence[Row]) -> Plot:
 
 def _errors(errors: Sequence[tuple[str, Row]]) -> Plot:
     kinds = list(dict.fromkeys(kind for kind, _ in errors))
-    panels: list[tuple[str, str, Callable[[Row], float]]] = [
-        ("objects of the part", "objects", lambda row: float(row["objects"])),
-        ("distance from the nearest part of the fit", "distance", lambda row: float(row["distance"])),
+    panels: list[tuple[str, str, Callable[[float], str]]] = [
+        ("objects of the part", "objects", short_count),
+        ("distance from the nearest part of the fit", "distance", lambda value: f"{value:.2g}"),
     ]
 
     def draw(figure: Figure) -> None:
         many: list[Axes] = list(figure.subplots(2, 1, squeeze=False)[:, 0])
-        for axes, (title, _, value) in zip(many, panels, strict=True):
+        for axes, (title, name, written) in zip(many, panels, strict=True):
             for i, kind in enumerate(kinds):
-                mine = [row for name, row in errors if name == kind]
-                x = [value(row) for row in mine]
+                mine = [row for own, row in errors if own == kind]
+                x = [float(row[name]) for row in mine]
                 y = [float(row["loss"]) - float(row["loss_found"]) for row in mine]
                 color = SERIES[i % len(SERIES)]
                 label = kind if axes is many[0] else None
                 axes.plot(x, y, "o", markersize=3.5, color=color, label=label)
-            others = [(value(row), float(row["loss_others"]) - float(row["loss_found"])) for _, row in errors]
+            others = [(float(row[name]), float(row["loss_others"]) - float(row["loss_found"])) for _, row in errors]
             label = "other networks of the search, mean" if axes is many[0] else None
             axes.plot(*zip(*others, strict=True), "_", markersize=6, color=MUTED, label=label)
             axes.axhline(0, color=INK, linewidth=0.8)
             axes.set_xlabel(title)
             axes.set_ylabel("loss above found")
-            log_axis(axes, "x", [value(row) for _, row in errors], lambda v: f"{v:.2g}")
+            log_axis(axes, "x", [float(row[name]) for _, row in errors], written)
         figure.legend(loc="outside upper left", ncols=2)
 
     caption = (
