@@ -96,7 +96,7 @@ class Refinement:
         self.rows, self.units = unpack(result["candidates"]), ArchitecturePosterior.from_dict(result["posterior"]).units
         self.results: dict[str, Any] = {"search-s0": result}
         self.failed: set[str] = set()
-        self.seconds = 0.0
+        self._seconds: list[float] = []
         self._order_of_probes: list[int] = []
         self._begun: set[str] = set()
 
@@ -123,8 +123,13 @@ class Refinement:
             self.failed.add(name)
         else:
             self.results[name] = outcome["result"]
-            self.seconds += outcome["seconds"]
+            self._seconds.append(outcome["seconds"])
         return self.jobs()
+
+    @property
+    def seconds(self) -> float:
+        """Of all its trainings: the same in whatever order they ended, as when they are read from a file."""
+        return math.fsum(self._seconds)
 
     @property
     def choices(self) -> dict[str, Any] | None:
