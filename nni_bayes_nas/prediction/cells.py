@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nni_bayes_nas.errors import ConfigError, NumericsError
+from nni_bayes_nas.errors import ConfigError
 from nni_bayes_nas.prediction.encoder import Condition, SetEncoder
+from nni_bayes_nas.prediction.many import require_finite
 
 _SIDE, _AT_MOST = 8, 64
 Key = Callable[[dict[str, Any]], str | None]
@@ -119,8 +120,7 @@ class CellPredictor(nn.Module):
             some = [examples[i] for i in batch.tolist()]
             found = self.log_probs([one.condition for one in some], [one.lam for one in some])
             loss = -torch.stack([(t[batch] * p).sum(1) for t, p in zip(targets, found, strict=True)]).sum(0).mean()
-            if not bool(loss.isfinite()):
-                raise NumericsError(f"the loss of the cells is not finite in step {step}; lower the rate.")
+            require_finite(loss, "the cells", step)
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()

@@ -48,6 +48,20 @@ def batches_of(n: int, how: Training, seed: int) -> Iterator[Tensor]:
         yield batch
 
 
+def require_finite(losses: Tensor, of: str, step: int) -> None:
+    """Refuse a loss, or of several the first one, that is not finite.
+
+    Raises:
+        NumericsError: Names what it is of, with its number where there are several.
+    """
+    if not bool(losses.isfinite().all()):
+        which = f"{of} {int((~losses.isfinite()).nonzero()[0])}" if losses.dim() else of
+        raise NumericsError(
+            f"the loss of {which} is not finite in step {step}; lower the learning rate, or look for values far out in "
+            "the data."
+        )
+
+
 def by_depth(nets: Sequence[SparseArchitecture]) -> list[list[int]]:
     """Places of those that can be trained side by side."""
     return [
@@ -133,12 +147,7 @@ class Many:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, how.steps)
         for step, batch in enumerate(batches_of(x.shape[-2], how, seed)):
             losses = self.losses(x.index_select(-2, batch), y.index_select(-1, batch))
-            if not bool(losses.isfinite().all()):
-                k = int((~losses.isfinite()).nonzero()[0])
-                raise NumericsError(
-                    f"the loss of network {k} is not finite in step {step};"
-                    " lower learning_rate, or look for values far out in the data."
-                )
+            require_finite(losses, "network", step)
             optimizer.zero_grad()
             torch.autograd.backward(losses.sum())
             optimizer.step()

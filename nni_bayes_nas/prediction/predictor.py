@@ -19,6 +19,7 @@ from nni_bayes_nas.prediction.bank import Entry, check_bank
 from nni_bayes_nas.prediction.canonical import canonical
 from nni_bayes_nas.prediction.encoder import N_SIZES, Condition, SetEncoder, condition_of, with_classes
 from nni_bayes_nas.prediction.inner_search import strongest
+from nni_bayes_nas.prediction.many import require_finite
 from nni_bayes_nas.prediction.random_nets import completed
 from nni_bayes_nas.prediction.ranker import SHORT, Ranker, describe, short_losses
 from nni_bayes_nas.prediction.seq2seq import Seq2Seq
@@ -199,11 +200,7 @@ class Predictor:
                 for i, k, j in zip(batch, picked, which, strict=True)
             ]
             loss = self.model.losses([seen[i][j] for i, j in zip(batch, which, strict=True)], nets).mean()
-            if not bool(loss.isfinite()):
-                raise NumericsError(
-                    f"the loss of the meta-model is not finite in step {step};"
-                    " lower learning_rate, or look for values far out in the data."
-                )
+            require_finite(loss, "the meta-model", step)
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), how.clip)

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nni_bayes_nas.errors import NumericsError
 from nni_bayes_nas.fused import FUSED
-from nni_bayes_nas.prediction.many import Training, batches_of, side_by_side
+from nni_bayes_nas.prediction.many import Training, batches_of, require_finite, side_by_side
 from nni_bayes_nas.prediction.sparse_architecture import SparseArchitecture
 from nni_bayes_nas.prediction.tasks import TaskData
 
@@ -143,11 +142,7 @@ def fit(module: nn.Module, x: Tensor, y: Tensor, how: Training, seed: int, penal
         loss = F.cross_entropy(module(x[batch]), y[batch])
         if penalty is not None:
             loss = loss + penalty()
-        if not bool(loss.isfinite()):
-            raise NumericsError(
-                f"the loss of a network is not finite in step {step};"
-                " lower learning_rate, or look for values far out in the data."
-            )
+        require_finite(loss, "a network", step)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
